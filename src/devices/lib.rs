@@ -1,0 +1,14 @@
+//! Everything that a guest's drivers can poke: register devices and virtio devices.
+//!
+//! No KVM here: this crate builds and tests on any Linux, as any user. What a device needs of the machine around it
+//! comes through three seams ([`seams`]): an [`Interrupt`](seams::Interrupt) towards the guest, a
+//! [`Doorbell`](seams::Doorbell) from it, and a [`Notify`](seams::Notify) for what ends or changes the whole VM.
+//! Every length, index and address that a guest wrote is hostile until checked.
+#![warn(clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::cast_possible_truncation)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+
+pub mod bus;
+pub mod legacy;
+pub mod memory;
+pub mod seams;
+pub mod virtio;

@@ -1,0 +1,46 @@
+//! What the user asks of a block device (Firecracker's `drives[]`).
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A disk: a raw image file or a block device of the host (virtio 1.2, 5.2).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DriveConfig {
+    /// Name of the drive, unique in the VM. The guest sees its first 20 bytes as the disk's serial number.
+    pub drive_id: String,
+    /// Raw image file or block device on the host.
+    pub path_on_host: PathBuf,
+    /// The guest's root file system: `root=/dev/vda` is put on the kernel command line. At most one drive.
+    #[serde(default)]
+    pub is_root_device: bool,
+    /// The guest may only read. The file is opened read-only and may be shared by several VMs.
+    #[serde(default)]
+    pub is_read_only: bool,
+    /// What the guest's flush requests do.
+    #[serde(default)]
+    pub cache_type: CacheType,
+    /// How requests reach the host's kernel.
+    #[serde(default)]
+    pub io_engine: IoEngine,
+}
+
+/// What the guest's flush requests do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum CacheType {
+    /// Flushes are not offered: a host crash may lose what the guest believes is safe.
+    Unsafe,
+    /// Flushes are offered and each one ends with fdatasync(2) on the host.
+    #[default]
+    Writeback,
+}
+
+/// How requests reach the host's kernel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum IoEngine {
+    /// preadv(2) and pwritev(2) on the device's own thread.
+    #[default]
+    Sync,
+}

@@ -1,0 +1,3 @@
+//! virtio-block (virtio 1.2, 5.2).
+
+pub mod config;

@@ -1,0 +1,114 @@
+//! The VM's file descriptor: memory slots, interrupt lines, doorbells, vCPUs. Used by the control thread.
+//!
+//! Source: Linux, Documentation/virt/kvm/api.rst (section numbers below are its).
+
+use std::io;
+
+use devices::seams::{Doorbell, Interrupt};
+use kvm_bindings::{KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+
+use crate::error::{Doing, HostError};
+use crate::x86_64::layout;
+
+/// Capabilities that a machine cannot do without, with the name that api.rst gives them.
+const NEEDED: [(Cap, &str); 8] = [
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    (Cap::Pit2, "KVM_CAP_PIT2"),
+];
+
+/// A virtual machine as KVM knows it.
+pub struct Vm {
+    kvm: Kvm,
+    fd: VmFd,
+}
+
+impl Vm {
+    /// Opens /dev/kvm and creates a VM with an in-kernel interrupt controller and timer.
+    pub fn create() -> Result<Self, HostError> {
+        let kvm = Kvm::new().map_err(io::Error::from).doing(|| "open /dev/kvm (`vmm doctor` says what is missing)")?;
+        let version = kvm.get_api_version();
+        if version != 12 {
+            return Err(HostError::new("use /dev/kvm", format!("its API version is {version}, not 12")));
+        }
+        for (cap, name) in NEEDED {
+            if !kvm.check_extension(cap) {
+                return Err(HostError::new("use /dev/kvm", format!("this host's KVM lacks {name}")));
+            }
+        }
+        let fd = loop {
+            match kvm.create_vm() {
+                Ok(fd) => break fd,
+                Err(error) if error.errno() == libc::EINTR => {}
+                Err(error) => return Err(HostError::new("create a VM (KVM_CREATE_VM)", io::Error::from(error))),
+            }
+        };
+        let vm = Self { kvm, fd };
+        vm.set_up().map_err(io::Error::from).doing(|| "set up the VM's interrupt controllers")?;
+        Ok(vm)
+    }
+
+    fn set_up(&self) -> Result<(), kvm_ioctls::Error> {
+        self.fd.set_tss_address(layout::KVM_TSS as usize)?;
+        self.fd.set_identity_map_address(layout::KVM_IDENTITY_MAP)?;
+        self.fd.create_irq_chip()?;
+        self.fd.create_pit2(kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() })
+    }
+
+    /// The file of /dev/kvm itself.
+    pub fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+
+    /// Most vCPUs of one VM.
+    pub fn max_vcpus(&self) -> usize {
+        self.kvm.get_max_vcpus()
+    }
+
+    /// Shows `len` bytes of this process at `host` to the guest at `gpa` (4.35, KVM_SET_USER_MEMORY_REGION).
+    ///
+    /// # Safety
+    /// The guest reads and writes that memory from now on: it must stay mapped until the VM is closed, and nothing in
+    /// this process may hold a Rust reference into it.
+    #[allow(unsafe_code)]
+    pub unsafe fn map_memory(&self, slot: u32, gpa: u64, len: u64, host: u64, readonly: bool) -> Result<(), HostError> {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: if readonly { KVM_MEM_READONLY } else { 0 },
+            guest_phys_addr: gpa,
+            memory_size: len,
+            userspace_addr: host,
+        };
+        // SAFETY: the caller's promise is the one that the ioctl asks for.
+        unsafe { self.fd.set_user_memory_region(region) }
+            .map_err(io::Error::from)
+            .doing(|| format!("give the guest memory slot {slot} at {gpa:#x}"))
+    }
+
+    /// Binds an interrupt line to a GSI (4.75, KVM_IRQFD).
+    pub fn bind_interrupt(&self, interrupt: &Interrupt, gsi: u32) -> Result<(), HostError> {
+        self.fd
+            .register_irqfd(interrupt.event(), gsi)
+            .map_err(io::Error::from)
+            .doing(|| format!("bind an interrupt to GSI {gsi}"))
+    }
+
+    /// Binds a doorbell to the 32-bit write of `value` at `gpa` (4.59, KVM_IOEVENTFD).
+    pub fn bind_doorbell(&self, doorbell: &Doorbell, gpa: u64, value: u32) -> Result<(), HostError> {
+        self.fd
+            .register_ioevent(doorbell.event(), &IoEventAddress::Mmio(gpa), value)
+            .map_err(io::Error::from)
+            .doing(|| format!("bind a doorbell to {gpa:#x}"))
+    }
+
+    /// Creates the vCPU with this APIC id (4.7, KVM_CREATE_VCPU).
+    pub fn create_vcpu(&self, id: u32) -> Result<VcpuFd, HostError> {
+        self.fd.create_vcpu(u64::from(id)).map_err(io::Error::from).doing(|| format!("create vCPU {id}"))
+    }
+}

@@ -1,0 +1,256 @@
+//! Guest RAM on the host: one anonymous mapping per range of guest-physical addresses.
+//!
+//! Mapped by the control thread before anything runs. Nothing here scales with the size: pages appear when touched.
+#![allow(unsafe_code)] // mmap(2), madvise(2) and munmap(2) of memory that the guest will use
+
+use std::io;
+use std::os::fd::RawFd;
+use std::ptr;
+use std::sync::Arc;
+
+use devices::memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRam, SharedRam};
+use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
+use vm_memory::{GuestRegionMmap, MmapRegion};
+
+use crate::config::HugePages;
+use crate::error::{Doing, HostError};
+use crate::plan::RamRange;
+
+/// Ranges are aligned on the host as huge pages are, so that a guest's huge page can be one of the host's.
+const ALIGN: usize = 2 << 20;
+
+/// Bytes of a page of the host.
+pub const PAGE: u64 = 4096;
+
+/// Guest RAM and the host mappings behind it.
+///
+/// Dropping it unmaps the memory. Whoever holds a [`SharedRam`] must be gone by then; the machine joins all threads
+/// first.
+pub struct Ram {
+    guest: SharedRam,
+    mappings: Vec<Mapping>,
+}
+
+/// A mapping of this process, unmapped on drop.
+struct Mapping {
+    addr: *mut libc::c_void,
+    len: usize,
+}
+
+// SAFETY: a mapping belongs to the process, not to a thread; this is only its address and its owner.
+unsafe impl Send for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: `addr..addr + len` was mapped by `map_aligned` and belongs to this value alone.
+        unsafe { libc::munmap(self.addr, self.len) };
+    }
+}
+
+impl Ram {
+    /// Maps `ranges`. With `dirty`, the monitor's own writes are recorded page by page.
+    pub fn map(ranges: &[RamRange], pages: HugePages, dirty: bool) -> Result<Self, HostError> {
+        let mut mappings = Vec::new();
+        let mut regions = Vec::new();
+        for range in ranges {
+            let len = usize::try_from(range.len).doing(|| "map guest memory")?;
+            let mapping = map_aligned(len, pages).doing(|| refusal(len, pages))?;
+            let bitmap = dirty.then(|| AtomicBitmap::with_len(len));
+            // SAFETY: the mapping was just made, is `len` bytes long and outlives the region (see `Ram`).
+            let region: MmapRegion<Option<AtomicBitmap>> = unsafe {
+                vm_memory::mmap::MmapRegionBuilder::new_with_bitmap(len, bitmap)
+                    .with_raw_mmap_pointer(mapping.addr.cast())
+                    .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                    .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+                    .build()
+            }
+            .doing(|| "map guest memory")?;
+            let region = GuestRegionMmap::new(region, GuestAddress(range.start))
+                .ok_or_else(|| HostError::new("map guest memory", io::Error::from_raw_os_error(libc::EINVAL)))?;
+            regions.push(region);
+            mappings.push(mapping);
+        }
+        let guest = GuestRam::from_regions(regions).doing(|| "map guest memory")?;
+        Ok(Self { guest: Arc::new(guest), mappings })
+    }
+
+    /// The memory as devices and loaders use it.
+    pub fn guest(&self) -> &SharedRam {
+        &self.guest
+    }
+
+    /// Bytes mapped.
+    pub fn len(&self) -> u64 {
+        self.mappings.iter().map(|mapping| mapping.len as u64).sum()
+    }
+
+    /// Guest address, length and host address of every range: what KVM wants to know.
+    pub fn slots(&self) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
+        self.guest.iter().map(|region| (region.start_addr().0, region.len(), region.as_ptr() as u64))
+    }
+
+    /// Puts `len` bytes of `file` from `offset` at `gpa`.
+    ///
+    /// Whole pages are mapped privately from the host's page cache, so nothing is copied until someone writes to a
+    /// page, and several VMs share one copy of their kernel; the rest is read.
+    pub fn place(&self, file: RawFd, offset: u64, len: u64, gpa: u64) -> io::Result<()> {
+        let head = gpa.next_multiple_of(PAGE).min(gpa + len) - gpa;
+        let whole = (len - head) / PAGE * PAGE;
+        let mappable = offset % PAGE == gpa % PAGE && whole > 0 && self.remap(file, offset + head, whole, gpa + head)?;
+        if !mappable {
+            return self.read_in(file, offset, len, gpa);
+        }
+        self.read_in(file, offset, head, gpa)?;
+        self.read_in(file, offset + head + whole, len - head - whole, gpa + head + whole)
+    }
+
+    fn remap(&self, file: RawFd, offset: u64, len: u64, gpa: u64) -> io::Result<bool> {
+        let Ok(slice) = self.guest.get_slice(GuestAddress(gpa), len as usize) else { return Ok(false) };
+        if slice.len() as u64 != len {
+            return Ok(false); // the range spans two regions
+        }
+        let addr = slice.ptr_guard_mut().as_ptr();
+        // SAFETY: `addr..addr + len` lies in one region of guest RAM (get_slice checked it) that this value owns, both
+        // ends are page-aligned, and no Rust reference into guest RAM exists anywhere; only its backing changes.
+        let mapped = unsafe {
+            libc::mmap(
+                addr.cast(),
+                len as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                file,
+                offset as libc::off_t,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            // MAP_FIXED may have removed the old mapping already: whoever asked must give up.
+            return Err(io::Error::last_os_error());
+        }
+        Ok(true)
+    }
+
+    fn read_in(&self, file: RawFd, mut offset: u64, len: u64, gpa: u64) -> io::Result<()> {
+        let mut buffer = vec![0; len.min(1 << 20) as usize];
+        let mut at = gpa;
+        while at < gpa + len {
+            let want = buffer.len().min((gpa + len - at) as usize);
+            // SAFETY: `buffer` is `want` bytes at least and lives across the call.
+            let got = unsafe { libc::pread(file, buffer.as_mut_ptr().cast(), want, offset as libc::off_t) };
+            let got = match got {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                n if n < 0 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => continue,
+                n if n < 0 => return Err(io::Error::last_os_error()),
+                n => n as usize,
+            };
+            self.guest.write_slice(&buffer[..got], GuestAddress(at)).map_err(io::Error::other)?;
+            at += got as u64;
+            offset += got as u64;
+        }
+        Ok(())
+    }
+}
+
+fn refusal(len: usize, pages: HugePages) -> String {
+    let mib = len >> 20;
+    match pages {
+        HugePages::TwoMib => format!(
+            "map {mib} MiB of guest memory from the host's 2 MiB page pool (machine-config.huge_pages is \"2M\"; the \
+             pool's free pages are HugePages_Free in /proc/meminfo, and vm.nr_hugepages sets its size)"
+        ),
+        _ => format!("map {mib} MiB of guest memory (machine-config.mem_size_mib)"),
+    }
+}
+
+fn map_aligned(len: usize, pages: HugePages) -> io::Result<Mapping> {
+    let huge = pages == HugePages::TwoMib;
+    let mut flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    if huge {
+        // Reserved at once, so that a pool that is too small is an error here and not a SIGBUS later.
+        flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
+        let mapping = map_raw(len, flags)?;
+        return Ok(mapping);
+    }
+    let slack = len.checked_add(ALIGN).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+    let whole = map_raw(slack, flags)?;
+    let start = whole.addr as usize;
+    let aligned = start.next_multiple_of(ALIGN);
+    let whole_end = start + slack;
+    std::mem::forget(whole);
+    for (from, to) in [(start, aligned), (aligned + len, whole_end)] {
+        if from < to {
+            // SAFETY: the slack before and after the aligned part of the mapping just made; nothing uses it.
+            unsafe { libc::munmap(from as *mut libc::c_void, to - from) };
+        }
+    }
+    let mapping = Mapping { addr: aligned as *mut libc::c_void, len };
+    if pages == HugePages::Transparent {
+        // SAFETY: advice about the mapping just made. A kernel without transparent huge pages refuses: no harm done.
+        unsafe { libc::madvise(mapping.addr, len, libc::MADV_HUGEPAGE) };
+    }
+    // SAFETY: as above; guest memory has no place in a core dump of the monitor.
+    unsafe { libc::madvise(mapping.addr, len, libc::MADV_DONTDUMP) };
+    Ok(mapping)
+}
+
+fn map_raw(len: usize, flags: libc::c_int) -> io::Result<Mapping> {
+    // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+    let addr = unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    if addr == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Mapping { addr, len }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    fn ram() -> Ram {
+        let ranges = [RamRange { start: 0, len: 4 << 20 }, RamRange { start: 1 << 32, len: 2 << 20 }];
+        Ram::map(&ranges, HugePages::None, false).unwrap()
+    }
+
+    #[test]
+    fn slots_are_aligned_like_huge_pages() {
+        let ram = ram();
+        assert_eq!(ram.len(), 6 << 20);
+        let slots: Vec<_> = ram.slots().collect();
+        assert_eq!(slots.len(), 2);
+        assert!(slots.iter().all(|&(_, _, host)| host % ALIGN as u64 == 0));
+    }
+
+    #[test]
+    fn places_a_file_whatever_its_alignment() {
+        let ram = ram();
+        let bytes: Vec<u8> = (0..20_000u32).map(|i| (i % 251) as u8).collect();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        for (offset, len, gpa) in [(0, 20_000, 0x10_0000), (4096, 8192, 0x11_0000), (100, 9000, 0x12_0064), (7, 50, 3)] {
+            ram.place(file.as_raw_fd(), offset, len, gpa).unwrap();
+            let mut seen = vec![0; len as usize];
+            ram.guest().read_slice(&mut seen, GuestAddress(gpa)).unwrap();
+            assert_eq!(seen, bytes[offset as usize..(offset + len) as usize], "{offset} {len} {gpa:#x}");
+        }
+        // Guest writes stay private.
+        ram.guest().write_slice(&[0xee; 4], GuestAddress(0x10_0000)).unwrap();
+        ram.place(file.as_raw_fd(), 0, 4096, 0x18_0000).unwrap();
+        let first: u8 = ram.guest().read_obj(GuestAddress(0x18_0000)).unwrap();
+        assert_eq!(first, 0);
+    }
+
+    #[test]
+    fn a_short_file_and_an_address_outside_ram_are_errors() {
+        let ram = ram();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[1; 100]).unwrap();
+        assert!(ram.place(file.as_raw_fd(), 0, 200, 0x1001).is_err());
+        assert!(ram.place(file.as_raw_fd(), 0, 100, 1 << 30).is_err());
+    }
+
+    #[test]
+    fn a_refused_mapping_says_what_to_look_at() {
+        let ranges = [RamRange { start: 0, len: 1 << 60 }];
+        let error = Ram::map(&ranges, HugePages::None, false).err().unwrap();
+        assert!(error.to_string().contains("machine-config.mem_size_mib"), "{error}");
+    }
+}
