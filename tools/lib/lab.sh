@@ -1,17 +1,15 @@
 # shellcheck shell=bash
 # The parts of tools/lab: what it needs, and one run of it. Sourced after
 # common.sh and kernel.sh; reads the options that tools/lab has set.
-# shellcheck disable=SC2154
+# shellcheck disable=SC2154,SC2054
 
 # Debian 13 and later have virtiofsd (Rust) as a package of its own; before
 # that, qemu-system-common brings one (C), with other options.
 lab_packages() {
-    local wanted=(qemu-system-x86 qemu-system-common seabios busybox-static cpio kmod xz-utils zstd lz4 util-linux)
-    [[ -x /usr/lib/qemu/virtiofsd ]] || apt-cache show virtiofsd >/dev/null 2>&1 && ! dpkg-query -L qemu-system-common 2>/dev/null | grep -q virtiofsd && wanted+=(virtiofsd)
-    need_packages "${wanted[@]}"
-    virtiofsd=$(ls /usr/libexec/virtiofsd /usr/lib/qemu/virtiofsd 2>/dev/null | head -n 1) || true
-    [[ -n $virtiofsd ]] || need_packages virtiofsd
-    virtiofsd=${virtiofsd:-/usr/libexec/virtiofsd}
+    need_packages qemu-system-x86 qemu-system-common seabios busybox-static cpio kmod xz-utils zstd lz4 util-linux iproute2
+    virtiofsd=/usr/lib/qemu/virtiofsd
+    [[ -x $virtiofsd ]] || virtiofsd=/usr/libexec/virtiofsd
+    [[ -x $virtiofsd ]] || need_packages virtiofsd
 }
 
 # The kernel and initrd of the lab, in the cache; keyed by all that goes in.
@@ -118,7 +116,7 @@ lab_failed() {
 }
 
 lab_run() {
-    local began=$EPOCHREALTIME pids=() devices=() cpu accel status=0 tty='' i deadline timer
+    local began=$EPOCHREALTIME pids=() devices=() accel status=0 tty='' i deadline timer
     run=$(mktemp -d /tmp/lab.XXXXXX)
     # However this script ends, the reaper sees its pipe close, and tidies.
     exec {alive}> >(trap '' INT TERM HUP QUIT; cat >/dev/null; rm -rf "$run")
@@ -138,6 +136,8 @@ lab_run() {
         sleep 0.05
     done
 
+    # Without erms the kernels, the lab's and its guests', clear and copy pages
+    # by words; QEMU runs `rep movsb` byte by byte, and all is half as fast.
     accel=(-accel tcg,thread=multi -smp "${cpus:-2}")
     [[ -z $icount ]] || accel=(-accel tcg,thread=single -smp 1 -icount shift=0,sleep=off)
     if [[ -n $shell ]]; then
@@ -151,13 +151,13 @@ lab_run() {
         devices+=(-add-fd "fd=$to,set=1" -chardev file,id=output,path=/dev/fdset/1,append=on
             -device virtserialport,chardev=output,name=lab.output)
     fi
-    setpriv --pdeathsig KILL qemu-system-x86_64 "${accel[@]}" -cpu max,la57=off -m "$memory" -M q35 \
+    setpriv --pdeathsig KILL qemu-system-x86_64 "${accel[@]}" -cpu max,la57=off,-erms -m "$memory" -M q35 \
         -nodefaults -no-user-config -display none -no-reboot -name lab \
         -object memory-backend-memfd,id=mem,size="${memory}M",share=on -numa node,memdev=mem \
         -device virtio-serial-pci -device virtio-rng-pci \
         -chardev "file,id=status,path=$run/status" -device virtserialport,chardev=status,name=lab.status \
         -kernel "$KERNEL_DIR/vmlinux" -initrd "$lab_initrd" -serial "file:$run/console" "${devices[@]}" \
-        -append "console=ttyS0 panic=-1 quiet mitigations=off nokaslr random.trust_cpu=on lab.job=$run" \
+        -append "console=ttyS0 panic=-1 quiet mitigations=off nokaslr tsc=reliable init_on_alloc=0 random.trust_cpu=on lab.job=$run" \
         <&"$from" 2>"$run/qemu.log" >&"$to" {alive}>&- &
     qemu=$!; pids+=("$qemu")
     exec {from}<&- {to}>&-
