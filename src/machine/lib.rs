@@ -2,6 +2,18 @@
 //!
 //! The only crate that speaks to KVM.
 
+pub mod boot;
 pub mod config;
+pub mod control;
+pub mod error;
+pub mod events;
+pub mod input;
+pub mod kvm;
+pub mod machine;
+pub mod memory;
 pub mod plan;
+pub mod signals;
+pub mod stop;
+pub mod timeline;
+pub mod vcpu;
 pub mod x86_64;

@@ -1,0 +1,299 @@
+//! The control thread's loop: it owns the machine and waits for signals, vCPUs, the guest and console input.
+
+use std::fmt;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use devices::seams::GuestEvent;
+use tracing::{info, warn};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use crate::error::{Doing, HostError};
+use crate::events::Event;
+use crate::input::{Input, Request};
+use crate::machine::Machine;
+use crate::signals::{self, Signals};
+use crate::stop::VcpuStop;
+
+/// How often an idle VM is looked at, to find one whose vCPUs can never wake.
+const WATCH: Duration = Duration::from_secs(1);
+/// After a reset or power-off request nothing more is expected of the guest; after a panic its last words are.
+const EVENTS: u64 = 0;
+const SIGNALS: u64 = 1;
+const INPUT: u64 = 2;
+const DRAINED: u64 = 3;
+
+/// Why a VM ended.
+#[derive(Debug)]
+pub enum End {
+    /// The guest powered itself off.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// The guest's kernel panicked.
+    Panicked,
+    /// No vCPU can ever wake: the guest halted its CPUs with interrupts off.
+    Halted,
+    /// A vCPU stopped for a reason of its own.
+    Vcpu(u32, VcpuStop),
+    /// A signal asked for the end and the guest did not power off in time, or a second signal came.
+    Killed(i32),
+    /// The user left by the escape key.
+    Left,
+}
+
+impl End {
+    /// The process's exit status; docs/exit-codes.md lists them.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::PowerOff | Self::Vcpu(_, VcpuStop::SystemShutdown) => 0,
+            Self::Reset | Self::Vcpu(_, VcpuStop::SystemReset) => 3,
+            Self::Panicked | Self::Vcpu(_, VcpuStop::SystemCrash) => 4,
+            Self::Vcpu(_, VcpuStop::TripleFault(_)) => 5,
+            Self::Halted => 6,
+            Self::Vcpu(_, VcpuStop::InternalError { .. } | VcpuStop::Unexpected { .. } | VcpuStop::Kicked) => 7,
+            Self::Vcpu(_, VcpuStop::FailEntry { .. }) => 8,
+            Self::Vcpu(_, VcpuStop::MemoryFault { .. } | VcpuStop::Host(_)) => 9,
+            Self::Killed(_) => 10,
+            Self::Left => 11,
+        }
+    }
+
+    /// The guest wants to be started again.
+    pub fn is_reset(&self) -> bool {
+        matches!(self, Self::Reset | Self::Vcpu(_, VcpuStop::SystemReset))
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PowerOff => write!(f, "the guest powered off"),
+            Self::Reset => write!(f, "the guest asked for a reset"),
+            Self::Panicked => write!(f, "the guest's kernel panicked"),
+            Self::Halted => write!(f, "the guest halted: no vCPU can wake"),
+            Self::Vcpu(id, stop) => write!(f, "vCPU {id} stopped: {stop}"),
+            Self::Killed(signal) => {
+                write!(f, "killed after {}: the guest did not power off in time", signals::name(*signal))
+            }
+            Self::Left => write!(f, "left by the escape key"),
+        }
+    }
+}
+
+/// What the loop waits for besides the machine itself.
+pub struct Surroundings<'a> {
+    /// Signals to obey.
+    pub signals: &'a Signals,
+    /// Console input, if there is any.
+    pub input: Option<Input>,
+    /// How long a guest may take to power off after it was asked to.
+    pub grace: Duration,
+}
+
+/// Runs a booted machine to its end.
+pub fn run(machine: &Machine, surroundings: Surroundings<'_>) -> Result<End, HostError> {
+    let mut control = Control::new(machine, surroundings)?;
+    loop {
+        if let Some(end) = control.turn()? {
+            return Ok(end);
+        }
+    }
+}
+
+struct Control<'a> {
+    machine: &'a Machine,
+    signals: &'a Signals,
+    input: Option<Input>,
+    /// The input's file is one that epoll can wait for.
+    input_polled: bool,
+    grace: Duration,
+    epoll: Epoll,
+    /// When the guest's time to power off is over, and the signal that set it.
+    deadline: Option<(Instant, i32)>,
+    watch: Watch,
+}
+
+impl<'a> Control<'a> {
+    fn new(machine: &'a Machine, surroundings: Surroundings<'a>) -> Result<Self, HostError> {
+        let epoll = Epoll::new().doing(|| "create an epoll instance")?;
+        let Surroundings { signals, input, grace } = surroundings;
+        let add = |fd, token| {
+            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token)).doing(|| "wait for events")
+        };
+        add(machine.events().wake().as_raw_fd(), EVENTS)?;
+        add(signals.as_raw_fd(), SIGNALS)?;
+        if let Some(drained) = machine.serial_drained() {
+            add(drained.as_raw_fd(), DRAINED)?;
+        }
+        let watch = Watch { next: Instant::now() + WATCH, busy: Duration::MAX, asked: false };
+        let mut control =
+            Self { machine, signals, input, input_polled: false, grace, epoll, deadline: None, watch };
+        control.poll_input();
+        Ok(control)
+    }
+
+    /// Waits once and handles what came.
+    fn turn(&mut self) -> Result<Option<End>, HostError> {
+        let mut ready = [EpollEvent::default(); 8];
+        let count = match self.epoll.wait(self.timeout(), &mut ready) {
+            Ok(count) => count,
+            Err(error) if error.raw_os_error() == Some(libc::EINTR) => 0,
+            Err(error) => return Err(HostError::new("wait for events", error)),
+        };
+        let mut end = None;
+        for event in &ready[..count] {
+            let came = match event.data() {
+                EVENTS => self.events(),
+                SIGNALS => self.signal(),
+                INPUT => self.read_input(),
+                DRAINED => self.drained(),
+                _ => None,
+            };
+            end = end.or(came);
+        }
+        Ok(end.or_else(|| self.clock()))
+    }
+
+    fn timeout(&self) -> i32 {
+        let next = self.deadline.map_or(self.watch.next, |(at, _)| at.min(self.watch.next));
+        let left = next.saturating_duration_since(Instant::now());
+        i32::try_from(left.as_millis()).unwrap_or(i32::MAX).saturating_add(1)
+    }
+
+    fn events(&mut self) -> Option<End> {
+        self.machine.events().take().into_iter().find_map(|event| match event {
+            Event::Guest(GuestEvent::PowerOff) => Some(End::PowerOff),
+            Event::Guest(GuestEvent::Reset) => Some(End::Reset),
+            Event::Guest(GuestEvent::Panicked) => Some(End::Panicked),
+            Event::Guest(event) => {
+                info!(?event, "guest");
+                None
+            }
+            Event::Vcpu(id, stop) => Some(End::Vcpu(id, stop)),
+        })
+    }
+
+    /// The first signal presses the power button; the second one, or the end of the grace time, kills.
+    fn signal(&mut self) -> Option<End> {
+        let signal = self.signals.next()?;
+        if self.deadline.is_some() || self.grace.is_zero() {
+            return Some(End::Killed(signal));
+        }
+        warn!("{}: asking the guest to power off; it has {:?}", signals::name(signal), self.grace);
+        self.machine.press_power_button();
+        self.deadline = Some((Instant::now() + self.grace, signal));
+        None
+    }
+
+    fn clock(&mut self) -> Option<End> {
+        let now = Instant::now();
+        if let Some((at, signal)) = self.deadline
+            && now >= at
+        {
+            return Some(End::Killed(signal));
+        }
+        if now < self.watch.next {
+            return None;
+        }
+        self.watch.next = now + WATCH;
+        self.watch.is_dead(self.machine).then_some(End::Halted)
+    }
+
+    fn read_input(&mut self) -> Option<End> {
+        let request = self.input.as_mut()?.read();
+        self.poll_input();
+        match request {
+            Some(Request::Leave) => Some(End::Left),
+            None => None,
+        }
+    }
+
+    /// The guest has read what it was given.
+    fn drained(&mut self) -> Option<End> {
+        if let Some(drained) = self.machine.serial_drained() {
+            let _ = drained.read();
+        }
+        if let Some(input) = &mut self.input {
+            input.feed();
+        }
+        self.poll_input();
+        None
+    }
+
+    /// Waits for input exactly while the serial port has room for it.
+    fn poll_input(&mut self) {
+        let Some(input) = &mut self.input else { return };
+        let fd = input.as_raw_fd();
+        let event = EpollEvent::new(EventSet::IN, INPUT);
+        match (input.wants_more(), self.input_polled) {
+            (true, false) => match self.epoll.ctl(ControlOperation::Add, fd, event) {
+                Ok(()) => self.input_polled = true,
+                // A regular file is always ready, and epoll refuses it.
+                Err(_) => {
+                    input.read();
+                }
+            },
+            (false, true) => {
+                let _ = self.epoll.ctl(ControlOperation::Delete, fd, event);
+                self.input_polled = false;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Looks for a VM that sleeps for ever. `halt` leaves every CPU halted with interrupts off, and KVM says nothing.
+struct Watch {
+    next: Instant,
+    /// CPU time of all vCPUs when last looked at.
+    busy: Duration,
+    /// The vCPUs were asked since they last did anything.
+    asked: bool,
+}
+
+impl Watch {
+    fn is_dead(&mut self, machine: &Machine) -> bool {
+        let busy = machine.vcpu_time();
+        if busy != self.busy {
+            (self.busy, self.asked) = (busy, false);
+            return false;
+        }
+        if std::mem::replace(&mut self.asked, true) {
+            return false; // the answer has not changed: nothing ran
+        }
+        let dead = machine.is_halted();
+        // Asking cost the vCPUs time; that was not the guest.
+        self.busy = machine.vcpu_time();
+        dead
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stop::Registers;
+
+    #[test]
+    fn ends_have_distinct_codes_and_words() {
+        let registers = Registers::default();
+        let ends = [
+            End::PowerOff,
+            End::Reset,
+            End::Panicked,
+            End::Vcpu(0, VcpuStop::TripleFault(registers)),
+            End::Halted,
+            End::Vcpu(0, VcpuStop::InternalError { suberror: 1, data: Vec::new(), registers }),
+            End::Vcpu(0, VcpuStop::FailEntry { reason: 7, cpu: 0, registers }),
+            End::Vcpu(0, VcpuStop::Host(std::io::Error::from_raw_os_error(libc::EFAULT))),
+            End::Killed(libc::SIGTERM),
+            End::Left,
+        ];
+        let codes: Vec<u8> = ends.iter().map(End::exit_code).collect();
+        assert_eq!(codes, [0, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+        let mut words: Vec<String> = ends.iter().map(ToString::to_string).collect();
+        words.sort();
+        words.dedup();
+        assert_eq!(words.len(), ends.len());
+    }
+}

@@ -1,0 +1,139 @@
+//! Console input: from a terminal, pipe or file to the serial port, no faster than the guest reads.
+//!
+//! Runs on the control thread. On a raw terminal Ctrl-A is the escape key: Ctrl-A x leaves, Ctrl-A a sends a Ctrl-A.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use devices::legacy::serial::Serial;
+
+const CTRL_A: u8 = 1;
+/// Bytes read at once. Small: what is read has left the terminal and waits here.
+const CHUNK: usize = 256;
+
+/// The serial port as the control thread shares it with the bus.
+pub type SharedSerial = Arc<Mutex<Serial>>;
+
+/// Where the input comes from, and where the next bytes go.
+pub struct Input {
+    file: File,
+    serial: SharedSerial,
+    pending: VecDeque<u8>,
+    escape: Option<Escape>,
+    ended: bool,
+}
+
+/// What the user asked for with the escape key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// End the VM now.
+    Leave,
+}
+
+impl Input {
+    /// Input from `file`; `raw_terminal` turns the escape key on.
+    pub fn new(file: File, serial: SharedSerial, raw_terminal: bool) -> Self {
+        Self {
+            file,
+            serial,
+            pending: VecDeque::new(),
+            escape: raw_terminal.then_some(Escape { armed: false }),
+            ended: false,
+        }
+    }
+
+    /// Whether more can be taken from the file now.
+    pub fn wants_more(&self) -> bool {
+        !self.ended && self.pending.is_empty()
+    }
+
+    /// Reads once, if there is room, and passes on what the serial port takes.
+    pub fn read(&mut self) -> Option<Request> {
+        if !self.wants_more() {
+            return None;
+        }
+        let mut chunk = [0; CHUNK];
+        let got = match self.file.read(&mut chunk) {
+            Ok(got) => got,
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => return None,
+            Err(_) => 0, // a terminal that is gone: no more input
+        };
+        self.ended = got == 0;
+        let mut request = None;
+        for byte in &chunk[..got] {
+            match self.escape.as_mut().map_or(Step::Pass(*byte), |escape| escape.step(*byte)) {
+                Step::Pass(byte) => self.pending.push_back(byte),
+                Step::Swallow => {}
+                Step::Ask(asked) => request = Some(asked),
+            }
+        }
+        self.feed();
+        request
+    }
+
+    /// Passes on what the serial port takes.
+    pub fn feed(&mut self) {
+        let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = serial.room().min(self.pending.len());
+        if room > 0 {
+            let bytes: Vec<u8> = self.pending.iter().take(room).copied().collect();
+            let taken = serial.enqueue(&bytes);
+            self.pending.drain(..taken);
+        }
+    }
+}
+
+impl AsRawFd for Input {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+/// The escape key's state.
+struct Escape {
+    armed: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Pass(u8),
+    Swallow,
+    Ask(Request),
+}
+
+impl Escape {
+    fn step(&mut self, byte: u8) -> Step {
+        match (std::mem::replace(&mut self.armed, false), byte) {
+            (false, CTRL_A) => {
+                self.armed = true;
+                Step::Swallow
+            }
+            (false, byte) => Step::Pass(byte),
+            (true, b'x' | b'X') => Step::Ask(Request::Leave),
+            (true, b'a' | CTRL_A) => Step::Pass(CTRL_A),
+            (true, _) => Step::Swallow,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steps(bytes: &[u8]) -> Vec<Step> {
+        let mut escape = Escape { armed: false };
+        bytes.iter().map(|byte| escape.step(*byte)).filter(|step| *step != Step::Swallow).collect()
+    }
+
+    #[test]
+    fn ctrl_a_is_the_escape_key() {
+        assert_eq!(steps(b"ab"), [Step::Pass(b'a'), Step::Pass(b'b')]);
+        assert_eq!(steps(b"\x01x"), [Step::Ask(Request::Leave)]);
+        assert_eq!(steps(b"\x01\x01a"), [Step::Pass(1), Step::Pass(b'a')]);
+        assert_eq!(steps(b"\x01ab"), [Step::Pass(1), Step::Pass(b'b')]);
+        assert_eq!(steps(b"\x01qx"), [Step::Pass(b'x')]);
+    }
+}

@@ -1,0 +1,263 @@
+//! The running thing: memory, VM, register devices, virtio devices with their workers, vCPUs.
+//!
+//! One assembly path, walked by the control thread. Fields are dropped in the order in which they are declared: vCPUs
+//! first, so that nobody pokes a device that is gone, memory last.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use devices::legacy::cmos::Cmos;
+use devices::legacy::console_out::ConsoleOut;
+use devices::legacy::debug_port::DebugPort;
+use devices::legacy::i8042::I8042;
+use devices::legacy::pm::Pm;
+use devices::legacy::pvpanic::Pvpanic;
+use devices::legacy::serial::Serial;
+use devices::seams::{Interrupt, Notify};
+use devices::virtio::mmio::MmioTransport;
+use devices::virtio::worker::{Worker, WorkerHandle};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::Cap;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::boot;
+use crate::config::VmConfig;
+use crate::error::{Doing, HostError};
+use crate::events::Events;
+use crate::input::SharedSerial;
+use crate::kvm::Vm;
+use crate::memory::Ram;
+use crate::plan::{Plan, Slot};
+use crate::timeline::Mark;
+use crate::vcpu::{Buses, VcpuHandle};
+use crate::x86_64::acpi::{self, Hardware};
+use crate::x86_64::cpuid::{self, Topology};
+use crate::x86_64::regs::{self, Entry};
+use crate::x86_64::{layout, msr};
+
+/// A virtual machine, built and parked.
+pub struct Machine {
+    vcpus: Vec<VcpuHandle>,
+    workers: Vec<WorkerHandle>,
+    serial: Option<SerialPort>,
+    power: Arc<Mutex<Pm>>,
+    events: Arc<Events>,
+    _buses: Arc<Buses>,
+    _vm: Vm,
+    _ram: Ram,
+}
+
+/// The serial port and the event that says its input was read.
+struct SerialPort {
+    device: SharedSerial,
+    drained: EventFd,
+}
+
+impl Machine {
+    /// Opens what the configuration names, creates the VM and everything in it. Nothing runs yet.
+    ///
+    /// `console` takes the serial port's output; without it the VM has no serial port.
+    pub fn build(
+        config: &VmConfig,
+        plan: &Plan,
+        console: Option<ConsoleOut>,
+        events: Arc<Events>,
+    ) -> Result<Self, HostError> {
+        let timeline = |mark| events.timeline().mark(mark);
+        let wants = &config.machine_config;
+        let opened = open_devices(&plan.devices)?;
+        let ram = Ram::map(&plan.ram, wants.huge_pages, wants.track_dirty_pages)?;
+        timeline(Mark::Memory);
+        let vm = Vm::create()?;
+        map_ram(&vm, &ram)?;
+        timeline(Mark::Vm);
+
+        let rsdp = acpi::write(ram.guest(), &hardware(plan))?;
+        let entry = boot::load(&ram, &config.boot_source, &plan.cmdline, rsdp)?;
+        regs::write_boot_tables(ram.guest(), entry)?;
+        timeline(Mark::Loaded);
+
+        let notify: Notify = {
+            let events = events.clone();
+            Arc::new(move |event| events.guest(event))
+        };
+        let mut buses = Buses::default();
+        let serial = console.map(|out| attach_serial(&vm, &mut buses, out, &notify)).transpose()?;
+        let power = attach_registers(&vm, &mut buses, &notify)?;
+        let mut workers = Vec::new();
+        for (slot, device) in plan.devices.iter().zip(opened) {
+            workers.push(attach_virtio(&vm, &ram, &mut buses, slot, device, &notify)?);
+        }
+        timeline(Mark::Devices);
+
+        let buses = Arc::new(buses);
+        let vcpus = create_vcpus(&vm, plan, wants.smt, entry, &buses, &events)?;
+        timeline(Mark::Vcpus);
+        Ok(Self { vcpus, workers, serial, power, events, _buses: buses, _vm: vm, _ram: ram })
+    }
+
+    /// Lets every vCPU run. Only the boot processor has something to run; the others wait for it to start them.
+    pub fn boot(&self) {
+        self.vcpus.iter().for_each(VcpuHandle::run);
+    }
+
+    /// Parks every vCPU and returns when the last one is parked.
+    pub fn pause(&self) {
+        let answers: Vec<_> = self.vcpus.iter().map(VcpuHandle::pause).collect();
+        for parked in answers {
+            let _ = parked.recv();
+        }
+    }
+
+    /// What happens to the VM.
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// The serial port, for console input.
+    pub fn serial(&self) -> Option<SharedSerial> {
+        self.serial.as_ref().map(|serial| serial.device.clone())
+    }
+
+    /// Signalled when the guest has read the console input that it was given.
+    pub fn serial_drained(&self) -> Option<&EventFd> {
+        self.serial.as_ref().map(|serial| &serial.drained)
+    }
+
+    /// Asks the guest to power off, as pressing the power button does.
+    pub fn press_power_button(&self) {
+        self.power.lock().unwrap_or_else(PoisonError::into_inner).press_power_button();
+    }
+
+    /// CPU time of all vCPUs.
+    pub fn vcpu_time(&self) -> Duration {
+        self.vcpus.iter().map(VcpuHandle::cpu_time).sum()
+    }
+
+    /// Whether no vCPU can ever wake. Interrupts a running guest for a moment.
+    pub fn is_halted(&self) -> bool {
+        let answers: Vec<_> = self.vcpus.iter().map(VcpuHandle::ask_halted).collect();
+        answers.into_iter().all(|answer| answer.recv().unwrap_or(false))
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.vcpus.clear();
+        for worker in self.workers.drain(..) {
+            worker.quit();
+        }
+    }
+}
+
+type OpenDevice = Box<dyn devices::virtio::Device>;
+
+fn open_devices(slots: &[Slot]) -> Result<Vec<OpenDevice>, HostError> {
+    slots
+        .iter()
+        .map(|slot| devices::virtio::open(&slot.config).doing(|| format!("attach device '{}'", slot.id)))
+        .collect()
+}
+
+#[allow(unsafe_code)]
+fn map_ram(vm: &Vm, ram: &Ram) -> Result<(), HostError> {
+    for (number, (gpa, len, host)) in (0..).zip(ram.slots()) {
+        // SAFETY: the memory is mapped as long as `ram`, which the machine drops after the VM; only vm-memory's
+        // volatile access touches it.
+        unsafe { vm.map_memory(number, gpa, len, host, false)? };
+    }
+    Ok(())
+}
+
+fn hardware(plan: &Plan) -> Hardware {
+    let virtio = plan.devices.iter().map(|slot| (u32::try_from(slot.gpa).unwrap_or_default(), slot.gsi)).collect();
+    Hardware { cpus: plan.cpus, serial: plan.serial, virtio }
+}
+
+fn line(vm: &Vm, gsi: u32) -> Result<Interrupt, HostError> {
+    let interrupt = Interrupt::new().doing(|| "create an interrupt line")?;
+    vm.bind_interrupt(&interrupt, gsi)?;
+    Ok(interrupt)
+}
+
+fn attach_serial(vm: &Vm, buses: &mut Buses, out: ConsoleOut, notify: &Notify) -> Result<SerialPort, HostError> {
+    let serial = Serial::new(line(vm, layout::SERIAL_GSI)?, out, notify.clone()).doing(|| "create the serial port")?;
+    let drained = serial.input_ready().doing(|| "create the serial port")?;
+    let device = Arc::new(Mutex::new(serial));
+    buses.io.insert(layout::SERIAL_PORT.into(), 8, device.clone()).doing(|| "attach the serial port")?;
+    Ok(SerialPort { device, drained })
+}
+
+/// The small register devices. Returns the one that presses the power button.
+fn attach_registers(vm: &Vm, buses: &mut Buses, notify: &Notify) -> Result<Arc<Mutex<Pm>>, HostError> {
+    let power = Arc::new(Mutex::new(Pm::new(line(vm, layout::PM_GSI)?, notify.clone())));
+    let keyboard = Arc::new(Mutex::new(I8042::new(notify.clone())));
+    let io = &mut buses.io;
+    let mut attach = |port: u16, len, device| {
+        io.insert(port.into(), len, device).doing(|| format!("attach a register device at port {port:#x}"))
+    };
+    attach(layout::PM_PORT, 8, power.clone())?;
+    attach(layout::I8042_PORT, 5, keyboard)?;
+    attach(layout::CMOS_PORT, 2, Arc::new(Mutex::new(Cmos::new())))?;
+    attach(layout::DEBUG_PORT, 1, Arc::new(Mutex::new(DebugPort::new(notify.clone()))))?;
+    attach(layout::PVPANIC_PORT, 1, Arc::new(Mutex::new(Pvpanic::new(notify.clone()))))?;
+    Ok(power)
+}
+
+fn attach_virtio(
+    vm: &Vm,
+    ram: &Ram,
+    buses: &mut Buses,
+    slot: &Slot,
+    device: OpenDevice,
+    notify: &Notify,
+) -> Result<WorkerHandle, HostError> {
+    const QUEUE_NOTIFY: u64 = 0x50;
+    let memory = ram.guest().clone();
+    let doing = || format!("attach device '{}'", slot.id);
+    let worker = Worker::spawn(&slot.id, slot.index, device, memory.clone()).doing(doing)?;
+    let transport = MmioTransport::new(slot.index, worker.clone(), memory, notify.clone()).doing(doing)?;
+    vm.bind_interrupt(transport.interrupt(), slot.gsi)?;
+    for (queue, doorbell) in (0..).zip(transport.doorbells()) {
+        vm.bind_doorbell(doorbell, slot.gpa + QUEUE_NOTIFY, queue)?;
+    }
+    buses.mmio.insert(slot.gpa, layout::VIRTIO_MMIO_LEN, Arc::new(Mutex::new(transport))).doing(doing)?;
+    Ok(worker)
+}
+
+fn create_vcpus(
+    vm: &Vm,
+    plan: &Plan,
+    smt: bool,
+    entry: Entry,
+    buses: &Arc<Buses>,
+    events: &Arc<Events>,
+) -> Result<Vec<VcpuHandle>, HostError> {
+    let most = vm.max_vcpus();
+    if plan.cpus as usize > most {
+        let error = format!("this host's KVM allows {most} (machine-config.vcpu_count)");
+        return Err(HostError::new(format!("create {} vCPUs", plan.cpus), error));
+    }
+    let supported = vm
+        .kvm()
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(io::Error::from)
+        .doing(|| "read the CPUID that KVM supports")?;
+    let tsc_deadline = vm.kvm().check_extension(Cap::TscDeadlineTimer);
+    let topology = Topology { cpus: plan.cpus, threads_per_core: if smt && plan.cpus > 1 { 2 } else { 1 } };
+    let mut vcpus = Vec::new();
+    for id in 0..plan.cpus {
+        let fd = vm.create_vcpu(id)?;
+        let leaves = cpuid::leaves(supported.as_slice(), id, topology, tsc_deadline);
+        let leaves = CpuId::from_entries(&leaves).doing(|| "describe the CPU")?;
+        fd.set_cpuid2(&leaves).map_err(io::Error::from).doing(|| format!("set the CPUID of vCPU {id}"))?;
+        msr::set_up(&fd)?;
+        regs::set_up_lapic(&fd)?;
+        if id == 0 {
+            regs::set_up(&fd, entry)?;
+        }
+        vcpus.push(VcpuHandle::spawn(id, fd, buses.clone(), events.clone())?);
+    }
+    Ok(vcpus)
+}

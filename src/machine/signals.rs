@@ -1,0 +1,59 @@
+//! The process's signals as a file: SIGTERM, SIGINT and SIGHUP come to the control thread, in its own time.
+#![allow(unsafe_code)] // sigset, signalfd(2)
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+
+/// Blocked signals, to be read one after another.
+#[derive(Debug)]
+pub struct Signals(File);
+
+impl Signals {
+    /// Blocks the signals in this thread. Call it before any thread is started: they inherit it.
+    pub fn block() -> io::Result<Self> {
+        let mut set = MaybeUninit::uninit();
+        // SAFETY: `set` is initialised by sigemptyset before anything reads it; the calls touch nothing else.
+        let fd = unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+                libc::sigaddset(set.as_mut_ptr(), signal);
+            }
+            let error = libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
+            if error != 0 {
+                return Err(io::Error::from_raw_os_error(error));
+            }
+            libc::signalfd(-1, set.as_ptr(), libc::SFD_NONBLOCK | libc::SFD_CLOEXEC)
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is new and belongs to nobody else.
+        Ok(Self(unsafe { File::from_raw_fd(fd) }))
+    }
+
+    /// The next signal that has arrived, if any.
+    pub fn next(&self) -> Option<i32> {
+        let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+        (&self.0).read_exact(&mut info).ok()?;
+        // ssi_signo is the first field.
+        info.first_chunk().map(|number| i32::from_ne_bytes(*number))
+    }
+}
+
+impl AsRawFd for Signals {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// What people call it.
+pub fn name(signal: i32) -> &'static str {
+    match signal {
+        libc::SIGTERM => "SIGTERM",
+        libc::SIGINT => "SIGINT",
+        libc::SIGHUP => "SIGHUP",
+        _ => "a signal",
+    }
+}

@@ -1,0 +1,293 @@
+//! A vCPU: one thread, a message-driven state machine (parked, running), and KVM's exits in words.
+//!
+//! Messages come through a channel, each followed by a signal. The signal's handler sets `immediate_exit` in the
+//! `kvm_run` page of its own thread, so a kick that arrives just before KVM_RUN is not lost: KVM_RUN then returns at
+//! once. The thread clears the flag *before* it looks at the channel. (Linux, Documentation/virt/kvm/api.rst, 5.)
+#![allow(unsafe_code)] // the signal handler writes to the kvm_run page of its thread
+
+use std::cell::Cell;
+use std::fmt;
+use std::io;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use devices::bus::Bus;
+use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED, kvm_run};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::{Killable, register_signal_handler};
+
+use crate::error::{Doing, HostError};
+use crate::events::Events;
+use crate::stop::{self, VcpuStop as Stop};
+use crate::timeline::Mark;
+
+pub use crate::stop::VcpuStop;
+
+/// The kick, as an offset from SIGRTMIN.
+const KICK: i32 = 1;
+const RFLAGS_IF: u64 = 1 << 9;
+
+thread_local! {
+    /// This thread's `kvm_run` page, for the signal handler.
+    static KVM_RUN: Cell<*mut kvm_run> = const { Cell::new(ptr::null_mut()) };
+}
+
+/// The I/O ports and MMIO registers of a VM.
+#[derive(Default)]
+pub struct Buses {
+    /// I/O ports.
+    pub io: Bus,
+    /// Memory-mapped registers.
+    pub mmio: Bus,
+}
+
+/// How often a vCPU came back to the monitor.
+#[derive(Debug, Default)]
+pub struct ExitCounts {
+    /// I/O port reads.
+    pub io_in: AtomicU64,
+    /// I/O port writes.
+    pub io_out: AtomicU64,
+    /// Register reads.
+    pub mmio_read: AtomicU64,
+    /// Register writes.
+    pub mmio_write: AtomicU64,
+}
+
+enum Message {
+    /// Run until told otherwise.
+    Run,
+    /// Park, then answer.
+    Pause(SyncSender<()>),
+    /// Say whether nothing but a reset can wake this vCPU.
+    AskHalted(SyncSender<bool>),
+    /// End the thread.
+    Quit,
+}
+
+/// The control thread's end of a vCPU. Dropping it ends the thread.
+pub struct VcpuHandle {
+    thread: Option<JoinHandle<()>>,
+    messages: Sender<Message>,
+    /// How often it came back, by kind.
+    pub exits: Arc<ExitCounts>,
+}
+
+struct Vcpu {
+    id: u32,
+    fd: VcpuFd,
+    buses: Arc<Buses>,
+    events: Arc<Events>,
+    exits: Arc<ExitCounts>,
+}
+
+/// Installs the kick's signal handler, once per process.
+pub fn install_kick() -> Result<(), HostError> {
+    extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        KVM_RUN.with(|run| {
+            let run = run.get();
+            if !run.is_null() {
+                // SAFETY: the pointer is this thread's kvm_run page, mapped as long as it is set; the kernel reads
+                // the byte at any time, hence volatile. Nothing here allocates or locks.
+                unsafe { (&raw mut (*run).immediate_exit).write_volatile(1) };
+            }
+        });
+    }
+    register_signal_handler(libc::SIGRTMIN() + KICK, on_kick).doing(|| "install the vCPU signal handler")
+}
+
+impl VcpuHandle {
+    /// Starts the vCPU's thread, parked.
+    pub fn spawn(id: u32, fd: VcpuFd, buses: Arc<Buses>, events: Arc<Events>) -> Result<Self, HostError> {
+        let (messages, inbox) = channel();
+        let exits = Arc::new(ExitCounts::default());
+        let vcpu = Vcpu { id, fd, buses, events, exits: exits.clone() };
+        let thread = thread::Builder::new()
+            .name(format!("vcpu{id}"))
+            .stack_size(256 << 10)
+            .spawn(move || vcpu.thread(&inbox))
+            .doing(|| format!("start the thread of vCPU {id}"))?;
+        Ok(Self { thread: Some(thread), messages, exits })
+    }
+
+    /// Lets it run.
+    pub fn run(&self) {
+        self.send(Message::Run);
+    }
+
+    /// Parks it; the answer comes when it is parked.
+    pub fn pause(&self) -> Receiver<()> {
+        let (parked, answer) = sync_channel(1);
+        self.send(Message::Pause(parked));
+        answer
+    }
+
+    /// Asks whether nothing but a reset can wake it: halted with interrupts off, or never started.
+    pub fn ask_halted(&self) -> Receiver<bool> {
+        let (halted, answer) = sync_channel(1);
+        self.send(Message::AskHalted(halted));
+        answer
+    }
+
+    /// CPU time that the thread, and the guest on it, used.
+    pub fn cpu_time(&self) -> Duration {
+        let Some(thread) = &self.thread else { return Duration::ZERO };
+        let mut clock = 0;
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the thread is not joined, so its pthread_t is valid; both out-pointers are to locals.
+        let failed = unsafe {
+            libc::pthread_getcpuclockid(thread.pthread_handle(), &mut clock) != 0
+                || libc::clock_gettime(clock, &mut time) != 0
+        };
+        if failed { Duration::ZERO } else { Duration::new(time.tv_sec as u64, time.tv_nsec as u32) }
+    }
+
+    fn send(&self, message: Message) {
+        // A vCPU whose thread has ended takes no messages; whoever waits for an answer sees the channel closed.
+        if self.messages.send(message).is_ok()
+            && let Some(thread) = &self.thread
+        {
+            let _ = thread.kill(KICK);
+        }
+    }
+}
+
+impl Drop for VcpuHandle {
+    fn drop(&mut self) {
+        self.send(Message::Quit);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+enum State {
+    Parked,
+    Running,
+    Ended,
+}
+
+impl Vcpu {
+    fn thread(mut self, inbox: &Receiver<Message>) {
+        KVM_RUN.with(|run| run.set(ptr::from_mut(self.fd.get_kvm_run())));
+        let mut state = State::Parked;
+        loop {
+            state = match state {
+                State::Parked => inbox.recv().map_or(State::Ended, |message| self.obey(message, State::Parked)),
+                State::Running => self.run(inbox),
+                State::Ended => break,
+            };
+        }
+        KVM_RUN.with(|run| run.set(ptr::null_mut()));
+    }
+
+    fn obey(&self, message: Message, state: State) -> State {
+        match message {
+            Message::Run => State::Running,
+            Message::Pause(parked) => {
+                let _ = parked.send(());
+                State::Parked
+            }
+            Message::AskHalted(answer) => {
+                let _ = answer.send(self.is_halted());
+                state
+            }
+            Message::Quit => State::Ended,
+        }
+    }
+
+    /// Runs the guest until a message or a fault changes the state.
+    fn run(&mut self, inbox: &Receiver<Message>) -> State {
+        self.events.timeline().mark(Mark::FirstRun);
+        loop {
+            match self.run_once() {
+                Ok(()) => {}
+                Err(Stop::Kicked) => {
+                    self.fd.set_kvm_immediate_exit(0);
+                    let mut state = State::Running;
+                    while let (State::Running, Ok(message)) = (&state, inbox.try_recv()) {
+                        state = self.obey(message, state);
+                    }
+                    if !matches!(state, State::Running) {
+                        return state;
+                    }
+                }
+                Err(stop) => {
+                    self.events.vcpu_stopped(self.id, stop);
+                    return State::Parked;
+                }
+            }
+        }
+    }
+
+    fn run_once(&mut self) -> Result<(), Stop> {
+        let exit = self.fd.run().map_err(|error| match error.errno() {
+            libc::EINTR | libc::EAGAIN => Stop::Kicked,
+            errno => Stop::Host(io::Error::from_raw_os_error(errno)),
+        })?;
+        match exit {
+            VcpuExit::IoIn(port, data) => {
+                count(&self.exits.io_in);
+                self.buses.io.read(port.into(), data);
+            }
+            VcpuExit::IoOut(port, data) => {
+                if count(&self.exits.io_out) == 0 {
+                    self.events.timeline().mark(Mark::FirstExit);
+                }
+                self.buses.io.write(port.into(), data);
+            }
+            VcpuExit::MmioRead(address, data) => {
+                count(&self.exits.mmio_read);
+                self.buses.mmio.read(address, data);
+            }
+            VcpuExit::MmioWrite(address, data) => {
+                count(&self.exits.mmio_write);
+                self.buses.mmio.write(address, data);
+            }
+            VcpuExit::Intr => return Err(Stop::Kicked),
+            other => {
+                let stop = stop::classify(&other);
+                return Err(stop.with_details(&mut self.fd));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_halted(&self) -> bool {
+        let (Ok(state), Ok(registers)) = (self.fd.get_mp_state(), self.fd.get_regs()) else { return false };
+        match state.mp_state {
+            KVM_MP_STATE_UNINITIALIZED => true,
+            KVM_MP_STATE_HALTED => registers.rflags & RFLAGS_IF == 0,
+            _ => false,
+        }
+    }
+}
+
+/// Counts one; returns the count before.
+fn count(counter: &AtomicU64) -> u64 {
+    // Only this vCPU's thread writes, so a load and a store do.
+    let before = counter.load(Ordering::Relaxed);
+    counter.store(before + 1, Ordering::Relaxed);
+    before
+}
+
+trait PthreadHandle {
+    fn pthread_handle(&self) -> libc::pthread_t;
+}
+
+impl PthreadHandle for JoinHandle<()> {
+    fn pthread_handle(&self) -> libc::pthread_t {
+        use std::os::unix::thread::JoinHandleExt;
+        self.as_pthread_t() as libc::pthread_t
+    }
+}
+
+impl fmt::Debug for VcpuHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VcpuHandle").field("exits", &self.exits).finish_non_exhaustive()
+    }
+}

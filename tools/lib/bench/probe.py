@@ -1,0 +1,173 @@
+"""The measuring half of tools/bench: runs where /dev/kvm is (this host or the lab) and writes samples as JSON.
+
+Everything that is measured is copied to /tmp first (memory, in the lab) and each monitor runs once unmeasured.
+"""
+import base64
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import monitors
+
+ROUNDS = {"boot": 5, "block": 5}
+LIMIT = 120  # seconds that one run may take
+
+
+class Run:
+    """A monitor under the clock. Its input is a terminal, as some want one; its output is a pipe."""
+
+    def __init__(self, name, path, vm):
+        args = monitors.command(name, path, vm)
+        master, slave = pty.openpty()
+        read, write = os.pipe()
+        actions = [(os.POSIX_SPAWN_DUP2, slave, 0), (os.POSIX_SPAWN_DUP2, write, 1), (os.POSIX_SPAWN_DUP2, write, 2)]
+        self.started = time.monotonic_ns()
+        self.pid = os.posix_spawn(path, args, os.environ, file_actions=actions, setsid=True)
+        os.close(slave)
+        os.close(write)
+        self.name, self.master, self.read, self.text = name, master, read, b""
+
+    def wait_for(self, pattern):
+        """Reads until the pattern is there; returns the match and the nanoseconds since exec."""
+        while True:
+            match = re.search(pattern, self.text)
+            if match:
+                return match, time.monotonic_ns() - self.started
+            left = LIMIT - (time.monotonic_ns() - self.started) / 1e9
+            data = b""
+            if left > 0 and select.select([self.read], [], [], left)[0]:
+                data = os.read(self.read, 65536)
+            if not data:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                sys.exit(f"bench: {self.name} did not print {pattern}; it printed:\n{self.text.decode(errors='replace')}")
+            self.text += data
+
+    def finish(self):
+        """Waits for the end; returns nanoseconds since exec and CPU seconds."""
+        while select.select([self.read], [], [], LIMIT)[0]:
+            data = os.read(self.read, 65536)
+            if not data:
+                break
+            self.text += data
+        else:
+            os.kill(self.pid, signal.SIGKILL)
+        _, _, usage = os.wait4(self.pid, 0)
+        took = time.monotonic_ns() - self.started
+        os.close(self.read)
+        os.close(self.master)
+        return took, usage.ru_utime + usage.ru_stime
+
+
+def beside_guest(pid, memory_mib):
+    """Resident KiB of everything but the guest's RAM, and of the guest's RAM."""
+    areas = []
+    with open(f"/proc/{pid}/smaps") as file:
+        for line in file:
+            head = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)
+            if head:
+                areas.append([int(head[1], 16), int(head[2], 16), 0])
+            elif line.startswith("Rss:"):
+                areas[-1][2] = int(line.split()[1])
+    size = memory_mib << 20
+    for first in range(len(areas)):
+        # Guest RAM is one area, or a row of adjacent ones (parts of it may be mapped from the kernel's file).
+        last = first
+        while areas[last][1] - areas[first][0] < size and last + 1 < len(areas) and areas[last + 1][0] == areas[last][1]:
+            last += 1
+        length = areas[last][1] - areas[first][0]
+        if length == size or (first == last and size < length < size + (64 << 20)):
+            guest = sum(area[2] for area in areas[first : last + 1])
+            return sum(area[2] for area in areas) - guest, guest
+    sys.exit(f"bench: no {memory_mib} MiB of guest RAM among the mappings of process {pid}")
+
+
+def resident(name, path, vm):
+    """Memory of a VM that is up and does nothing."""
+    script = base64.b64encode(b"echo MEMORY; sleep 2").decode()
+    vm = dict(vm, initrd=vm["idle_initrd"], cmdline=f"{vm['cmdline']} vmm.run={script}")
+    run = Run(name, path, vm)
+    run.wait_for(rb"MEMORY")
+    time.sleep(0.5)
+    beside, guest = beside_guest(run.pid, vm["memory"])
+    run.finish()
+    return {"beside_kib": beside, "guest_kib": guest}
+
+
+def boot(name, path, vm):
+    run = Run(name, path, vm)
+    match, init = run.wait_for(rb"INIT uptime_us=(\d+)")
+    took, cpu = run.finish()
+    return {"init_ms": init / 1e6, "exit_ms": took / 1e6, "uptime_ms": int(match[1]) / 1e3, "cpu_s": cpu}
+
+
+def block(name, path, vm):
+    run = Run(name, path, vm)
+    match, _ = run.wait_for(rb"BLOCK seq_mb_s=([\d.]+) rand_iops=([\d.]+) ops=(\d+)")
+    took, cpu = run.finish()
+    return {"seq_mb_s": float(match[1]), "rand_iops": float(match[2]), "cpu_s": cpu, "ops": int(match[3])}
+
+
+def initrd_of(source, work):
+    """Compiles a static guest program and packs it as the init of an initrd (newc cpio)."""
+    here = os.path.dirname(os.path.realpath(__file__))
+    binary = os.path.join(work, "init")
+    subprocess.run(["gcc", "-O2", "-static", "-o", binary, os.path.join(here, source)], check=True)
+    with open(binary, "rb") as file:
+        program = file.read()
+    archive = b""
+    entries = [("dev", 0o040755, 0, 0, b""), ("dev/console", 0o020600, 5, 1, b"")]
+    entries += [("init", 0o100755, 0, 0, program), ("TRAILER!!!", 0, 0, 0, b"")]
+    for number, (path, mode, major, minor, data) in enumerate(entries, 1):
+        name = path.encode() + b"\0"
+        fields = [number, mode, 0, 0, 1, 0, len(data), 0, 0, major, minor, len(name), 0]
+        archive += b"070701" + b"".join(b"%08X" % field for field in fields) + name
+        archive += b"\0" * (-len(archive) % 4) + data
+        archive += b"\0" * (-len(archive) % 4)
+    return archive
+
+
+def main():
+    spec = json.loads(sys.argv[1])
+    work = tempfile.mkdtemp(prefix="bench.", dir="/tmp")
+    guest = spec["guest"]
+    vm = {"cpus": 1, "memory": 128, "cmdline": monitors.CMDLINE}
+    for key, source in [("kernel", "tuned/vmlinux"), ("initrd", "bench/initrd"), ("idle_initrd", "tuned/initrd")]:
+        vm[key] = shutil.copy(os.path.join(guest, source), os.path.join(work, key))
+    if spec["what"] == "block":
+        with open(os.path.join(work, "initrd"), "wb") as file:
+            file.write(initrd_of("block.c", work))
+        vm["disk"] = os.path.join(work, "disk")
+        with open(vm["disk"], "wb") as file:
+            for _ in range(256):
+                file.write(os.urandom(1 << 20))
+    paths = {}
+    for name, path in spec["monitors"].items():
+        paths[name] = shutil.copy(path, os.path.join(work, name))
+    measure = {"boot": boot, "block": block}[spec["what"]]
+    samples = {name: [] for name in paths}
+    for number in range(-1, spec["rounds"]):
+        for name, path in paths.items():
+            sample = measure(name, path, vm)
+            if number >= 0:
+                samples[name].append(sample)
+            print(f"bench: round {number + 1} {name}: {sample}", file=sys.stderr, flush=True)
+    result = {"samples": samples, "vm": {key: vm[key] for key in ["cpus", "memory", "cmdline"]}}
+    if spec["what"] == "boot":
+        result["memory"] = {name: resident(name, path, vm) for name, path in paths.items()}
+    result["host"] = " ".join(os.uname()[2:4])
+    with open(spec["out"], "w") as file:
+        json.dump(result, file)
+    shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    main()
