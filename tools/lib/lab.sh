@@ -116,7 +116,7 @@ lab_failed() {
 }
 
 lab_run() {
-    local began=$EPOCHREALTIME pids=() devices=() accel status=0 tty='' i deadline timer
+    local began=$EPOCHREALTIME pids=() devices=() accel status=0 tty='' i deadline timer own=(setsid)
     run=$(mktemp -d /tmp/lab.XXXXXX)
     # However this script ends, the reaper sees its pipe close, and tidies.
     exec {alive}> >(trap '' INT TERM HUP QUIT; cat >/dev/null; rm -rf "$run")
@@ -141,7 +141,7 @@ lab_run() {
     accel=(-accel tcg,thread=multi -smp "${cpus:-2}")
     [[ -z $icount ]] || accel=(-accel tcg,thread=single -smp 1 -icount shift=0,sleep=off)
     if [[ -n $shell ]]; then
-        tty=$(stty -g)
+        tty=$(stty -g) own=(env)
         devices+=(-chardev stdio,id=term,signal=off -device virtconsole,chardev=term)
         exec {from}<&0 {to}>&1
     else
@@ -151,7 +151,8 @@ lab_run() {
         devices+=(-add-fd "fd=$to,set=1" -chardev file,id=output,path=/dev/fdset/1,append=on
             -device virtserialport,chardev=output,name=lab.output)
     fi
-    setpriv --pdeathsig KILL qemu-system-x86_64 "${accel[@]}" -cpu max,la57=off,-erms -m "$memory" -M q35 \
+    # In a session of its own, so that Ctrl-C reaches this script alone.
+    "${own[@]}" setpriv --pdeathsig KILL qemu-system-x86_64 "${accel[@]}" -cpu max,la57=off,-erms -m "$memory" -M q35 \
         -nodefaults -no-user-config -display none -no-reboot -name lab \
         -object memory-backend-memfd,id=mem,size="${memory}M",share=on -numa node,memdev=mem \
         -device virtio-serial-pci -device virtio-rng-pci \
@@ -166,8 +167,8 @@ lab_run() {
     deadline=${limit:-0}
     while :; do
         ((deadline == 0 || deadline > 120)) && i=120 || i=$deadline
-        sleep "$i" {alive}>&- & timer=$!; pids+=("$timer")
-        wait -n "$qemu" "$timer" || true
+        setpriv --pdeathsig KILL sleep "$i" {alive}>&- & timer=$!; pids+=("$timer")
+        { wait -n "$qemu" "$timer" || true; } 2>/dev/null
         kill -0 "$qemu" 2>/dev/null || break
         grep -q ready "$run/status" || ((deadline)) || lab_failed "no sign of life for $i seconds"
         ((deadline == 0)) || { deadline=$((deadline - i)); ((deadline > 0)) || { say "stopped at the time limit of $limit s"; exit 124; }; }
