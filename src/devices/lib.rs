@@ -6,9 +6,13 @@
 //! Every length, index and address that a guest wrote is hostile until checked.
 #![warn(clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 
 pub mod bus;
 pub mod legacy;
+mod log_limit;
 pub mod memory;
 pub mod seams;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod virtio;

@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-pub use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion};
 use vm_memory::bitmap::AtomicBitmap;
+pub use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion};
 
 /// Guest RAM. The bitmap is present where the monitor tracks the pages it dirties itself (snapshots need that).
 pub type GuestRam = vm_memory::GuestMemoryMmap<Option<AtomicBitmap>>;

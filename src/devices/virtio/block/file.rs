@@ -1,0 +1,319 @@
+//! The file behind a disk: a raw image or a block device of the host.
+//!
+//! The control thread opens and locks it; the disk's worker reads and writes it, straight from and to guest memory.
+#![allow(unsafe_code)] // preadv(2), pwritev(2), fcntl(2) and ioctl(2)
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{GuestMemory, Permissions};
+
+use super::config::DriveConfig;
+use crate::memory::GuestRam;
+use crate::virtio::OpenError;
+use crate::virtio::chain::Segment;
+
+/// Bytes of a sector of the virtio-block interface (virtio 1.2, 5.2.4).
+pub const SECTOR: u64 = 512;
+
+/// linux/fs.h: logical and physical sector size, and the preferred sizes of requests.
+const BLKSSZGET: libc::Ioctl = 0x1268;
+const BLKIOMIN: libc::Ioctl = 0x1278;
+const BLKIOOPT: libc::Ioctl = 0x1279;
+const BLKPBSZGET: libc::Ioctl = 0x127b;
+
+/// Most pieces of one preadv(2) or pwritev(2) (IOV_MAX).
+const IOV_MAX: usize = 1024;
+
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the file to guest memory.
+    Read,
+    /// From guest memory to the file.
+    Write,
+}
+
+/// What a block device of the host says of itself, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Topology {
+    /// Logical block size.
+    pub logical: u32,
+    /// Physical block size: a multiple of the logical one.
+    pub physical: u32,
+    /// Preferred smallest request.
+    pub io_min: u32,
+    /// Preferred request; 0 when it has no opinion.
+    pub io_opt: u32,
+}
+
+/// An open, locked disk image.
+pub struct DiskFile {
+    file: File,
+    len: u64,
+    topology: Option<Topology>,
+    pieces: Pieces,
+}
+
+/// Room for the pieces of one transfer, reused. Between transfers it is empty.
+#[derive(Default)]
+struct Pieces(Vec<libc::iovec>);
+
+// SAFETY: the vector is empty between transfers, and within one it does not change threads; an empty vector holds no
+// pointer that could be used.
+unsafe impl Send for Pieces {}
+
+impl DiskFile {
+    /// Opens and locks the image of `config`.
+    pub fn open(config: &DriveConfig) -> Result<Self, OpenError> {
+        let opening = Opening { id: &config.drive_id, path: &config.path_on_host };
+        let (id, path) = (opening.id, opening.path);
+        // Before the open: that of a FIFO would wait for its other end.
+        let kind = std::fs::metadata(path).map_err(|error| opening.refused(&error))?.file_type();
+        if let Some(what) = unusable(kind) {
+            return Err(opening.error(&format!("it is {what}, not a raw image file or a block device")));
+        }
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(!config.is_read_only)
+            .open(path)
+            .map_err(|error| opening.not_openable(&error, config.is_read_only))?;
+        lock(&file, config.is_read_only, &opening)?;
+        let bytes = file.seek(SeekFrom::End(0)).map_err(|error| opening.refused(&error))?;
+        let len = bytes.saturating_sub(bytes % SECTOR);
+        if len == 0 {
+            return Err(opening.error(match bytes {
+                0 => "the file is empty; a disk image has at least one sector of 512 bytes",
+                _ => "the file is smaller than one sector of 512 bytes",
+            }));
+        }
+        if len != bytes {
+            tracing::warn!(
+                disk = id,
+                "the image's size is not a multiple of 512 bytes: the guest does not see its last {} bytes",
+                bytes.saturating_sub(len)
+            );
+        }
+        let topology = kind.is_block_device().then(|| topology(&file)).flatten();
+        Ok(Self { file, len, topology, pieces: Pieces::default() })
+    }
+
+    /// Bytes that the guest sees: a multiple of [`SECTOR`], at least one.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// What the host's block device says of itself; nothing for a file.
+    pub fn topology(&self) -> Option<Topology> {
+        self.topology
+    }
+
+    /// Makes what was written so far safe (fdatasync(2)).
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Moves all bytes of `segments` from or to the file at `offset`, or fails; it may have moved some of them then.
+    pub fn transfer(
+        &mut self,
+        direction: Direction,
+        memory: &GuestRam,
+        segments: impl Iterator<Item = Segment> + Clone,
+        offset: u64,
+    ) -> io::Result<()> {
+        let moved = self.collect(direction, memory, segments.clone()).and_then(|()| self.move_all(direction, offset));
+        self.pieces.0.clear();
+        if direction == Direction::Read {
+            // The kernel wrote behind vm-memory's back. Some of it may have arrived even where the read failed.
+            for segment in segments {
+                for slice in slices(memory, segment, direction).map_while(Result::ok) {
+                    slice.bitmap().mark_dirty(0, slice.len());
+                }
+            }
+        }
+        moved
+    }
+
+    fn collect(
+        &mut self,
+        direction: Direction,
+        memory: &GuestRam,
+        segments: impl Iterator<Item = Segment>,
+    ) -> io::Result<()> {
+        self.pieces.0.clear();
+        for segment in segments {
+            for slice in slices(memory, segment, direction) {
+                let slice = slice.map_err(|_| bad_address())?;
+                let base = slice.ptr_guard_mut().as_ptr().cast();
+                self.pieces.0.push(libc::iovec { iov_base: base, iov_len: slice.len() });
+            }
+        }
+        Ok(())
+    }
+
+    fn move_all(&mut self, direction: Direction, offset: u64) -> io::Result<()> {
+        let mut offset = libc::off_t::try_from(offset).map_err(|_| bad_address())?;
+        let mut rest = self.pieces.0.as_mut_slice();
+        while !rest.is_empty() {
+            let count = libc::c_int::try_from(rest.len().min(IOV_MAX)).unwrap_or(0);
+            let fd = self.file.as_raw_fd();
+            // SAFETY: the first `count` entries of `rest` are ranges of guest RAM that vm-memory checked in `collect`;
+            // the RAM stays mapped while `memory` is borrowed by our caller, and no Rust reference into it exists.
+            let moved = unsafe {
+                match direction {
+                    Direction::Read => libc::preadv(fd, rest.as_ptr(), count, offset),
+                    Direction::Write => libc::pwritev(fd, rest.as_ptr(), count, offset),
+                }
+            };
+            let Ok(moved) = usize::try_from(moved) else {
+                let error = io::Error::last_os_error();
+                if error.kind() == io::ErrorKind::Interrupted {
+                    continue;
+                }
+                return Err(error);
+            };
+            if moved == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into()); // the file shrank
+            }
+            offset = offset.saturating_add(libc::off_t::try_from(moved).unwrap_or(libc::off_t::MAX));
+            rest = advance(rest, moved);
+        }
+        Ok(())
+    }
+}
+
+/// Leaves out the first `moved` bytes.
+fn advance(mut pieces: &mut [libc::iovec], mut moved: usize) -> &mut [libc::iovec] {
+    while let Some(first) = pieces.first_mut() {
+        if moved < first.iov_len {
+            // SAFETY: `moved` is less than the piece's length, so the pointer stays inside the piece.
+            first.iov_base = unsafe { first.iov_base.cast::<u8>().add(moved) }.cast();
+            first.iov_len = first.iov_len.saturating_sub(moved);
+            break;
+        }
+        moved = moved.saturating_sub(first.iov_len);
+        pieces = pieces.split_first_mut().map(|(_, rest)| rest).unwrap_or_default();
+    }
+    pieces
+}
+
+type Slice<'a> = vm_memory::VolatileSlice<'a, vm_memory::bitmap::BS<'a, <GuestRam as GuestMemory>::Bitmap>>;
+
+/// The pieces of guest RAM that make up `segment`; an error where it is not RAM.
+fn slices<'a>(
+    memory: &'a GuestRam,
+    segment: Segment,
+    direction: Direction,
+) -> impl Iterator<Item = Result<Slice<'a>, vm_memory::GuestMemoryError>> {
+    let access = match direction {
+        Direction::Read => Permissions::Write,
+        Direction::Write => Permissions::Read,
+    };
+    let (found, failed) = match GuestMemory::get_slices(memory, segment.addr, length(segment.len), access) {
+        Ok(found) => (Some(found), None),
+        Err(error) => (None, Some(Err(error))),
+    };
+    found.into_iter().flatten().chain(failed)
+}
+
+fn length(len: u32) -> usize {
+    usize::try_from(len).unwrap_or(usize::MAX)
+}
+
+fn bad_address() -> io::Error {
+    io::Error::from_raw_os_error(libc::EFAULT)
+}
+
+/// What a file is when it can not be a disk.
+fn unusable(kind: std::fs::FileType) -> Option<&'static str> {
+    match () {
+        () if kind.is_file() || kind.is_block_device() => None,
+        () if kind.is_dir() => Some("a directory"),
+        () if kind.is_char_device() => Some("a character device"),
+        () if kind.is_fifo() => Some("a named pipe"),
+        () if kind.is_socket() => Some("a socket"),
+        () => Some("a special file"),
+    }
+}
+
+/// Takes an open-file-description lock on the whole file (fcntl(2)): exclusive for a writer, shared for readers. It is
+/// advisory and goes with the file descriptor.
+fn lock(file: &File, read_only: bool, opening: &Opening<'_>) -> Result<(), OpenError> {
+    let kind = if read_only { libc::F_RDLCK } else { libc::F_WRLCK };
+    let request = libc::flock {
+        l_type: i16::try_from(kind).unwrap_or(0),
+        l_whence: i16::try_from(libc::SEEK_SET).unwrap_or(0),
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: the descriptor is open, and F_OFD_SETLK only reads the struct, which lives across the call.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const request) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) if read_only => {
+            Err(opening.error("another process has the image open for writing; give each VM its own copy"))
+        }
+        Some(libc::EAGAIN | libc::EACCES) => Err(opening.error(
+            "another process uses the image; give each VM its own copy, or let all of them only read it \
+             (is_read_only, --disk PATH,ro)",
+        )),
+        _ => {
+            tracing::warn!(disk = opening.id, "the image is used without a lock: its file system has none ({error})");
+            Ok(())
+        }
+    }
+}
+
+/// Asks a block device for its sizes; nothing when it does not answer sensibly.
+fn topology(file: &File) -> Option<Topology> {
+    let ask = |request: libc::Ioctl| -> Option<u32> {
+        let mut value: libc::c_uint = 0;
+        // SAFETY: these four requests store one int, for which `value` has room, through the pointer.
+        let done = unsafe { libc::ioctl(file.as_raw_fd(), request, &raw mut value) };
+        (done == 0).then_some(value)
+    };
+    let logical = ask(BLKSSZGET)?;
+    let physical = ask(BLKPBSZGET)?;
+    let sane = logical >= 512 && logical.is_power_of_two() && physical.is_power_of_two() && physical >= logical;
+    sane.then(|| Topology { logical, physical, io_min: ask(BLKIOMIN).unwrap_or(0), io_opt: ask(BLKIOOPT).unwrap_or(0) })
+}
+
+/// What errors of opening are about.
+struct Opening<'a> {
+    id: &'a str,
+    path: &'a Path,
+}
+
+impl Opening<'_> {
+    fn error(&self, why: &str) -> OpenError {
+        OpenError::new(format!("open disk '{}' at {}: {why}", self.id, self.path.display()))
+    }
+
+    fn refused(&self, error: &io::Error) -> OpenError {
+        self.error(&cause(error))
+    }
+
+    fn not_openable(&self, error: &io::Error, read_only: bool) -> OpenError {
+        let cure = match error.raw_os_error() {
+            Some(libc::EACCES | libc::EPERM | libc::EROFS) if !read_only => {
+                "; a disk that the guest need not write can be opened read-only (is_read_only, --disk PATH,ro)"
+            }
+            Some(libc::EBUSY) => "; the host itself uses it (is it mounted?)",
+            _ => "",
+        };
+        self.error(&format!("{}{cure}", cause(error)))
+    }
+}
+
+/// The system's own words, without the number that io::Error adds.
+fn cause(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
+}

@@ -1,0 +1,152 @@
+//! A descriptor chain, checked and seen as two byte streams (virtio 1.2, 2.7).
+//!
+//! The driver may split a request over descriptors as it likes (2.7.4), so devices address a chain by byte offset,
+//! never by descriptor. Runs on worker threads. The walk checks the chain's structure; whether a buffer lies in RAM is
+//! checked where it is used, so that a device can fail just that request.
+
+use std::ops::Range;
+
+use virtio_queue::DescriptorChain;
+use vm_memory::{Address, Bytes, GuestAddress};
+
+use super::io::Broken;
+use crate::memory::GuestRam;
+
+/// Most buffers of one chain: bounds what a driver can make a worker hold. Linux' own limit is well below.
+pub const MAX_SEGMENTS: usize = 1024;
+
+/// One contiguous piece of guest-physical memory; not yet known to be RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// Guest-physical address.
+    pub addr: GuestAddress,
+    /// Bytes, at least 1.
+    pub len: u32,
+}
+
+/// Room for one chain's segments, reused from chain to chain.
+#[derive(Debug, Default)]
+pub struct Segments {
+    readable: Vec<Segment>,
+    writable: Vec<Segment>,
+}
+
+/// A part of a chain is not RAM, or is shorter than what was asked of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the buffer is too short or not in RAM")]
+pub struct Fault;
+
+/// One request: what the device may read, then what it may write.
+pub struct Chain<'a> {
+    memory: &'a GuestRam,
+    readable: &'a [Segment],
+    writable: &'a [Segment],
+}
+
+impl<'a> Chain<'a> {
+    /// Walks `chain` and checks its structure: it ends, is not too long, and nothing readable follows a writable part.
+    pub(crate) fn walk(
+        chain: DescriptorChain<&'a GuestRam>,
+        memory: &'a GuestRam,
+        room: &'a mut Segments,
+    ) -> Result<Self, Broken> {
+        room.readable.clear();
+        room.writable.clear();
+        let mut ended = false;
+        for (count, descriptor) in chain.enumerate() {
+            if count == MAX_SEGMENTS {
+                return Err(Broken("a descriptor chain is too long"));
+            }
+            ended = !descriptor.has_next();
+            let segments = match descriptor.is_write_only() {
+                true => &mut room.writable,
+                false if room.writable.is_empty() => &mut room.readable,
+                false => return Err(Broken("a readable descriptor follows a writable one")),
+            };
+            if descriptor.len() > 0 {
+                segments.push(Segment { addr: descriptor.addr(), len: descriptor.len() });
+            }
+        }
+        // virtio-queue's iterator just stops at a loop, a bad index, a bad table or more than 4 GiB.
+        if !ended {
+            return Err(Broken("a descriptor chain does not end"));
+        }
+        Ok(Self { memory, readable: &room.readable, writable: &room.writable })
+    }
+
+    /// Guest RAM.
+    pub fn memory(&self) -> &'a GuestRam {
+        self.memory
+    }
+
+    /// Bytes that the device may read.
+    pub fn readable_len(&self) -> u64 {
+        total(self.readable)
+    }
+
+    /// Bytes that the device may write.
+    pub fn writable_len(&self) -> u64 {
+        total(self.writable)
+    }
+
+    /// Copies the readable bytes from `offset` on into `data`, or fails.
+    pub fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), Fault> {
+        let mut rest = data;
+        for segment in self.readable_part(span(offset, rest.len())?) {
+            let (now, later) = rest.split_at_mut_checked(length(segment)?).ok_or(Fault)?;
+            self.memory.read_slice(now, segment.addr).map_err(|_| Fault)?;
+            rest = later;
+        }
+        if rest.is_empty() { Ok(()) } else { Err(Fault) }
+    }
+
+    /// Copies `data` to the writable bytes from `offset` on, or fails.
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), Fault> {
+        let mut rest = data;
+        for segment in self.writable_part(span(offset, rest.len())?) {
+            let (now, later) = rest.split_at_checked(length(segment)?).ok_or(Fault)?;
+            self.memory.write_slice(now, segment.addr).map_err(|_| Fault)?;
+            rest = later;
+        }
+        if rest.is_empty() { Ok(()) } else { Err(Fault) }
+    }
+
+    /// The readable bytes of `range`, as pieces.
+    pub fn readable_part(&self, range: Range<u64>) -> impl Iterator<Item = Segment> + Clone + 'a {
+        part(self.readable, range)
+    }
+
+    /// The writable bytes of `range`, as pieces.
+    pub fn writable_part(&self, range: Range<u64>) -> impl Iterator<Item = Segment> + Clone + 'a {
+        part(self.writable, range)
+    }
+}
+
+fn total(segments: &[Segment]) -> u64 {
+    segments.iter().map(|segment| u64::from(segment.len)).sum()
+}
+
+fn span(offset: u64, len: usize) -> Result<Range<u64>, Fault> {
+    let len = u64::try_from(len).map_err(|_| Fault)?;
+    Ok(offset..offset.checked_add(len).ok_or(Fault)?)
+}
+
+fn length(segment: Segment) -> Result<usize, Fault> {
+    usize::try_from(segment.len).map_err(|_| Fault)
+}
+
+fn part(segments: &[Segment], range: Range<u64>) -> impl Iterator<Item = Segment> + Clone + '_ {
+    let mut begin = 0_u64;
+    segments.iter().filter_map(move |segment| {
+        let end = begin.saturating_add(u64::from(segment.len));
+        let (from, to) = (range.start.max(begin), range.end.min(end));
+        let skip = from.saturating_sub(begin);
+        begin = end;
+        if from >= to {
+            return None;
+        }
+        // An address that wraps around becomes one that no RAM has.
+        let addr = segment.addr.checked_add(skip).unwrap_or(GuestAddress(u64::MAX));
+        Some(Segment { addr, len: u32::try_from(to.saturating_sub(from)).ok()? })
+    })
+}

@@ -1,0 +1,124 @@
+//! virtio: the device contract, the transport, the worker, and the devices (virtio 1.2).
+//!
+//! Who runs what: a vCPU thread writes registers ([`mmio`]), which drives the status machine ([`transport`]); the
+//! device itself lives alone on its [`worker`] thread, which owns its queues while the driver is up.
+
+pub mod block;
+pub mod chain;
+#[cfg(test)]
+mod conformance;
+pub mod io;
+pub mod mmio;
+pub mod registers;
+pub mod rng;
+pub mod transport;
+pub mod worker;
+
+use std::ops::Range;
+use std::os::fd::RawFd;
+
+pub use chain::Chain;
+pub use io::{Broken, Counters, Io};
+
+use block::Block;
+use block::config::DriveConfig;
+use rng::{EntropyConfig, Rng};
+
+/// What a virtio device is, as data.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// Device id (virtio 1.2, 5).
+    pub virtio_id: u32,
+    /// Device-specific feature bits (0 to 23 and 50 up). The transport adds those of the rings.
+    pub features: u64,
+    /// Most entries of each queue: powers of two, at most 32768.
+    pub queue_sizes: Vec<u16>,
+    /// The device configuration space.
+    pub config: Vec<u8>,
+    /// The bytes of it that the driver may write.
+    pub config_writable: Range<usize>,
+    /// Back-end files to wait for while the driver is up.
+    pub sources: Vec<Source>,
+}
+
+/// A back-end file: when it can be read, [`Device::ready`] is called with `token`. Edges only: read until it would
+/// block.
+#[derive(Debug, Clone, Copy)]
+pub struct Source {
+    /// Whatever tells the device which file it was.
+    pub token: u16,
+    /// The file; it must stay open as long as the device lives.
+    pub fd: RawFd,
+}
+
+/// A virtio device. Its worker thread calls every method; [`Broken`] makes the worker ask the driver for a reset.
+pub trait Device: Send {
+    /// What the device is. Called before the worker runs and after a configuration write.
+    fn facts(&self) -> Facts;
+
+    /// The driver has put buffers into `queue` (or may have: once after every start).
+    fn kicked(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken>;
+
+    /// The driver is up (DRIVER_OK); `io` knows the negotiated features.
+    fn started(&mut self, _io: &mut Io<'_>) -> Result<(), Broken> {
+        Ok(())
+    }
+
+    /// A back-end file of [`Facts::sources`] can be read.
+    fn ready(&mut self, _token: u16, _io: &mut Io<'_>) -> Result<(), Broken> {
+        Ok(())
+    }
+
+    /// The driver is gone or the machine pauses; the queues go away after this. Nothing may touch guest memory later.
+    fn stopping(&mut self) {}
+
+    /// The driver wrote `data` at `offset` of the configuration space, inside [`Facts::config_writable`].
+    fn wrote_config(&mut self, _offset: usize, _data: &[u8]) {}
+}
+
+/// A virtio device that the user asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceConfig {
+    /// A disk.
+    Block(DriveConfig),
+    /// A random number generator.
+    Rng(EntropyConfig),
+}
+
+impl DeviceConfig {
+    /// The device's name, unique in the VM.
+    pub fn id(&self) -> String {
+        match self {
+            Self::Block(drive) => drive.drive_id.clone(),
+            Self::Rng(_) => "rng".to_owned(),
+        }
+    }
+
+    /// What kind of device it is, as the specification calls it.
+    pub fn kind_name(&self) -> &'static str {
+        match self {
+            Self::Block(_) => "block",
+            Self::Rng(_) => "entropy",
+        }
+    }
+}
+
+/// A device could not be opened. The text says what was tried, on what, why it failed and, where known, the cure.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct OpenError(String);
+
+impl OpenError {
+    /// The whole sentence, without a full stop.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+/// Opens the files of a device and takes its locks.
+pub fn open(config: &DeviceConfig) -> Result<Box<dyn Device>, OpenError> {
+    Ok(match config {
+        DeviceConfig::Block(drive) => Box::new(Block::open(drive)?),
+        DeviceConfig::Rng(entropy) => Box::new(Rng::new(entropy)),
+    })
+}

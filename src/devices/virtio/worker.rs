@@ -1,0 +1,314 @@
+//! The thread that a virtio device lives on. It alone owns the device, and the queues while the driver is up.
+//!
+//! The control thread spawns it and ends it; the transport (vCPU threads) starts and stops the device by messages.
+//! `Stop` is synchronous and gives the queues back: reset, pause and detach are that one motion.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use virtio_queue::Queue;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::chain::Segments;
+use super::io::{Broken, Counters, Io, count};
+use super::transport::Signal;
+use super::{Device, Facts, Source};
+use crate::log_limit::LogLimit;
+use crate::memory::SharedRam;
+use crate::seams::Doorbell;
+
+/// Event data of the mailbox. Doorbells are their queue's index; sources are `SOURCE` plus their token.
+const MAIL: u32 = u32::MAX;
+const SOURCE: u32 = 0x1_0000;
+
+/// Stack of a worker thread, bytes: the deepest paths use a few KiB.
+const STACK: usize = 256 << 10;
+
+enum Message {
+    Start { queues: Vec<Queue>, features: u64, signal: Arc<Signal> },
+    Stop { reply: SyncSender<Vec<Queue>> },
+    WriteConfig { offset: usize, data: Vec<u8>, reply: SyncSender<Vec<u8>> },
+    Ping { reply: SyncSender<()> },
+    Quit,
+}
+
+/// What the worker and its handles share.
+pub struct Shared {
+    doorbells: Vec<Doorbell>,
+    mail: EventFd,
+    /// Someone waits for the worker: it leaves a long queue after the request at hand.
+    wanted: AtomicBool,
+    pub(super) counters: Counters,
+}
+
+impl Shared {
+    pub(super) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn ring(&self, queue: usize) {
+        if let Some(doorbell) = self.doorbells.get(queue) {
+            doorbell.ring();
+        }
+    }
+}
+
+/// A way to talk to a worker. The last one to be dropped tells the worker to end, without waiting for it.
+#[derive(Clone)]
+pub struct WorkerHandle(Arc<Inner>);
+
+struct Inner {
+    facts: Facts,
+    shared: Arc<Shared>,
+    mailbox: Sender<Message>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let _ = self.mailbox.send(Message::Quit);
+        let _ = self.shared.mail.write(1);
+    }
+}
+
+impl WorkerHandle {
+    /// What the device is.
+    pub fn facts(&self) -> &Facts {
+        &self.0.facts
+    }
+
+    /// One doorbell per queue.
+    pub fn doorbells(&self) -> &[Doorbell] {
+        &self.0.shared.doorbells
+    }
+
+    /// What the device did so far.
+    pub fn counters(&self) -> &Counters {
+        &self.0.shared.counters
+    }
+
+    /// Ends the thread after the request at hand and waits for it. Anyone may call it, any number of times.
+    pub fn quit(&self) {
+        self.post(Message::Quit, true);
+        let thread = self.0.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("a device's thread panicked");
+        }
+    }
+
+    /// The driver is up: hands the queues over. False when the worker is gone.
+    pub(super) fn start(&self, queues: Vec<Queue>, features: u64, signal: Arc<Signal>) -> bool {
+        self.post(Message::Start { queues, features, signal }, false)
+    }
+
+    /// Takes the queues back; when it returns nothing of the device touches guest memory any more. `None` when the
+    /// worker is gone.
+    pub(super) fn stop(&self) -> Option<Vec<Queue>> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.post(Message::Stop { reply }, true);
+        answer.recv().ok()
+    }
+
+    /// Passes a configuration write on and returns the configuration space after it.
+    pub(super) fn write_config(&self, offset: usize, data: &[u8]) -> Option<Vec<u8>> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.post(Message::WriteConfig { offset, data: data.to_vec(), reply }, true);
+        answer.recv().ok()
+    }
+
+    /// True when the worker has seen everything that was rung or sent before; false when it is gone or `timeout` is
+    /// over.
+    pub fn ping(&self, timeout: Duration) -> bool {
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.post(Message::Ping { reply }, false);
+        answer.recv_timeout(timeout).is_ok()
+    }
+
+    fn post(&self, message: Message, wanted: bool) -> bool {
+        let sent = self.0.mailbox.send(message).is_ok();
+        if wanted {
+            // After the send: whoever clears the flag reads its mail next, and finds the message.
+            self.0.shared.wanted.store(true, Ordering::SeqCst);
+        }
+        sent && self.0.shared.mail.write(1).is_ok()
+    }
+}
+
+/// The worker, as seen from the thread that makes one.
+pub struct Worker;
+
+impl Worker {
+    /// Puts `device` on a thread of its own, named `name` (the system shows the first 15 bytes). The control thread
+    /// calls this.
+    pub fn spawn(name: &str, slot: usize, device: Box<dyn Device>, memory: SharedRam) -> io::Result<WorkerHandle> {
+        let facts = device.facts();
+        let doorbells = facts.queue_sizes.iter().map(|_| Doorbell::new()).collect::<io::Result<Vec<_>>>()?;
+        let mail = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let shared =
+            Arc::new(Shared { doorbells, mail, wanted: AtomicBool::new(false), counters: Counters::default() });
+        let (mailbox, messages) = mpsc::channel();
+        let looped = Loop {
+            slot,
+            device,
+            sources: facts.sources.clone(),
+            memory,
+            messages,
+            shared: Arc::clone(&shared),
+            room: Segments::default(),
+            up: None,
+            init: Ok(()),
+            quit: false,
+        };
+        let mut events = EventManager::new_with_capacity(16).map_err(io::Error::other)?;
+        let id = events.add_subscriber(looped);
+        if let Ok(looped) = events.subscriber_mut(id) {
+            std::mem::replace(&mut looped.init, Ok(())).map_err(io::Error::other)?;
+        }
+        let name: String = name.chars().filter(|letter| *letter != '\0').collect();
+        let thread = Builder::new().name(name).stack_size(STACK).spawn(move || {
+            while events.subscriber_mut(id).is_ok_and(|looped| !looped.quit) {
+                if let Err(error) = events.run() {
+                    tracing::error!(slot, %error, "a device's event loop ended");
+                    break;
+                }
+            }
+        })?;
+        Ok(WorkerHandle(Arc::new(Inner { facts, shared, mailbox, thread: Mutex::new(Some(thread)) })))
+    }
+}
+
+/// The driver is up.
+struct Up {
+    queues: Vec<Queue>,
+    features: u64,
+    signal: Arc<Signal>,
+    /// The device has asked for a reset; it hears nothing until then.
+    broken: bool,
+}
+
+struct Loop {
+    slot: usize,
+    device: Box<dyn Device>,
+    sources: Vec<Source>,
+    memory: SharedRam,
+    messages: Receiver<Message>,
+    shared: Arc<Shared>,
+    room: Segments,
+    up: Option<Up>,
+    init: Result<(), event_manager::Error>,
+    quit: bool,
+}
+
+impl MutEventSubscriber for Loop {
+    /// Everything is edge-triggered: a kick then costs no read(2) of its eventfd.
+    fn init(&mut self, ops: &mut EventOps) {
+        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        self.init = ops.add(Events::with_data(&self.shared.mail, MAIL, edge));
+        for (queue, doorbell) in (0_u32..).zip(&self.shared.doorbells) {
+            let added = ops.add(Events::with_data(doorbell.event(), queue, edge));
+            self.init = std::mem::replace(&mut self.init, Ok(())).and(added);
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        match events.data() {
+            MAIL => self.read_mail(ops),
+            data if data >= SOURCE => {
+                let token = u16::try_from(data.saturating_sub(SOURCE)).unwrap_or(0);
+                self.call(|device, io| device.ready(token, io));
+            }
+            queue => {
+                let queue = usize::try_from(queue).unwrap_or(usize::MAX);
+                count(&self.shared.counters.kicks, 1);
+                self.call(|device, io| device.kicked(queue, io));
+            }
+        }
+    }
+}
+
+impl Loop {
+    fn read_mail(&mut self, ops: &mut EventOps) {
+        self.shared.wanted.store(false, Ordering::SeqCst);
+        while !self.quit {
+            match self.messages.try_recv() {
+                Ok(Message::Start { queues, features, signal }) => {
+                    self.up = Some(Up { queues, features, signal, broken: false });
+                    self.start(ops);
+                }
+                Ok(Message::Stop { reply }) => {
+                    let _ = reply.send(self.stop(ops));
+                }
+                Ok(Message::WriteConfig { offset, data, reply }) => {
+                    self.device.wrote_config(offset, &data);
+                    let _ = reply.send(self.device.facts().config);
+                }
+                Ok(Message::Ping { reply }) => {
+                    let _ = reply.send(());
+                }
+                Ok(Message::Quit) => {
+                    self.stop(ops);
+                    self.quit = true;
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn start(&mut self, ops: &mut EventOps) {
+        self.call(|device, io| device.started(io));
+        for Source { token, fd } in self.sources.clone() {
+            let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+            if let Err(error) = ops.add(Events::with_data_raw(fd, watch(token), edge)) {
+                tracing::error!(slot = self.slot, %error, "a device's back end can not be watched");
+                self.call(|_, _| Err(Broken("the back end can not be watched")));
+            }
+        }
+        // A kick may have come before the driver was up, or may be lost in a snapshot.
+        for queue in 0..self.shared.doorbells.len() {
+            self.call(|device, io| device.kicked(queue, io));
+        }
+    }
+
+    fn stop(&mut self, ops: &mut EventOps) -> Vec<Queue> {
+        let Some(up) = self.up.take() else { return Vec::new() };
+        for Source { token, fd } in &self.sources {
+            let _ = ops.remove(Events::with_data_raw(*fd, watch(*token), EventSet::IN));
+        }
+        self.device.stopping();
+        up.queues
+    }
+
+    /// Calls the device, unless the driver is not up or the device waits for a reset.
+    fn call(&mut self, what: impl FnOnce(&mut dyn Device, &mut Io<'_>) -> Result<(), Broken>) {
+        let Some(up) = self.up.as_mut().filter(|up| !up.broken) else { return };
+        let mut io = Io {
+            memory: &self.memory,
+            queues: &mut up.queues,
+            room: &mut self.room,
+            signal: &up.signal,
+            shared: &self.shared,
+            features: up.features,
+        };
+        if let Err(reason) = what(self.device.as_mut(), &mut io) {
+            up.broken = true;
+            count(&self.shared.counters.broken, 1);
+            static LIMIT: LogLimit = LogLimit::new();
+            if let Some(suppressed) = LIMIT.check() {
+                tracing::warn!(slot = self.slot, %reason, suppressed, "a virtio device needs a reset by its driver");
+            }
+            up.signal.needs_reset();
+        }
+    }
+}
+
+fn watch(token: u16) -> u32 {
+    SOURCE.saturating_add(u32::from(token))
+}
