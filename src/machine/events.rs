@@ -65,13 +65,13 @@ impl Events {
             GuestEvent::DriverOk(_) => return self.timeline.mark(Mark::FirstDriver),
         };
         self.guest.fetch_or(bit, Ordering::AcqRel);
-        self.wake();
+        self.ring();
     }
 
     /// A vCPU will not run again.
     pub fn vcpu_stopped(&self, id: u32, stop: VcpuStop) {
         self.stopped.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert((id, stop));
-        self.wake();
+        self.ring();
     }
 
     /// What has happened since the last call, the guest's own words first: a guest that powered itself off and then
@@ -92,7 +92,7 @@ impl Events {
         events
     }
 
-    fn wake(&self) {
+    fn ring(&self) {
         let _ = self.wake.write(1);
     }
 }

@@ -13,7 +13,7 @@ use devices::legacy::debug_port::DebugPort;
 use devices::legacy::i8042::I8042;
 use devices::legacy::pm::Pm;
 use devices::legacy::pvpanic::Pvpanic;
-use devices::legacy::serial::Serial;
+use devices::legacy::serial::{Serial, SerialOut};
 use devices::seams::{Interrupt, Notify};
 use devices::virtio::mmio::MmioTransport;
 use devices::virtio::worker::{Worker, WorkerHandle};
@@ -182,8 +182,10 @@ fn line(vm: &Vm, gsi: u32) -> Result<Interrupt, HostError> {
 }
 
 fn attach_serial(vm: &Vm, buses: &mut Buses, out: ConsoleOut, notify: &Notify) -> Result<SerialPort, HostError> {
-    let serial = Serial::new(line(vm, layout::SERIAL_GSI)?, out, notify.clone()).doing(|| "create the serial port")?;
-    let drained = serial.input_ready().doing(|| "create the serial port")?;
+    let doing = || "create the serial port";
+    let out = SerialOut::Console(out);
+    let serial = Serial::new(line(vm, layout::SERIAL_GSI)?, out, notify.clone()).doing(doing)?;
+    let drained = serial.input_ready().try_clone().doing(doing)?;
     let device = Arc::new(Mutex::new(serial));
     buses.io.insert(layout::SERIAL_PORT.into(), 8, device.clone()).doing(|| "attach the serial port")?;
     Ok(SerialPort { device, drained })

@@ -61,7 +61,7 @@ pub enum VcpuStop {
 }
 
 /// The registers that tell where a guest was.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Registers {
     general: kvm_bindings::kvm_regs,
     cr: [u64; 4],

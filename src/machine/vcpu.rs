@@ -27,9 +27,12 @@ use crate::timeline::Mark;
 
 pub use crate::stop::VcpuStop;
 
-/// The kick, as an offset from SIGRTMIN.
-const KICK: i32 = 1;
 const RFLAGS_IF: u64 = 1 << 9;
+
+/// The signal that kicks a vCPU out of the guest.
+fn kick_signal() -> i32 {
+    libc::SIGRTMIN() + 1
+}
 
 thread_local! {
     /// This thread's `kvm_run` page, for the signal handler.
@@ -97,7 +100,7 @@ pub fn install_kick() -> Result<(), HostError> {
             }
         });
     }
-    register_signal_handler(libc::SIGRTMIN() + KICK, on_kick).doing(|| "install the vCPU signal handler")
+    register_signal_handler(kick_signal(), on_kick).doing(|| "install the vCPU signal handler")
 }
 
 impl VcpuHandle {
@@ -151,7 +154,7 @@ impl VcpuHandle {
         if self.messages.send(message).is_ok()
             && let Some(thread) = &self.thread
         {
-            let _ = thread.kill(KICK);
+            let _ = thread.kill(kick_signal());
         }
     }
 }
@@ -273,17 +276,6 @@ fn count(counter: &AtomicU64) -> u64 {
     let before = counter.load(Ordering::Relaxed);
     counter.store(before + 1, Ordering::Relaxed);
     before
-}
-
-trait PthreadHandle {
-    fn pthread_handle(&self) -> libc::pthread_t;
-}
-
-impl PthreadHandle for JoinHandle<()> {
-    fn pthread_handle(&self) -> libc::pthread_t {
-        use std::os::unix::thread::JoinHandleExt;
-        self.as_pthread_t() as libc::pthread_t
-    }
 }
 
 impl fmt::Debug for VcpuHandle {

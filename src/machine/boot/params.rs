@@ -4,7 +4,7 @@
 
 use devices::memory::{Bytes, GuestAddress};
 use linux_loader::bootparam::{boot_e820_entry, boot_params};
-use linux_loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
+use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use vm_memory::ByteValued;
 
 use super::Kernel;
