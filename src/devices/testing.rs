@@ -1,1 +1,441 @@
-//! A fake guest driver.
+//! [`Rig`]: a fake guest driver, for tests, benches and fuzzing.
+//!
+//! It owns guest RAM, speaks to a virtio device through the MMIO registers as a real driver does, and builds real
+//! rings, right ones or wrong ones. Every wait has a time limit that panics: a test never hangs. Test threads only.
+#![allow(clippy::expect_used, clippy::panic, clippy::missing_panics_doc)] // it is for tests: failing is its job
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK,
+    VIRTIO_CONFIG_S_NEEDS_RESET,
+};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT};
+use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use crate::bus::BusDevice;
+use crate::memory::{GuestRam, SharedRam};
+use crate::seams::{GuestEvent, Notify};
+use crate::virtio::Device;
+use crate::virtio::mmio::MmioTransport;
+use crate::virtio::registers::offset;
+use crate::virtio::worker::Worker;
+
+/// Bytes of guest RAM: two adjacent regions of half of it each, so that buffers can straddle them.
+pub const RAM: u64 = 2 << 20;
+/// How long anything may take before the test fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Bit of a descriptor's flags: the device writes (virtio 1.2, 2.7.5).
+pub const WRITE: u16 = 2;
+
+/// Where the rings of a queue are: this much for each queue, from this address on.
+const RINGS: u64 = 0x1000;
+const RINGS_STRIDE: u64 = 0x8000;
+const AVAIL: u64 = 0x4000;
+const USED: u64 = 0x5000;
+/// Where buffers are allocated.
+const ARENA: u64 = 0x40000;
+
+/// One buffer of a chain.
+#[derive(Debug, Clone, Copy)]
+pub struct Buffer {
+    /// Guest-physical address.
+    pub addr: u64,
+    /// Bytes.
+    pub len: u32,
+    /// The device writes it.
+    pub writable: bool,
+}
+
+#[derive(Default)]
+struct DriverQueue {
+    size: u16,
+    avail_idx: u16,
+    last_used: u16,
+    free: Vec<u16>,
+    busy: HashMap<u16, Vec<u16>>,
+}
+
+/// A guest with one virtio device, and its driver.
+pub struct Rig {
+    memory: SharedRam,
+    transport: MmioTransport,
+    epoll: Epoll,
+    events: Arc<Mutex<Vec<GuestEvent>>>,
+    queues: HashMap<u32, DriverQueue>,
+    features: u64,
+    arena: u64,
+}
+
+/// Guest RAM as the rig has it; with a dirty bitmap.
+pub fn ram() -> SharedRam {
+    let half = usize::try_from(RAM / 2).expect("half of RAM fits");
+    let region = |start: u64| {
+        let mapped = MmapRegionBuilder::new_with_bitmap(half, Some(AtomicBitmap::with_len(half)))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+            .build()
+            .expect("map guest RAM");
+        GuestRegionMmap::new(mapped, GuestAddress(start)).expect("a region below 4 GiB")
+    };
+    Arc::new(GuestRam::from_regions(vec![region(0), region(RAM / 2)]).expect("two regions side by side"))
+}
+
+impl Rig {
+    /// Power-on: the device is there and no driver has touched it.
+    pub fn new(device: Box<dyn Device>) -> Self {
+        let memory = ram();
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&events);
+        let notify: Notify = Arc::new(move |event| heard.lock().unwrap_or_else(PoisonError::into_inner).push(event));
+        let worker = Worker::spawn("rig", 7, device, Arc::clone(&memory)).expect("spawn a worker");
+        let transport = MmioTransport::new(7, worker, Arc::clone(&memory), notify).expect("make a transport");
+        let epoll = Epoll::new().expect("make an epoll");
+        let edge = EpollEvent::new(EventSet::IN, 0);
+        let line = std::os::fd::AsRawFd::as_raw_fd(transport.interrupt().event());
+        epoll.ctl(ControlOperation::Add, line, edge).expect("watch the interrupt");
+        Self { memory, transport, epoll, events, queues: HashMap::new(), features: 0, arena: ARENA }
+    }
+
+    /// Guest RAM.
+    pub fn memory(&self) -> &SharedRam {
+        &self.memory
+    }
+
+    /// The transport, for accesses that no driver would make.
+    pub fn transport(&mut self) -> &mut MmioTransport {
+        &mut self.transport
+    }
+
+    /// What the machine was told.
+    pub fn events(&self) -> Vec<GuestEvent> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads a 32-bit register.
+    pub fn read(&mut self, at: u64) -> u32 {
+        let mut bytes = [0; 4];
+        self.transport.read(at, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    /// Writes a 32-bit register.
+    pub fn write(&mut self, at: u64, value: u32) {
+        self.transport.write(at, &value.to_le_bytes());
+    }
+
+    /// Device status.
+    pub fn status(&mut self) -> u32 {
+        self.read(offset::STATUS)
+    }
+
+    /// True when the device asks for a reset.
+    pub fn needs_reset(&mut self) -> bool {
+        self.status() & VIRTIO_CONFIG_S_NEEDS_RESET != 0
+    }
+
+    /// Bytes of the configuration space.
+    pub fn config(&mut self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.transport.read(offset::CONFIG.saturating_add(at), &mut bytes);
+        bytes
+    }
+
+    /// The features that the device offers.
+    pub fn offered(&mut self) -> u64 {
+        self.write(offset::DEVICE_FEATURES_SEL, 1);
+        let high = u64::from(self.read(offset::DEVICE_FEATURES));
+        self.write(offset::DEVICE_FEATURES_SEL, 0);
+        high << 32 | u64::from(self.read(offset::DEVICE_FEATURES))
+    }
+
+    /// Resets the device, then ACKNOWLEDGE and DRIVER.
+    pub fn begin(&mut self) {
+        self.write(offset::STATUS, 0);
+        assert_eq!(self.status(), 0, "a reset is done when it was written");
+        self.queues.clear();
+        self.take_interrupt(); // of the driver before
+        self.write(offset::STATUS, VIRTIO_CONFIG_S_ACKNOWLEDGE);
+        self.write(offset::STATUS, VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER);
+    }
+
+    /// Asks for `features`; true when the device agrees (FEATURES_OK).
+    pub fn negotiate(&mut self, features: u64) -> bool {
+        for (sel, shift) in [(0, 0), (1, 32)] {
+            self.write(offset::DRIVER_FEATURES_SEL, sel);
+            let bits = u32::try_from(features >> shift & u64::from(u32::MAX)).unwrap_or(0);
+            self.write(offset::DRIVER_FEATURES, bits);
+        }
+        self.features = features;
+        let status = self.status();
+        self.write(offset::STATUS, status | VIRTIO_CONFIG_S_FEATURES_OK);
+        self.status() & VIRTIO_CONFIG_S_FEATURES_OK != 0
+    }
+
+    /// Writes the registers of a queue with any values, and QueueReady; true when the device took it.
+    pub fn set_up_raw(&mut self, queue: u32, size: u32, desc: u64, avail: u64, used: u64) -> bool {
+        self.write(offset::QUEUE_SEL, queue);
+        self.write(offset::QUEUE_NUM, size);
+        let rings = [
+            (offset::QUEUE_DESC_LOW, desc),
+            (offset::QUEUE_DRIVER_LOW, avail),
+            (offset::QUEUE_DEVICE_LOW, used),
+        ];
+        for (at, addr) in rings {
+            self.write(at, u32::try_from(addr & u64::from(u32::MAX)).unwrap_or(0));
+            self.write(at.saturating_add(4), u32::try_from(addr >> 32).unwrap_or(0));
+        }
+        self.write(offset::QUEUE_READY, 1);
+        self.read(offset::QUEUE_READY) == 1
+    }
+
+    /// Sets up a queue of `size` entries with empty rings; true when the device took it.
+    pub fn set_up_queue(&mut self, queue: u32, size: u16) -> bool {
+        let base = rings(queue);
+        for at in (0..RINGS_STRIDE).step_by(8) {
+            self.memory.write_obj(0_u64, GuestAddress(base.saturating_add(at))).expect("rings are in RAM");
+        }
+        let free = (0..size).rev().collect();
+        self.queues.insert(queue, DriverQueue { size, free, ..DriverQueue::default() });
+        let (avail, used) = (base.saturating_add(AVAIL), base.saturating_add(USED));
+        self.set_up_raw(queue, u32::from(size), base, avail, used)
+    }
+
+    /// DRIVER_OK.
+    pub fn finish(&mut self) {
+        let status = self.status();
+        self.write(offset::STATUS, status | VIRTIO_CONFIG_S_DRIVER_OK);
+    }
+
+    /// The whole handshake, as a driver that wants `features` (and no others) and every queue does it.
+    pub fn drive(&mut self, features: u64) {
+        self.begin();
+        assert!(self.negotiate(features), "the device refuses {features:#x}");
+        for queue in 0.. {
+            self.write(offset::QUEUE_SEL, queue);
+            let max = self.read(offset::QUEUE_NUM_MAX);
+            if max == 0 {
+                break;
+            }
+            let size = u16::try_from(max.min(1024)).unwrap_or(1024);
+            assert!(self.set_up_queue(queue, size), "the device refuses queue {queue}");
+        }
+        self.finish();
+        assert!(self.status() & VIRTIO_CONFIG_S_DRIVER_OK != 0, "the device refuses DRIVER_OK");
+    }
+
+    /// Allocates `len` bytes of RAM.
+    pub fn alloc(&mut self, len: u64) -> u64 {
+        let addr = self.arena;
+        let next = addr.saturating_add(len).saturating_add(15) & !15;
+        assert!(next <= RAM, "the rig's RAM is used up");
+        self.arena = next;
+        addr
+    }
+
+    /// Gives all allocated RAM back.
+    pub fn free_all(&mut self) {
+        self.arena = ARENA;
+    }
+
+    /// A buffer that the device reads, holding `bytes`.
+    pub fn readable(&mut self, bytes: &[u8]) -> Buffer {
+        let len = u32::try_from(bytes.len()).expect("a small buffer");
+        let addr = self.alloc(u64::from(len));
+        self.memory.write_slice(bytes, GuestAddress(addr)).expect("buffers are in RAM");
+        Buffer { addr, len, writable: false }
+    }
+
+    /// A buffer of `len` bytes that the device writes, full of 0xa5.
+    pub fn writable(&mut self, len: u32) -> Buffer {
+        let addr = self.alloc(u64::from(len));
+        let bytes = vec![0xa5; usize::try_from(len).expect("a small buffer")];
+        self.memory.write_slice(&bytes, GuestAddress(addr)).expect("buffers are in RAM");
+        Buffer { addr, len, writable: true }
+    }
+
+    /// What is in a buffer.
+    pub fn bytes(&self, buffer: Buffer) -> Vec<u8> {
+        let mut bytes = vec![0; usize::try_from(buffer.len).expect("a small buffer")];
+        self.memory.read_slice(&mut bytes, GuestAddress(buffer.addr)).expect("buffers are in RAM");
+        bytes
+    }
+
+    /// Writes one entry of a queue's descriptor table, or of any table at `table`.
+    pub fn write_desc(&self, table: u64, index: u16, addr: u64, len: u32, flags: u16, next: u16) {
+        let at = table.saturating_add(u64::from(index).saturating_mul(16));
+        let [low, high] = [u64::from(len) | u64::from(flags) << 32, u64::from(next) << 48];
+        self.memory.write_obj(addr.to_le(), GuestAddress(at)).expect("the table is in RAM");
+        self.memory.write_obj((low | high).to_le(), GuestAddress(at.saturating_add(8))).expect("the table is in RAM");
+    }
+
+    /// Where the descriptor table of `queue` is.
+    pub fn table(&self, queue: u32) -> u64 {
+        rings(queue)
+    }
+
+    /// Puts `head` into the available ring, without a kick.
+    pub fn make_available(&mut self, queue: u32, head: u16) {
+        let state = self.queues.get_mut(&queue).expect("the queue is set up");
+        let slot = u64::from(state.avail_idx % state.size).saturating_mul(2).saturating_add(4);
+        state.avail_idx = state.avail_idx.wrapping_add(1);
+        let idx = state.avail_idx;
+        self.avail_write(queue, slot, head);
+        self.set_avail_idx(queue, idx);
+    }
+
+    /// Sets avail.idx to anything.
+    pub fn set_avail_idx(&self, queue: u32, idx: u16) {
+        let at = rings(queue).saturating_add(AVAIL).saturating_add(2);
+        self.memory.store(idx.to_le(), GuestAddress(at), Ordering::Release).expect("rings are in RAM");
+    }
+
+    /// Sets avail.flags (1: no interrupts, please).
+    pub fn set_avail_flags(&self, queue: u32, flags: u16) {
+        self.avail_write(queue, 0, flags);
+    }
+
+    /// Sets used_event: interrupt me when the used index goes past this (virtio 1.2, 2.7.7).
+    pub fn set_used_event(&self, queue: u32, idx: u16) {
+        let size = self.queues.get(&queue).expect("the queue is set up").size;
+        self.avail_write(queue, u64::from(size).saturating_mul(2).saturating_add(4), idx);
+    }
+
+    /// avail_event: the device wants a kick when the available index goes past this.
+    pub fn avail_event(&self, queue: u32) -> u16 {
+        let size = self.queues.get(&queue).expect("the queue is set up").size;
+        self.used_read(queue, u64::from(size).saturating_mul(8).saturating_add(4))
+    }
+
+    fn avail_write(&self, queue: u32, at: u64, value: u16) {
+        let at = rings(queue).saturating_add(AVAIL).saturating_add(at);
+        self.memory.store(value.to_le(), GuestAddress(at), Ordering::SeqCst).expect("rings are in RAM");
+    }
+
+    fn used_read(&self, queue: u32, at: u64) -> u16 {
+        let at = rings(queue).saturating_add(USED).saturating_add(at);
+        u16::from_le(self.memory.load(GuestAddress(at), Ordering::SeqCst).expect("rings are in RAM"))
+    }
+
+    /// Posts a chain, without a kick; returns its head.
+    pub fn post(&mut self, queue: u32, buffers: &[Buffer]) -> u16 {
+        let state = self.queues.get_mut(&queue).expect("the queue is set up");
+        let indices: Vec<u16> = buffers.iter().map(|_| state.free.pop().expect("free descriptors")).collect();
+        let head = *indices.first().expect("a chain has a buffer");
+        self.write_chain(rings(queue), &indices, buffers);
+        let state = self.queues.get_mut(&queue).expect("the queue is set up");
+        state.busy.insert(head, indices);
+        self.make_available(queue, head);
+        head
+    }
+
+    /// Posts a chain through an indirect table, without a kick; returns its head.
+    pub fn post_indirect(&mut self, queue: u32, buffers: &[Buffer]) -> u16 {
+        let count = u16::try_from(buffers.len()).expect("a small chain");
+        let len = u32::from(count).saturating_mul(16);
+        let table = self.alloc(u64::from(len));
+        self.write_chain(table, &(0..count).collect::<Vec<_>>(), buffers);
+        let state = self.queues.get_mut(&queue).expect("the queue is set up");
+        let head = state.free.pop().expect("free descriptors");
+        state.busy.insert(head, vec![head]);
+        let flags = u16::try_from(VRING_DESC_F_INDIRECT).unwrap_or(0);
+        self.write_desc(rings(queue), head, table, len, flags, 0);
+        self.make_available(queue, head);
+        head
+    }
+
+    fn write_chain(&self, table: u64, indices: &[u16], buffers: &[Buffer]) {
+        let nexts = indices.iter().skip(1).map(Some).chain([None]);
+        for ((index, buffer), next) in indices.iter().zip(buffers).zip(nexts) {
+            let mut flags = if buffer.writable { WRITE } else { 0 };
+            flags |= if next.is_some() { u16::try_from(VRING_DESC_F_NEXT).unwrap_or(0) } else { 0 };
+            self.write_desc(table, *index, buffer.addr, buffer.len, flags, next.copied().unwrap_or(0));
+        }
+    }
+
+    /// Rings the doorbell, as ioeventfd does.
+    pub fn kick(&mut self, queue: u32) {
+        let index = usize::try_from(queue).unwrap_or(usize::MAX);
+        self.transport.doorbells().get(index).expect("the queue is there").ring();
+    }
+
+    /// Waits until the worker has seen every kick so far.
+    pub fn settle(&mut self) {
+        assert!(self.transport.worker().ping(PATIENCE), "the worker does not answer");
+    }
+
+    /// Takes one entry from the used ring: head and length. Nothing when there is none.
+    pub fn take_used(&mut self, queue: u32) -> Option<(u16, u32)> {
+        let idx = self.used_read(queue, 2);
+        let state = self.queues.get_mut(&queue).expect("the queue is set up");
+        if idx == state.last_used {
+            return None;
+        }
+        let slot = u64::from(state.last_used % state.size).saturating_mul(8).saturating_add(4);
+        state.last_used = state.last_used.wrapping_add(1);
+        let at = GuestAddress(rings(queue).saturating_add(USED).saturating_add(slot));
+        let entry = u64::from_le(self.memory.read_obj(at).expect("rings are in RAM"));
+        let head = u16::try_from(entry & 0xffff_ffff).expect("the used id is a descriptor's");
+        let freed = state.busy.remove(&head).expect("the used id is one that was posted");
+        state.free.extend(freed);
+        Some((head, u32::try_from(entry >> 32).unwrap_or(0)))
+    }
+
+    /// Waits by interrupt for an entry of the used ring.
+    pub fn wait_used(&mut self, queue: u32) -> (u16, u32) {
+        let since = Instant::now();
+        loop {
+            if self.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0 {
+                let next = self.queues.get(&queue).expect("the queue is set up").last_used;
+                self.set_used_event(queue, next);
+            }
+            if let Some(used) = self.take_used(queue) {
+                return used;
+            }
+            assert!(since.elapsed() < PATIENCE, "no buffer was used; status {:#x}", self.status());
+            self.wait_interrupt();
+        }
+    }
+
+    /// Posts a chain, kicks, and waits for it; returns the used length.
+    pub fn request(&mut self, queue: u32, buffers: &[Buffer]) -> u32 {
+        let head = self.post(queue, buffers);
+        self.kick(queue);
+        let (used, len) = self.wait_used(queue);
+        assert_eq!(used, head, "requests are served in order");
+        len
+    }
+
+    /// Waits for an interrupt, acknowledges it and returns InterruptStatus.
+    pub fn wait_interrupt(&mut self) -> u32 {
+        let mut events = [EpollEvent::default()];
+        let patience = i32::try_from(PATIENCE.as_millis()).unwrap_or(i32::MAX);
+        let ready = self.epoll.wait(patience, &mut events).expect("wait for an interrupt");
+        assert!(ready == 1, "no interrupt came; status {:#x}", self.status());
+        self.take_interrupt().expect("the interrupt is pending")
+    }
+
+    /// Acknowledges an interrupt if one is pending, and returns InterruptStatus.
+    pub fn take_interrupt(&mut self) -> Option<u32> {
+        self.transport.interrupt().event().read().ok()?;
+        let bits = self.read(offset::INTERRUPT_STATUS);
+        self.write(offset::INTERRUPT_ACK, bits);
+        Some(bits)
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.transport.worker().quit();
+    }
+}
+
+fn rings(queue: u32) -> u64 {
+    u64::from(queue).saturating_mul(RINGS_STRIDE).saturating_add(RINGS)
+}

@@ -95,7 +95,7 @@ impl<'a> Io<'a> {
         let (memory, signal, shared) = (self.memory, self.signal, self.shared);
         loop {
             queue.disable_notification(memory)?;
-            let (mut served, mut untold) = (0_u64, 0_u32);
+            let mut untold = 0_u32;
             loop {
                 if shared.is_wanted() {
                     shared.ring(index);
@@ -106,7 +106,6 @@ impl<'a> Io<'a> {
                 count(&shared.counters.requests, 1);
                 let written = serve(&Chain::walk(chain, memory, self.room)?)?;
                 queue.add_used(memory, head, written)?;
-                served = served.saturating_add(1);
                 untold = untold.saturating_add(1);
                 if untold == BATCH {
                     interrupt(queue, memory, signal, shared, untold)?;
@@ -116,9 +115,6 @@ impl<'a> Io<'a> {
             interrupt(queue, memory, signal, shared, untold)?;
             if !queue.enable_notification(memory)? {
                 return Ok(());
-            }
-            if served == 0 {
-                return Err(Broken("the available ring can not be read"));
             }
         }
     }
