@@ -182,11 +182,8 @@ impl Rig {
     pub fn set_up_raw(&mut self, queue: u32, size: u32, desc: u64, avail: u64, used: u64) -> bool {
         self.write(offset::QUEUE_SEL, queue);
         self.write(offset::QUEUE_NUM, size);
-        let rings = [
-            (offset::QUEUE_DESC_LOW, desc),
-            (offset::QUEUE_DRIVER_LOW, avail),
-            (offset::QUEUE_DEVICE_LOW, used),
-        ];
+        let rings =
+            [(offset::QUEUE_DESC_LOW, desc), (offset::QUEUE_DRIVER_LOW, avail), (offset::QUEUE_DEVICE_LOW, used)];
         for (at, addr) in rings {
             self.write(at, u32::try_from(addr & u64::from(u32::MAX)).unwrap_or(0));
             self.write(at.saturating_add(4), u32::try_from(addr >> 32).unwrap_or(0));

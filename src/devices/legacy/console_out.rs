@@ -244,3 +244,100 @@ fn wait_writable(out: &File) -> io::Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn numbered(len: usize) -> Vec<u8> {
+        (0..len).map(|n| (n % 251) as u8).collect()
+    }
+
+    #[test]
+    fn bytes_arrive_in_order_and_bursts_are_flushed() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let out = ConsoleOut::new(writer).unwrap();
+        let text = numbered(30_000);
+        for chunk in text.chunks(7) {
+            out.push(chunk);
+        }
+        let mut got = vec![0; text.len()];
+        reader.read_exact(&mut got).unwrap();
+        assert_eq!(got, text);
+        assert!(out.flush(PATIENCE));
+        assert_eq!(out.tail(), text[text.len() - TAIL..]);
+    }
+
+    #[test]
+    fn a_reader_that_sleeps_costs_nobody_anything_but_the_newest_bytes() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let out = ConsoleOut::new(writer).unwrap();
+        let text = numbered(LIMIT + (1 << 20));
+        for chunk in text.chunks(4096) {
+            out.push(chunk); // returns though nobody reads
+        }
+        assert!(!out.flush(Duration::from_millis(20)), "it gives up where nothing moves");
+        let (done, all) = mpsc::channel();
+        let reading = std::thread::spawn(move || {
+            let mut got = Vec::new();
+            reader.read_to_end(&mut got).unwrap();
+            done.send(got).unwrap();
+        });
+        assert!(out.flush(PATIENCE));
+        out.push(b"after");
+        drop(out);
+        let got = all.recv_timeout(PATIENCE).unwrap();
+        reading.join().unwrap();
+        let notice = b"\r\n[vmm: ";
+        let kept = got.windows(notice.len()).position(|bytes| bytes == notice).unwrap();
+        assert_eq!(got[..kept], text[..kept]);
+        assert!((LIMIT..LIMIT + (128 << 10)).contains(&kept), "what fits is kept: {kept}");
+        let expected = format!("\r\n[vmm: {} bytes of console output dropped]\r\nafter", text.len() - kept);
+        assert_eq!(String::from_utf8_lossy(&got[kept..]), expected);
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_ends_it_quietly() {
+        let (reader, writer) = io::pipe().unwrap();
+        let out = ConsoleOut::new(writer).unwrap();
+        drop(reader);
+        out.push(b"x");
+        assert!(out.flush(PATIENCE));
+        for _ in 0..1000 {
+            out.push(&[b'y'; 8192]);
+        }
+        assert!(out.flush(PATIENCE));
+        assert_eq!(out.tail(), [b'y'; TAIL]);
+        assert_eq!(out.0.0.lock().queue.capacity(), 0);
+    }
+
+    #[test]
+    fn a_non_blocking_file_is_waited_for() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        // SAFETY: the descriptor is open; F_SETFL takes an int.
+        assert_eq!(unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) }, 0);
+        let out = ConsoleOut::new(writer).unwrap();
+        let text = numbered(1 << 20);
+        out.push(&text);
+        let mut got = vec![0; text.len()];
+        reader.read_exact(&mut got).unwrap();
+        assert_eq!(got, text);
+    }
+
+    #[test]
+    fn a_drained_queue_gives_its_memory_back() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let out = ConsoleOut::new(writer).unwrap();
+        out.push(&numbered(1 << 20));
+        reader.read_exact(&mut vec![0; 1 << 20]).unwrap();
+        assert!(out.flush(PATIENCE));
+        out.push(b"x");
+        assert!(out.flush(PATIENCE));
+        assert!(out.0.0.lock().queue.capacity() <= KEEP);
+    }
+}

@@ -28,3 +28,25 @@ impl BusDevice for DebugPort {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[test]
+    fn tells_every_code_and_remembers_the_last() {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let ear = heard.clone();
+        let mut port = DebugPort::new(Arc::new(move |event| ear.lock().unwrap().push(event)));
+        port.write(0, &[0x41]);
+        port.write(0, &[0x42, 0x43]); // a 16-bit write: the second byte belongs to port 0x81
+        port.write(0, &[]);
+        port.write(1, &[0x44]);
+        assert_eq!(*heard.lock().unwrap(), [GuestEvent::Progress(0x41), GuestEvent::Progress(0x42)]);
+        let mut last = [0];
+        port.read(0, &mut last);
+        assert_eq!(last, [0x42]);
+    }
+}

@@ -40,3 +40,24 @@ impl BusDevice for Pvpanic {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[test]
+    fn says_what_it_knows_and_tells_what_happened() {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let ear = heard.clone();
+        let mut port = Pvpanic::new(Arc::new(move |event| ear.lock().unwrap().push(event)));
+        let mut events = [0; 2];
+        port.read(0, &mut events);
+        assert_eq!(events, [3, 0xff]);
+        for written in [0, 4, PANICKED, CRASH_LOADED] {
+            port.write(0, &[written]);
+        }
+        assert_eq!(*heard.lock().unwrap(), [GuestEvent::Panicked, GuestEvent::CrashLoaded]);
+    }
+}

@@ -172,3 +172,104 @@ impl BusDevice for Serial {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::testing::PATIENCE;
+
+    const DATA: u64 = 0;
+    const LSR: u64 = 5;
+
+    fn port(out: SerialOut) -> (Serial, Interrupt, Arc<Mutex<Vec<GuestEvent>>>) {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let ear = heard.clone();
+        let line = Interrupt::new().unwrap();
+        let notify: Notify = Arc::new(move |event| ear.lock().unwrap().push(event));
+        (Serial::new(line.try_clone().unwrap(), out, notify).unwrap(), line, heard)
+    }
+
+    fn get(serial: &mut Serial, offset: u64) -> u8 {
+        let mut byte = [0];
+        serial.read(offset, &mut byte);
+        byte[0]
+    }
+
+    #[test]
+    fn output_goes_out_and_the_first_byte_is_told_once() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let out = ConsoleOut::new(writer).unwrap();
+        let (mut serial, line, heard) = port(out.clone().into());
+        for byte in b"hello" {
+            serial.write(DATA, &[*byte]);
+        }
+        assert_eq!(*heard.lock().unwrap(), [GuestEvent::FirstSerialByte]);
+        assert!(out.flush(PATIENCE));
+        let mut text = [0; 5];
+        reader.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"hello");
+        assert!(line.event().read().is_err(), "no interrupt was asked for");
+        serial.write(u64::from(IER), &[2]);
+        assert_eq!(line.event().read().unwrap(), 1, "the transmitter is empty");
+    }
+
+    #[test]
+    fn input_waits_until_the_driver_listens() {
+        let (mut serial, line, _) = port(SerialOut::Discard);
+        assert_eq!(serial.room(), 0);
+        assert_eq!(serial.enqueue(b"early"), 0);
+        assert!(serial.input_ready().read().is_err());
+        get(&mut serial, DATA); // a driver that opens the port empties the receiver
+        serial.write(u64::from(IER), &[IER_RDA]);
+        assert_eq!(serial.input_ready().read().unwrap(), 1);
+        assert_eq!(serial.enqueue(b"early"), 5);
+        assert!(line.event().read().unwrap() > 0);
+        let text: Vec<u8> = (0..5).map(|_| get(&mut serial, DATA)).collect();
+        assert_eq!(text, b"early");
+        assert_eq!(get(&mut serial, LSR) & 1, 0);
+        // The divisor's high byte is not the interrupt enable register.
+        serial.write(u64::from(LCR), &[LCR_DLAB]);
+        serial.write(u64::from(IER), &[0]);
+        serial.write(u64::from(LCR), &[3]);
+        assert_eq!(serial.room(), 64);
+    }
+
+    #[test]
+    fn a_full_fifo_is_reported_when_it_is_empty_again() {
+        let (mut serial, _, _) = port(SerialOut::Discard);
+        serial.write(u64::from(IER), &[IER_RDA]);
+        let text: Vec<u8> = (0..200).collect();
+        let (mut sent, mut seen) = (0, Vec::new());
+        while seen.len() < text.len() {
+            sent += serial.enqueue(&text[sent..]);
+            let room = serial.room();
+            assert!(room == 0 || sent == text.len());
+            assert!(serial.input_ready().read().is_err());
+            while get(&mut serial, LSR) & 1 != 0 {
+                seen.push(get(&mut serial, DATA));
+            }
+            assert_eq!(serial.input_ready().read().is_ok(), room == 0, "signalled just when it was waited for");
+        }
+        assert_eq!(seen, text);
+    }
+
+    #[test]
+    fn input_survives_a_console_that_masks_interrupts_while_it_writes() {
+        let (mut serial, line, _) = port(SerialOut::Discard);
+        serial.write(u64::from(IER), &[IER_RDA]);
+        serial.write(u64::from(IER), &[0]);
+        assert_eq!(serial.enqueue(b"x"), 0);
+        serial.write(u64::from(IER), &[IER_RDA]);
+        assert!(serial.input_ready().read().is_ok());
+        assert_eq!(serial.enqueue(b"x"), 1);
+        serial.write(u64::from(IER), &[0]);
+        get(&mut serial, 2); // reads IIR while masked
+        let _ = line.event().read();
+        serial.write(u64::from(IER), &[IER_RDA]);
+        assert!(line.event().read().is_ok(), "the byte that waits is announced again");
+        assert_eq!(get(&mut serial, DATA), b'x');
+    }
+}

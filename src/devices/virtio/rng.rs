@@ -70,3 +70,56 @@ fn fill(buf: &mut [u8]) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Buffer, RAM, Rig};
+    use crate::virtio::transport::RING_FEATURES;
+
+    fn rig() -> Rig {
+        let mut rig = Rig::new(Box::new(Rng::new(&EntropyConfig {})));
+        rig.drive(RING_FEATURES);
+        rig
+    }
+
+    #[test]
+    fn fills_buffers_of_any_shape() {
+        let mut rig = rig();
+        let buffers = [rig.writable(1), rig.writable(3000), rig.writable(77)];
+        assert_eq!(rig.request(0, &buffers), 3078);
+        let bytes = rig.bytes(buffers[1]);
+        assert!(bytes.iter().filter(|byte| **byte == 0xa5).count() < 100);
+        let across = Buffer { addr: RAM / 2 - 50, len: 100, writable: true };
+        assert_eq!(rig.request(0, &[across]), 100);
+        assert!(rig.bytes(across).iter().any(|byte| *byte != 0));
+    }
+
+    #[test]
+    fn gives_no_more_than_a_share_at_a_time() {
+        let mut rig = rig();
+        let buffers = [rig.writable(100_000), rig.writable(1)];
+        assert_eq!(u64::from(rig.request(0, &buffers)), MOST);
+        let bytes = rig.bytes(buffers[0]);
+        assert!(bytes[65_536..].iter().all(|byte| *byte == 0xa5), "nothing is written beyond what is reported");
+        let readable = rig.readable(b"nothing to write");
+        assert_eq!(rig.request(0, &[readable]), 0);
+    }
+
+    #[test]
+    fn a_buffer_out_of_ram_breaks_it() {
+        for addr in [RAM - 10, RAM, u64::MAX - 5] {
+            let mut rig = rig();
+            rig.post(0, &[Buffer { addr, len: 100, writable: true }]);
+            rig.kick(0);
+            rig.settle();
+            assert!(rig.needs_reset(), "{addr:#x}");
+        }
+    }
+
+    #[test]
+    fn the_config_has_no_unknown_keys() {
+        serde_json::from_str::<EntropyConfig>("{}").unwrap();
+        assert!(serde_json::from_str::<EntropyConfig>(r#"{"rate":1}"#).is_err());
+    }
+}

@@ -317,3 +317,102 @@ fn cause(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or_default().to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::virtio::block::config::{CacheType, IoEngine};
+
+    fn config(path: &Path, is_read_only: bool) -> DriveConfig {
+        DriveConfig {
+            drive_id: "rootfs".to_owned(),
+            path_on_host: path.to_owned(),
+            is_root_device: false,
+            is_read_only,
+            cache_type: CacheType::Writeback,
+            io_engine: IoEngine::Sync,
+        }
+    }
+
+    fn image(len: u64) -> tempfile::NamedTempFile {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(len).unwrap();
+        image
+    }
+
+    fn refusal(path: &Path, read_only: bool) -> String {
+        DiskFile::open(&config(path, read_only)).map(|_| ()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn says_in_words_what_can_not_be_a_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let _socket = UnixListener::bind(at("socket")).unwrap();
+        let (empty, tiny) = (image(0), image(511));
+        let cases = [
+            (at("missing"), "No such file or directory"),
+            (at("missing/too"), "No such file or directory"),
+            (dir.path().to_owned(), "it is a directory, not a raw image file or a block device"),
+            (at("socket"), "it is a socket, not a raw image file or a block device"),
+            ("/dev/null".into(), "it is a character device, not a raw image file or a block device"),
+            (empty.path().into(), "the file is empty; a disk image has at least one sector of 512 bytes"),
+            (tiny.path().into(), "the file is smaller than one sector of 512 bytes"),
+        ];
+        for (path, why) in cases {
+            assert_eq!(refusal(&path, false), format!("open disk 'rootfs' at {}: {why}", path.display()));
+        }
+    }
+
+    #[test]
+    fn a_refused_open_names_the_cure() {
+        let opening = Opening { id: "d", path: Path::new("/x") };
+        let text =
+            |number, read_only| opening.not_openable(&io::Error::from_raw_os_error(number), read_only).to_string();
+        assert_eq!(
+            text(libc::EACCES, false),
+            "open disk 'd' at /x: Permission denied; a disk that the guest need not write can be opened read-only \
+             (is_read_only, --disk PATH,ro)"
+        );
+        assert_eq!(text(libc::EACCES, true), "open disk 'd' at /x: Permission denied");
+        assert!(text(libc::EBUSY, false).ends_with("; the host itself uses it (is it mounted?)"));
+    }
+
+    #[test]
+    fn leaves_out_a_broken_sector_at_the_end() {
+        let image = image(1024 + 511);
+        assert_eq!(DiskFile::open(&config(image.path(), false)).unwrap().len(), 1024);
+    }
+
+    #[test]
+    fn one_writer_or_many_readers() {
+        let image = image(512);
+        let writer = DiskFile::open(&config(image.path(), false)).unwrap();
+        assert!(refusal(image.path(), false).contains("another process uses the image; give each VM its own copy"));
+        assert!(refusal(image.path(), true).contains("another process has the image open for writing"));
+        drop(writer);
+        let readers = [true, true].map(|ro| DiskFile::open(&config(image.path(), ro)).unwrap());
+        assert!(refusal(image.path(), false).contains("is_read_only"));
+        drop(readers);
+        DiskFile::open(&config(image.path(), false)).unwrap();
+    }
+
+    #[test]
+    fn a_partial_transfer_goes_on_where_it_stopped() {
+        let mut bytes = [0_u8; 12];
+        let base = bytes.as_mut_ptr();
+        let lens = |pieces: &[libc::iovec]| {
+            pieces.iter().map(|it| (it.iov_base as usize - base as usize, it.iov_len)).collect::<Vec<_>>()
+        };
+        let piece = |at: usize, len| libc::iovec { iov_base: base.wrapping_add(at).cast(), iov_len: len };
+        let whole = || [piece(0, 4), piece(4, 0), piece(4, 8)];
+        assert_eq!(lens(advance(&mut whole(), 0)), [(0, 4), (4, 0), (4, 8)]);
+        assert_eq!(lens(advance(&mut whole(), 3)), [(3, 1), (4, 0), (4, 8)]);
+        assert_eq!(lens(advance(&mut whole(), 4)), [(4, 8)]);
+        assert_eq!(lens(advance(&mut whole(), 11)), [(11, 1)]);
+        assert_eq!(lens(advance(&mut whole(), 12)), []);
+        assert_eq!(lens(advance(&mut whole(), 13)), []);
+    }
+}

@@ -180,3 +180,6 @@ impl Device for Block {
         io.drain(queue, |chain| self.serve(chain, counters))
     }
 }
+
+#[cfg(test)]
+mod tests;
