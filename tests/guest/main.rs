@@ -1,0 +1,16 @@
+//! Guest tests: real kernels under `vmm`, seen from where a user sits.
+//!
+//! They need /dev/kvm with hardware assistance, or the lab that has it: `tools/test guest` sees to both, and to the
+//! guests of tools/guest. Nothing skips; what cannot run fails and says what is missing. No test asserts a time; every
+//! wait has an end, and fails there with what the guest printed last.
+
+mod boot;
+mod console;
+mod cpus_memory;
+mod disk;
+mod ends;
+mod login;
+mod rng;
+mod screen;
+mod terminal;
+mod vm;

@@ -1,0 +1,318 @@
+//! A VM under test: started as a user would start it, watched with patience, and gone when the test is.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::screen::{Missing, Screen};
+use crate::terminal::Terminal;
+
+/// The program under test.
+const VMM: &str = env!("CARGO_BIN_EXE_vmm");
+/// How long anything may take. In the lab a second of work takes many; a healthy run needs a tenth of this.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// What to start.
+pub struct Vm {
+    args: Vec<OsString>,
+    /// Added to the kernel's command line.
+    append: Vec<String>,
+    stdin: Stdio,
+    stdout: Stdio,
+    /// The user's side of the terminal that both are.
+    user: Option<File>,
+    read: bool,
+}
+
+impl Vm {
+    /// `vmm` without arguments, its standard input /dev/null.
+    pub fn new() -> Self {
+        let (stdin, stdout) = (Stdio::null(), Stdio::piped());
+        Self { args: Vec::new(), append: Vec::new(), stdin, stdout, user: None, read: true }
+    }
+
+    /// A kernel of tools/guest and the initrd that goes with it: `debian12/bzImage`.
+    pub fn boot(kernel: &str) -> Self {
+        let image = guest(kernel);
+        let initrd = image.with_file_name("initrd");
+        Self::new().args(["--kernel".into(), image, "--initrd".into(), initrd])
+    }
+
+    /// The quickest guest: the tuned kernel. For tests of what is not the kernel's business.
+    pub fn tuned() -> Self {
+        Self::boot("tuned/vmlinux")
+    }
+
+    /// More arguments.
+    pub fn args<A: Into<OsString>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// More of the kernel's command line.
+    pub fn append(mut self, words: &str) -> Self {
+        self.append.push(words.to_owned());
+        self
+    }
+
+    /// The initrd runs this script on the console, then powers off. Kernel messages stay out of its lines.
+    pub fn run(self, script: &str) -> Self {
+        let script = format!("dmesg -n 1\n{script}\n");
+        self.append(&format!("vmm.run={}", base64(script.as_bytes())))
+    }
+
+    /// Standard input is a pipe, for [`Running::send`].
+    pub fn pipe(mut self) -> Self {
+        self.stdin = Stdio::piped();
+        self
+    }
+
+    /// Standard input and output are this terminal, and the VM is in its foreground.
+    pub fn on(mut self, terminal: &Terminal) -> Self {
+        (self.stdin, self.stdout, self.user) = (terminal.stdio(), terminal.stdio(), Some(terminal.user()));
+        self
+    }
+
+    /// Nobody reads standard output before [`Running::read`].
+    pub fn unread(mut self) -> Self {
+        self.read = false;
+        self
+    }
+
+    /// Starts it.
+    pub fn start(self) -> Running {
+        if let Err(why) = able() {
+            panic!("{why}");
+        }
+        let mut command = Command::new(VMM);
+        if self.user.is_some() {
+            // A session of its own, so that the terminal is its controlling one.
+            command = Command::new("setsid");
+            command.arg("--ctty").arg(VMM);
+        }
+        command.args(&self.args);
+        if !self.append.is_empty() {
+            command.arg("--append").arg(self.append.join(" "));
+        }
+        command.stdin(self.stdin).stdout(self.stdout).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("start {:?}: {error}", command.get_program()));
+        // The terminal's descriptors in it would keep the terminal from ending.
+        drop(command);
+
+        let errors = Screen::of(child.stderr.take().expect("a pipe"));
+        let mut stdout = child.stdout.take();
+        let console = match (&self.user, self.read) {
+            (Some(user), _) => Screen::of(user.try_clone().expect("a descriptor")),
+            (None, true) => Screen::of(stdout.take().expect("a pipe")),
+            (None, false) => Screen::default(),
+        };
+        let on_terminal = self.user.is_some();
+        let keyboard = self.user.or_else(|| child.stdin.take().map(|pipe| File::from(OwnedFd::from(pipe))));
+        Running { child, keyboard, on_terminal, unread: stdout, console, errors, seen: 0 }
+    }
+}
+
+/// A VM that was started. Dropping it kills it.
+pub struct Running {
+    child: Child,
+    keyboard: Option<File>,
+    on_terminal: bool,
+    unread: Option<ChildStdout>,
+    console: Screen,
+    errors: Screen,
+    /// How far into the console's text the test has come.
+    seen: usize,
+}
+
+impl Running {
+    /// Waits until the console shows `text`, after what was waited for before.
+    pub fn expect(&mut self, text: &str) {
+        match self.console.wait_for(text, self.seen, PATIENCE) {
+            Ok(end) => self.seen = end,
+            Err(Missing::Late) => self.fail(&format!("no {text:?} on the console in {PATIENCE:?}")),
+            Err(Missing::Ended) => self.fail(&format!("the console ended without {text:?}")),
+        }
+    }
+
+    /// Waits until standard error shows `text`.
+    pub fn expect_error(&mut self, text: &str) {
+        if let Err(missing) = self.errors.wait_for(text, 0, PATIENCE) {
+            self.fail(&format!("no {text:?} on standard error ({missing:?})"));
+        }
+    }
+
+    /// Types.
+    pub fn send(&mut self, text: &str) {
+        let keyboard = self.keyboard.as_mut().expect("a pipe or a terminal as standard input");
+        keyboard.write_all(text.as_bytes()).expect("writing to standard input");
+    }
+
+    /// Closes the pipe that is standard input.
+    pub fn end_input(&mut self) {
+        self.keyboard = None;
+    }
+
+    /// Starts reading what nobody read until now.
+    pub fn read(&mut self) {
+        self.console = Screen::of(self.unread.take().expect("unread output"));
+    }
+
+    /// Closes the pipe that is standard output, unread.
+    pub fn hang_up(&mut self) {
+        self.unread = None;
+    }
+
+    /// Sends a signal to the monitor.
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");
+        kill_process(pid, signal).expect("sending a signal");
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("waiting").is_none()
+    }
+
+    /// Waits for the end, which must have this exit code.
+    pub fn ends(mut self, code: i32) -> Ended {
+        let status = self.wait();
+        // A terminal has no end to see, as the test holds it open; what is on its way arrives soon.
+        let patience = Duration::from_secs(if self.on_terminal { 1 } else { 30 });
+        let ended = Ended { console: self.console.all(patience), errors: self.errors.all(patience) };
+        if status.code() != Some(code) {
+            self.fail(&format!("ended with {status}, expected exit code {code}"));
+        }
+        ended
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("waiting") {
+                return status;
+            }
+            if Instant::now() > until {
+                self.fail(&format!("the VM did not end in {PATIENCE:?}"));
+            }
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn fail(&mut self, why: &str) -> ! {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if self.unread.is_some() {
+            self.read();
+        }
+        self.console.all(Duration::from_secs(1));
+        let (console, errors) = (self.console.tail(), self.errors.all(Duration::from_secs(1)));
+        panic!("{why}\n--- standard error ---\n{errors}\n--- the console's last lines ---\n{console}\n---");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a VM that has ended left behind.
+pub struct Ended {
+    /// All that stood on the console.
+    pub console: String,
+    /// Standard error.
+    pub errors: String,
+}
+
+impl Ended {
+    /// What follows `name=` on the first line that starts so.
+    pub fn value(&self, name: &str) -> &str {
+        let found = self.console.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        found.unwrap_or_else(|| panic!("no line {name}=... on the console:\n{}", self.console)).trim()
+    }
+
+    /// The same as a whole number.
+    pub fn number(&self, name: &str) -> u64 {
+        let value = self.value(name);
+        value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number"))
+    }
+
+    /// The line that says why the VM ended: the last of standard error, registers aside.
+    pub fn why(&self) -> &str {
+        self.errors.lines().rfind(|line| line.starts_with("vmm: ")).unwrap_or_default()
+    }
+}
+
+/// A file that tools/guest has made.
+pub fn guest(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest").join(name);
+    assert!(path.exists(), "{} is missing: run `tools/guest all`, or `tools/test guest`", path.display());
+    path
+}
+
+/// A copy of a file of tools/guest that may be written to.
+pub fn copy_of(name: &str, folder: &Path) -> PathBuf {
+    let copy = folder.join(Path::new(name).file_name().expect("a file name"));
+    // Holes stay holes: the image is far larger than what is in it.
+    host("cp", &["--sparse=always".as_ref(), guest(name).as_ref(), copy.as_ref()]);
+    copy
+}
+
+/// Runs a program of the host to its success and returns what it prints.
+pub fn host(program: &str, args: &[&std::ffi::OsStr]) -> String {
+    let output = Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+    let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{program} {args:?}: {}\n{out}{errors}", output.status);
+    out.into_owned()
+}
+
+/// Whether guests can run here.
+fn able() -> &'static Result<(), String> {
+    static ABLE: OnceLock<Result<(), String>> = OnceLock::new();
+    ABLE.get_or_init(|| {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .map_err(|error| format!("guest tests cannot run here: open /dev/kvm: {error}; run `tools/test guest`"))?;
+        let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let assisted = cpu.split_ascii_whitespace().any(|word| word == "vmx" || word == "svm");
+        if !assisted && std::env::var_os("LAB").is_none() {
+            let why = "/dev/kvm has no hardware assistance (neither vmx nor svm)";
+            return Err(format!("guest tests cannot run here: {why}; `tools/test guest` runs them in the lab"));
+        }
+        Ok(())
+    })
+}
+
+/// RFC 4648, section 4.
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for group in bytes.chunks(3) {
+        let number =
+            group.iter().fold(0_usize, |number, byte| number << 8 | usize::from(*byte)) << (8 * (3 - group.len()));
+        for place in 0..4 {
+            let digit = char::from(DIGITS[number >> (18 - 6 * place) & 63]);
+            text.push(if place <= group.len() { digit } else { '=' });
+        }
+    }
+    text
+}
+
+#[test]
+fn scripts_travel_as_base64() {
+    assert_eq!(
+        ["", "f", "fo", "foo", "foob"].map(|text| base64(text.as_bytes())),
+        ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg=="]
+    );
+}
