@@ -122,6 +122,7 @@ impl Serial {
     }
 
     /// Bytes of input that the port takes now. When it is 0, [`Self::input_ready`] is signalled once it may be more.
+    /// That also holds when [`Self::enqueue`] used up the last of it.
     pub fn room(&self) -> usize {
         let room = if self.listens { self.uart.fifo_capacity() } else { 0 };
         if room == 0 {
@@ -136,7 +137,7 @@ impl Serial {
         let room = self.room();
         let taken = bytes.get(..room).unwrap_or(bytes);
         let done = self.uart.enqueue_raw_bytes(taken).unwrap_or(0);
-        if done < bytes.len() {
+        if done < bytes.len() || self.uart.fifo_capacity() == 0 {
             self.input.starved.store(true, Ordering::SeqCst);
         }
         done
@@ -254,6 +255,18 @@ mod tests {
             assert_eq!(serial.input_ready().read().is_ok(), room == 0, "signalled just when it was waited for");
         }
         assert_eq!(seen, text);
+    }
+
+    #[test]
+    fn filling_the_fifo_to_the_brim_counts_as_asking_for_more() {
+        let (mut serial, _, _) = port(SerialOut::Discard);
+        serial.write(u64::from(IER), &[IER_RDA]);
+        assert_eq!(serial.enqueue(&[b'x'; 64]), 64);
+        for _ in 0..64 {
+            assert!(serial.input_ready().read().is_err());
+            get(&mut serial, DATA);
+        }
+        assert!(serial.input_ready().read().is_ok());
     }
 
     #[test]

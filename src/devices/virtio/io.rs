@@ -44,6 +44,8 @@ pub struct Counters {
     pub bytes: AtomicU64,
     /// Requests that the device answered with an error.
     pub failed: AtomicU64,
+    /// Times a back end was told to make data safe.
+    pub flushes: AtomicU64,
     /// Times the device gave up and asked for a reset.
     pub broken: AtomicU64,
     /// Kicks heard from the driver.

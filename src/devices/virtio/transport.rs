@@ -27,6 +27,15 @@ use crate::seams::{Doorbell, GuestEvent, Interrupt, Notify};
 pub const RING_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
 
+/// The status bits in the order in which a driver sets them, each with what must be set before it (virtio 1.2, 3.1.1).
+const STEPS: [(u32, u32); 5] = [
+    (VIRTIO_CONFIG_S_ACKNOWLEDGE, 0),
+    (VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_ACKNOWLEDGE),
+    (VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_DRIVER),
+    (VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK),
+    (VIRTIO_CONFIG_S_FAILED, 0),
+];
+
 /// The device's way to interrupt its driver. Workers and the transport share it.
 pub struct Signal {
     registers: Arc<Registers>,
@@ -345,18 +354,17 @@ impl Transport {
             return self.bad_access();
         }
         let new = value & known & !old;
-        let steps: [(u32, u32, fn(&mut Self) -> bool); 5] = [
-            (VIRTIO_CONFIG_S_ACKNOWLEDGE, 0, |_| true),
-            (VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_ACKNOWLEDGE, |_| true),
-            (VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_DRIVER, Self::accepts_features),
-            (VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, Self::is_set_up),
-            (VIRTIO_CONFIG_S_FAILED, 0, |_| true),
-        ];
-        for (bit, after, allowed) in steps {
+        for (bit, after) in STEPS {
             if new & bit == 0 {
                 continue;
             }
-            if !self.has(after) || !allowed(self) {
+            let allowed = self.has(after)
+                && match bit {
+                    VIRTIO_CONFIG_S_FEATURES_OK => self.accepts_features(),
+                    VIRTIO_CONFIG_S_DRIVER_OK => self.is_set_up(),
+                    _ => true,
+                };
+            if !allowed {
                 self.bad_access();
                 continue;
             }

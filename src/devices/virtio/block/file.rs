@@ -103,7 +103,7 @@ impl DiskFile {
     }
 
     /// Bytes that the guest sees: a multiple of [`SECTOR`], at least one.
-    pub fn len(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         self.len
     }
 
@@ -383,7 +383,7 @@ mod tests {
     #[test]
     fn leaves_out_a_broken_sector_at_the_end() {
         let image = image(1024 + 511);
-        assert_eq!(DiskFile::open(&config(image.path(), false)).unwrap().len(), 1024);
+        assert_eq!(DiskFile::open(&config(image.path(), false)).unwrap().size(), 1024);
     }
 
     #[test]

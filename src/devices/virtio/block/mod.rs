@@ -30,6 +30,8 @@ pub struct Block {
     serial: [u8; VIRTIO_BLK_ID_BYTES as usize],
     read_only: bool,
     cache: CacheType,
+    /// The driver knows no flushes and takes every write that is done for safe (5.2.6.2).
+    write_through: bool,
 }
 
 /// How a request ended: the status byte and how many bytes of data the guest got.
@@ -54,7 +56,7 @@ impl Block {
             *to = from;
         }
         let (id, read_only, cache) = (config.drive_id.clone(), config.is_read_only, config.cache_type);
-        Ok(Self { file, id, serial, read_only, cache })
+        Ok(Self { file, id, serial, read_only, cache, write_through: false })
     }
 
     fn features(&self) -> u64 {
@@ -75,7 +77,7 @@ impl Block {
         let io_min = topology.map_or(0, |it| blocks(it.io_min));
         let io_opt = topology.map_or(0, |it| blocks(it.io_opt));
         let mut config = Vec::with_capacity(32);
-        config.extend((self.file.len() / SECTOR).to_le_bytes()); // capacity, in sectors of 512 bytes
+        config.extend((self.file.size() / SECTOR).to_le_bytes()); // capacity, in sectors of 512 bytes
         config.extend(0_u32.to_le_bytes()); // size_max: not offered
         config.extend(SEG_MAX.to_le_bytes());
         config.extend([0; 4]); // geometry: not offered
@@ -89,7 +91,7 @@ impl Block {
     /// Serves one request and returns how many bytes were written to the chain, the status byte included.
     fn serve(&mut self, chain: &Chain<'_>, counters: &Counters) -> Result<u32, Broken> {
         let status_at = chain.writable_len().checked_sub(1).ok_or(Broken("a request has no room for its status"))?;
-        let (status, data) = match self.run(chain, status_at) {
+        let (status, data) = match self.run(chain, status_at, counters) {
             Ok(data) => {
                 count(&counters.bytes, data.max(chain.readable_len().saturating_sub(HEADER)));
                 (VIRTIO_BLK_S_OK, data)
@@ -104,8 +106,8 @@ impl Block {
         u32::try_from(data.saturating_add(1)).map_err(|_| Broken("a request is too long"))
     }
 
-    fn run(&mut self, chain: &Chain<'_>, room: u64) -> Outcome {
-        let mut header = [0; HEADER as usize];
+    fn run(&mut self, chain: &Chain<'_>, room: u64, counters: &Counters) -> Outcome {
+        let mut header = [0; 16];
         chain.read(0, &mut header).map_err(|_| Failure::Refused("its header is short or not in RAM"))?;
         let [a, b, c, d, _, _, _, _, sector @ ..] = header;
         let sector = u64::from_le_bytes(sector);
@@ -122,12 +124,9 @@ impl Block {
                 let offset = self.place(sector, end.saturating_sub(HEADER))?;
                 let from = chain.readable_part(HEADER..end);
                 self.file.transfer(Direction::Write, chain.memory(), from, offset).map_err(Failure::Host)?;
-                Ok(0)
+                if self.write_through { self.flush(counters) } else { Ok(0) }
             }
-            VIRTIO_BLK_T_FLUSH if self.cache == CacheType::Writeback => {
-                self.file.sync().map_err(Failure::Host)?;
-                Ok(0)
-            }
+            VIRTIO_BLK_T_FLUSH if self.cache == CacheType::Writeback => self.flush(counters),
             VIRTIO_BLK_T_GET_ID => {
                 let len = usize::try_from(room).unwrap_or(usize::MAX).min(self.serial.len());
                 let serial = self.serial.get(..len).unwrap_or_default();
@@ -138,6 +137,12 @@ impl Block {
         }
     }
 
+    fn flush(&self, counters: &Counters) -> Outcome {
+        count(&counters.flushes, 1);
+        self.file.sync().map_err(Failure::Host)?;
+        Ok(0)
+    }
+
     /// Where `len` bytes from `sector` on lie in the file.
     fn place(&self, sector: u64, len: u64) -> Result<u64, Failure> {
         if !len.is_multiple_of(SECTOR) {
@@ -145,7 +150,7 @@ impl Block {
         }
         let offset = sector.checked_mul(SECTOR);
         offset
-            .filter(|offset| offset.checked_add(len).is_some_and(|end| end <= self.file.len()))
+            .filter(|offset| offset.checked_add(len).is_some_and(|end| end <= self.file.size()))
             .ok_or(Failure::Refused("it is beyond the end of the disk"))
     }
 
@@ -173,6 +178,12 @@ impl Device for Block {
             config: self.config(),
             ..Facts::default()
         }
+    }
+
+    fn started(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
+        let flushes = io.features() & (1 << VIRTIO_BLK_F_FLUSH) != 0;
+        self.write_through = self.cache == CacheType::Writeback && !flushes;
+        Ok(())
     }
 
     fn kicked(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {

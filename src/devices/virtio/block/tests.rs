@@ -217,6 +217,18 @@ fn a_read_only_disk_stays_as_it_is() {
 }
 
 #[test]
+fn a_driver_without_flushes_gets_safe_writes() {
+    for (features, flushes) in [(RING_FEATURES, 1), (RING_FEATURES | 1 << 9, 0)] {
+        let mut disk = Disk::writable();
+        disk.rig.drive(features);
+        let data = disk.rig.readable(&[9; 512]);
+        assert_eq!(disk.request(VIRTIO_BLK_T_OUT, 0, &[data]), (OK, 1));
+        let counters = disk.rig.transport().worker().counters();
+        assert_eq!(counters.flushes.load(std::sync::atomic::Ordering::Relaxed), flushes);
+    }
+}
+
+#[test]
 fn an_image_that_shrinks_is_an_error_of_the_request() {
     let mut disk = Disk::writable();
     disk.image.as_file().set_len(512).unwrap();
