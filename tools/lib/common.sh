@@ -47,16 +47,15 @@ need_packages() {
     rm -f "$log"
 }
 
-# with_lock NAME COMMAND...: one at a time on this machine. The lock is not
-# inherited by what the command leaves running.
+# with_lock NAME COMMAND...: one at a time on this machine. Not to be called
+# where a failure is tested for: `set -e` must stay in force within.
 with_lock() {
-    local name=$1 lock rc=0; shift
+    local the_lock
     mkdir -p "$CACHE/lock"
-    exec {lock}>"$CACHE/lock/$name"
-    flock -n "$lock" || { say "waiting for another run ($name)"; flock "$lock"; }
-    "$@" || rc=$?
-    exec {lock}>&-
-    return $rc
+    exec {the_lock}>"$CACHE/lock/$1"
+    flock -n "$the_lock" || { say "waiting for another run ($1)"; flock "$the_lock"; }
+    "${@:2}"
+    exec {the_lock}>&-
 }
 
 # debian_sources RELEASE: one-line apt sources for that Debian release, taken

@@ -1,0 +1,2 @@
+# shellcheck shell=bash
+minbase_packages() { need_packages mmdebstrap; }
