@@ -163,6 +163,7 @@ impl Worker {
             messages,
             shared: Arc::clone(&shared),
             room: Segments::default(),
+            pings: Vec::new(),
             up: None,
             init: Ok(()),
             quit: false,
@@ -202,6 +203,8 @@ struct Loop {
     messages: Receiver<Message>,
     shared: Arc<Shared>,
     room: Segments,
+    /// To be answered at the next look at the mail: then every doorbell that was rung before was heard, too.
+    pings: Vec<SyncSender<()>>,
     up: Option<Up>,
     init: Result<(), event_manager::Error>,
     quit: bool,
@@ -237,6 +240,9 @@ impl MutEventSubscriber for Loop {
 impl Loop {
     fn read_mail(&mut self, ops: &mut EventOps) {
         self.shared.wanted.store(false, Ordering::SeqCst);
+        for reply in self.pings.drain(..) {
+            let _ = reply.send(());
+        }
         while !self.quit {
             match self.messages.try_recv() {
                 Ok(Message::Start { queues, features, signal }) => {
@@ -251,7 +257,8 @@ impl Loop {
                     let _ = reply.send(self.device.facts().config);
                 }
                 Ok(Message::Ping { reply }) => {
-                    let _ = reply.send(());
+                    self.pings.push(reply);
+                    let _ = self.shared.mail.write(1);
                 }
                 Ok(Message::Quit) => {
                     self.stop(ops);
