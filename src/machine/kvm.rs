@@ -12,7 +12,7 @@ use crate::error::{Doing, HostError};
 use crate::x86_64::layout;
 
 /// Capabilities that a machine cannot do without, with the name that api.rst gives them.
-const NEEDED: [(Cap, &str); 8] = [
+const NEEDED: [(Cap, &str); 9] = [
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
@@ -21,6 +21,7 @@ const NEEDED: [(Cap, &str); 8] = [
     (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
     (Cap::Pit2, "KVM_CAP_PIT2"),
+    (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
 ];
 
 /// A virtual machine as KVM knows it.

@@ -1,10 +1,12 @@
 //! The running thing: memory, VM, register devices, virtio devices with their workers, vCPUs.
 //!
 //! One assembly path, walked by the control thread. Fields are dropped in the order in which they are declared: vCPUs
-//! first, so that nobody pokes a device that is gone, memory last.
+//! first, so that nobody pokes a device that is gone, then the VM, then the memory that it shows to the guest.
 
 use std::io;
+use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use devices::legacy::cmos::Cmos;
@@ -16,6 +18,7 @@ use devices::legacy::pvpanic::Pvpanic;
 use devices::legacy::serial::{Serial, SerialOut};
 use devices::seams::{Interrupt, Notify};
 use devices::virtio::mmio::MmioTransport;
+use devices::virtio::registers::{Registers, offset};
 use devices::virtio::worker::{Worker, WorkerHandle};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::Cap;
@@ -43,8 +46,9 @@ pub struct Machine {
     serial: Option<SerialPort>,
     power: Arc<Mutex<Pm>>,
     events: Arc<Events>,
-    _buses: Arc<Buses>,
     _vm: Vm,
+    /// Mapped into the guest, like the memory: they outlive the VM.
+    _registers: Vec<Arc<Registers>>,
     _ram: Ram,
 }
 
@@ -65,18 +69,18 @@ impl Machine {
         events: Arc<Events>,
     ) -> Result<Self, HostError> {
         let timeline = |mark| events.timeline().mark(mark);
-        let wants = &config.machine_config;
         let opened = open_devices(&plan.devices)?;
-        let ram = Ram::map(&plan.ram, wants.huge_pages, wants.track_dirty_pages)?;
-        timeline(Mark::Memory);
-        let vm = Vm::create()?;
+        // KVM_CREATE_VM waits for the host's kernel (milliseconds, for a grace period); meanwhile memory is filled.
+        let (vm, loaded) = thread::scope(|scope| {
+            let vm = thread::Builder::new().name("kvm".into()).spawn_scoped(scope, Vm::create);
+            let loaded = load(config, plan, &events);
+            let vm = vm.doing(|| "start a thread").and_then(|vm| vm.join().unwrap_or_else(|bug| resume_unwind(bug)));
+            (vm, loaded)
+        });
+        let (ram, entry) = loaded?;
+        let vm = vm?;
         map_ram(&vm, &ram)?;
         timeline(Mark::Vm);
-
-        let rsdp = acpi::write(ram.guest(), &hardware(plan))?;
-        let entry = boot::load(&ram, &config.boot_source, &plan.cmdline, rsdp)?;
-        regs::write_boot_tables(ram.guest(), entry)?;
-        timeline(Mark::Loaded);
 
         let notify: Notify = {
             let events = events.clone();
@@ -85,16 +89,18 @@ impl Machine {
         let mut buses = Buses::default();
         let serial = console.map(|out| attach_serial(&vm, &mut buses, out, &notify)).transpose()?;
         let power = attach_registers(&vm, &mut buses, &notify)?;
-        let mut workers = Vec::new();
+        let (mut workers, mut registers) = (Vec::new(), Vec::new());
         for (slot, device) in plan.devices.iter().zip(opened) {
-            workers.push(attach_virtio(&vm, &ram, &mut buses, slot, device, &notify)?);
+            let (worker, page) = attach_virtio(&vm, &ram, &mut buses, slot, device, &notify)?;
+            workers.push(worker);
+            registers.push(page);
         }
         timeline(Mark::Devices);
 
         let buses = Arc::new(buses);
-        let vcpus = create_vcpus(&vm, plan, wants.smt, entry, &buses, &events)?;
+        let vcpus = create_vcpus(&vm, plan, config.machine_config.smt, entry, &buses, &events)?;
         timeline(Mark::Vcpus);
-        Ok(Self { vcpus, workers, serial, power, events, _buses: buses, _vm: vm, _ram: ram })
+        Ok(Self { vcpus, workers, serial, power, events, _vm: vm, _registers: registers, _ram: ram })
     }
 
     /// Lets every vCPU run. Only the boot processor has something to run; the others wait for it to start them.
@@ -149,6 +155,18 @@ impl Drop for Machine {
             worker.quit();
         }
     }
+}
+
+/// Maps guest memory and fills it: kernel, initrd, command line, boot parameters, ACPI tables.
+fn load(config: &VmConfig, plan: &Plan, events: &Events) -> Result<(Ram, Entry), HostError> {
+    let wants = &config.machine_config;
+    let ram = Ram::map(&plan.ram, wants.huge_pages, wants.track_dirty_pages)?;
+    events.timeline().mark(Mark::Memory);
+    let rsdp = acpi::write(ram.guest(), &hardware(plan))?;
+    let entry = boot::load(&ram, &config.boot_source, &plan.cmdline, rsdp)?;
+    regs::write_boot_tables(ram.guest(), entry)?;
+    events.timeline().mark(Mark::Loaded);
+    Ok((ram, entry))
 }
 
 type OpenDevice = Box<dyn devices::virtio::Device>;
@@ -214,18 +232,29 @@ fn attach_virtio(
     slot: &Slot,
     device: OpenDevice,
     notify: &Notify,
-) -> Result<WorkerHandle, HostError> {
-    const QUEUE_NOTIFY: u64 = 0x50;
+) -> Result<(WorkerHandle, Arc<Registers>), HostError> {
     let memory = ram.guest().clone();
     let doing = || format!("attach device '{}'", slot.id);
     let worker = Worker::spawn(&slot.id, slot.index, device, memory.clone()).doing(doing)?;
     let transport = MmioTransport::new(slot.index, worker.clone(), memory, notify.clone()).doing(doing)?;
     vm.bind_interrupt(transport.interrupt(), slot.gsi)?;
     for (queue, doorbell) in (0..).zip(transport.doorbells()) {
-        vm.bind_doorbell(doorbell, slot.gpa + QUEUE_NOTIFY, queue)?;
+        vm.bind_doorbell(doorbell, slot.gpa + offset::QUEUE_NOTIFY, queue)?;
     }
+    let registers = transport.registers().clone();
+    show_registers(vm, slot, &registers)?;
     buses.mmio.insert(slot.gpa, layout::VIRTIO_MMIO_LEN, Arc::new(Mutex::new(transport))).doing(doing)?;
-    Ok(worker)
+    Ok((worker, registers))
+}
+
+/// Lets the guest read a device's registers as memory: reads then cost no exit, and writes still make one.
+#[allow(unsafe_code)]
+fn show_registers(vm: &Vm, slot: &Slot, registers: &Arc<Registers>) -> Result<(), HostError> {
+    const FIRST_SLOT: usize = 16; // above those of RAM
+    let number = u32::try_from(FIRST_SLOT + slot.index).doing(|| "number a memory slot")?;
+    // SAFETY: the page is `layout::VIRTIO_MMIO_LEN` bytes of atomics, which the machine keeps until the VM is closed;
+    // the guest can only read it.
+    unsafe { vm.map_memory(number, slot.gpa, layout::VIRTIO_MMIO_LEN, registers.as_ptr() as u64, true) }
 }
 
 fn create_vcpus(

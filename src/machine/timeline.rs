@@ -12,10 +12,10 @@ pub enum Mark {
     Configured,
     /// Guest memory was mapped.
     Memory,
-    /// KVM's VM exists.
-    Vm,
     /// Kernel, initrd and boot parameters are in guest memory.
     Loaded,
+    /// KVM's VM exists.
+    Vm,
     /// Devices are open and their workers wait.
     Devices,
     /// vCPUs exist and wait.
@@ -39,8 +39,8 @@ pub const MARKS: [(Mark, &str); 13] = [
     (Mark::Main, "process started"),
     (Mark::Configured, "configuration checked"),
     (Mark::Memory, "guest memory mapped"),
-    (Mark::Vm, "VM created"),
     (Mark::Loaded, "kernel and initrd loaded"),
+    (Mark::Vm, "VM created"),
     (Mark::Devices, "devices ready"),
     (Mark::Vcpus, "vCPUs ready"),
     (Mark::FirstRun, "guest entered"),

@@ -235,13 +235,17 @@ impl Vcpu {
         match exit {
             VcpuExit::IoIn(port, data) => {
                 count(&self.exits.io_in);
-                self.buses.io.read(port.into(), data);
+                data.chunks_mut(access_size()).for_each(|access| {
+                    self.buses.io.read(port.into(), access);
+                });
             }
             VcpuExit::IoOut(port, data) => {
                 if count(&self.exits.io_out) == 0 {
                     self.events.timeline().mark(Mark::FirstExit);
                 }
-                self.buses.io.write(port.into(), data);
+                data.chunks(access_size()).for_each(|access| {
+                    self.buses.io.write(port.into(), access);
+                });
             }
             VcpuExit::MmioRead(address, data) => {
                 count(&self.exits.mmio_read);
@@ -268,6 +272,16 @@ impl Vcpu {
             _ => false,
         }
     }
+}
+
+/// Bytes of one port access of the exit at hand: a string instruction (`rep outsb`) makes several, all on one port.
+fn access_size() -> usize {
+    KVM_RUN.with(|run| {
+        // SAFETY: set by this thread before it runs the guest, to its kvm_run page, which is mapped as long as it is
+        // set; the exit was KVM_EXIT_IO, for which the kernel filled this member of the union.
+        let size = unsafe { (*run.get()).__bindgen_anon_1.io.size };
+        usize::from(size).max(1)
+    })
 }
 
 /// Counts one; returns the count before.
