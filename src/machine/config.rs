@@ -1,7 +1,19 @@
 //! The user's document: the only model of a VM.
 //!
 //! Its JSON is Firecracker's config-file dialect, extended in the same style. Command-line flags edit the same value.
-//! Nothing here opens a file or runs a VM; any thread may use it.
+//! The types are here; [`load`] reads a document, applies the flags and reports every fault at once. Nothing here runs a
+//! VM; only the checks of `host.rs` look at the host. Any thread may use it.
+
+mod dialect;
+mod edit;
+mod fault;
+mod host;
+mod lines;
+mod load;
+mod nearest;
+mod path;
+mod validate;
+mod walk;
 
 use std::path::PathBuf;
 
@@ -9,6 +21,13 @@ use devices::virtio::block::config::DriveConfig;
 use devices::virtio::rng::EntropyConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use edit::{Change, Edit};
+pub use fault::{Fault, Faults, Origin};
+pub use host::HostLimits;
+pub use load::{Source, load};
+pub use path::{JsonPath, PathError, Step};
+pub use validate::{ID_MAX, MAX_CPUS, MAX_MEMORY_MIB};
 
 /// A virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -45,9 +64,13 @@ pub struct BootSource {
     /// Initial RAM disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd_path: Option<PathBuf>,
-    /// Kernel command line. Where it is absent a default is used.
+    /// Kernel command line. Where it is absent a default is used; where it says no `root=` and a drive is the root
+    /// device, `root=/dev/vda` is added.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_args: Option<String>,
+    /// Words put behind `boot_args`, or behind the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_args_append: Option<String>,
 }
 
 /// CPUs and memory.
@@ -55,8 +78,10 @@ pub struct BootSource {
 #[serde(deny_unknown_fields, default)]
 pub struct MachineConfig {
     /// Number of vCPUs: at least 1, at most what the host's KVM supports.
+    #[schemars(range(min = 1, max = 4096))]
     pub vcpu_count: u32,
     /// Guest memory in MiB: at least 32.
+    #[schemars(range(min = 32, max = 67_108_864))]
     pub mem_size_mib: u64,
     /// Present the vCPUs to the guest as pairs of hardware threads; `vcpu_count` must then be 1 or even.
     pub smt: bool,
@@ -64,6 +89,18 @@ pub struct MachineConfig {
     pub track_dirty_pages: bool,
     /// What kind of host pages back the guest's memory.
     pub huge_pages: HugePages,
+}
+
+impl VmConfig {
+    /// Where the fields of `drives` that make one the root device point: its place among `drives`.
+    pub fn root_drive(&self) -> Option<usize> {
+        self.drives.iter().position(|drive| drive.is_root_device)
+    }
+
+    /// The JSON Schema of the configuration, as a value.
+    pub fn schema() -> serde_json::Value {
+        schemars::schema_for!(Self).to_value()
+    }
 }
 
 impl Default for MachineConfig {
@@ -86,24 +123,19 @@ pub enum HugePages {
 }
 
 /// The first serial port (16550A).
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SerialConfig {
-    /// File to which the guest's output goes instead of standard output.
+    /// File to which the guest's output goes (it is appended to) instead of standard output.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial_out_path: Option<PathBuf>,
     /// `false`: the VM has no serial port.
-    pub enabled: SerialEnabled,
+    pub enabled: bool,
 }
 
-/// Whether the VM has a serial port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(transparent)]
-pub struct SerialEnabled(pub bool);
-
-impl Default for SerialEnabled {
+impl Default for SerialConfig {
     fn default() -> Self {
-        Self(true)
+        Self { serial_out_path: None, enabled: true }
     }
 }
 

@@ -1,0 +1,139 @@
+//! Firecracker's keys for what is not here yet: refused by name, or taken out where they ask for nothing. Pure.
+//!
+//! Firecracker writes every key into its own sample files, with null for what is not wanted; those must be accepted.
+//! Source: Firecracker, docs/getting-started.md and src/firecracker/swagger/firecracker.yaml.
+
+use serde_json::{Map, Value};
+
+use super::fault::Problem;
+use super::path::JsonPath;
+
+/// Firecracker's keys without a meaning here, by the object that they are in.
+const LATER: [(&str, &[&str]); 5] = [
+    (
+        "",
+        &[
+            "balloon",
+            "cpu-config",
+            "memory-hotplug",
+            "metrics",
+            "mmds-config",
+            "network-interfaces",
+            "pmem",
+            "vsock",
+        ],
+    ),
+    ("machine-config", &["cpu_template"]),
+    ("drives", &["partuuid", "rate_limiter", "socket"]),
+    ("entropy", &["rate_limiter"]),
+    ("serial", &["rate_limiter"]),
+];
+
+/// The names of log levels as Firecracker reads them: in any case, and with a short form.
+const LEVELS: [(&str, &str); 7] = [
+    ("off", "Off"),
+    ("error", "Error"),
+    ("warning", "Warning"),
+    ("warn", "Warning"),
+    ("info", "Info"),
+    ("debug", "Debug"),
+    ("trace", "Trace"),
+];
+
+/// Takes out Firecracker's keys that ask for nothing and brings its spellings into one form. What asks for something
+/// that is not here is a problem, and is taken out too.
+pub(super) fn settle(document: &mut Value) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let Value::Object(document) = document else { return problems };
+    for (place, keys) in LATER {
+        if place.is_empty() {
+            take_out(document, keys, &JsonPath::ROOT, &mut problems);
+            continue;
+        }
+        let path = JsonPath::keys([place]);
+        match document.get_mut(place) {
+            Some(Value::Object(object)) => take_out(object, keys, &path, &mut problems),
+            Some(Value::Array(list)) => {
+                for (index, element) in list.iter_mut().enumerate() {
+                    if let Value::Object(object) = element {
+                        take_out(object, keys, &path.index(index), &mut problems);
+                        engine(object, &path.index(index), &mut problems);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    if let Some(Value::String(level)) = document.get_mut("logger").and_then(|logger| logger.get_mut("level"))
+        && let Some((_, name)) = LEVELS.iter().find(|(plain, _)| level.eq_ignore_ascii_case(plain))
+    {
+        *level = (*name).to_owned();
+    }
+    problems
+}
+
+fn take_out(object: &mut Map<String, Value>, keys: &[&str], path: &JsonPath, problems: &mut Vec<Problem>) {
+    for key in keys {
+        let Some(value) = object.remove(*key) else { continue };
+        let asks_nothing = match &value {
+            Value::Null => true,
+            Value::Array(list) => list.is_empty(),
+            Value::String(name) => *key == "cpu_template" && name == "None",
+            _ => false,
+        };
+        if !asks_nothing {
+            problems.push(Problem::new(path.key(key), format!("`{key}` (Firecracker's) is not in this version of vmm")));
+        }
+    }
+}
+
+/// `io_engine: "Async"` is Firecracker's too.
+fn engine(drive: &mut Map<String, Value>, path: &JsonPath, problems: &mut Vec<Problem>) {
+    if drive.get("io_engine").and_then(Value::as_str) == Some("Async") {
+        drive.remove("io_engine");
+        let text = "`Async` (Firecracker's) is not in this version of vmm; `Sync` is";
+        problems.push(Problem::new(path.key("io_engine"), text));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_asks_for_nothing_is_taken_out() {
+        let mut document = json!({
+            "balloon": null, "pmem": [], "network-interfaces": [], "machine-config": { "cpu_template": "None", "smt": false },
+            "drives": [{ "drive_id": "a", "socket": null, "partuuid": null, "rate_limiter": null }],
+            "logger": { "level": "WARN" }, "unknown": null
+        });
+        assert_eq!(settle(&mut document), []);
+        let left = json!({
+            "machine-config": { "smt": false }, "drives": [{ "drive_id": "a" }], "logger": { "level": "Warning" },
+            "unknown": null
+        });
+        assert_eq!(document, left);
+    }
+
+    #[test]
+    fn what_asks_for_something_is_refused_by_name() {
+        let mut document = json!({
+            "vsock": { "guest_cid": 3 }, "machine-config": { "cpu_template": "T2" },
+            "drives": [{}, { "rate_limiter": {}, "io_engine": "Async" }], "entropy": { "rate_limiter": {} }
+        });
+        let problems: Vec<_> = settle(&mut document).into_iter().map(|p| format!("{}: {}", p.path, p.text)).collect();
+        let refused = |path: &str, key: &str| format!("{path}: `{key}` (Firecracker's) is not in this version of vmm");
+        assert_eq!(
+            problems,
+            [
+                refused("vsock", "vsock"),
+                refused("machine-config.cpu_template", "cpu_template"),
+                refused("drives[1].rate_limiter", "rate_limiter"),
+                refused("drives[1].io_engine", "Async") + "; `Sync` is",
+                refused("entropy.rate_limiter", "rate_limiter"),
+            ]
+        );
+    }
+}

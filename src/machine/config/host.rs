@@ -1,0 +1,221 @@
+//! What only the host can say about a configuration: files, memory, CPUs. Looks, opens nothing for long.
+#![allow(unsafe_code)] // sysinfo(2)
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use super::VmConfig;
+use super::fault::Problem;
+use super::path::JsonPath;
+
+/// What the host has to give.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostLimits {
+    /// Memory and swap, MiB.
+    pub memory_mib: Option<u64>,
+    /// Most vCPUs of one VM, where it is known.
+    pub cpus: Option<u32>,
+}
+
+impl HostLimits {
+    /// Asks the host for its memory.
+    pub fn of_this_host() -> Self {
+        Self { memory_mib: memory_mib(), cpus: None }
+    }
+}
+
+fn memory_mib() -> Option<u64> {
+    let mut info = MaybeUninit::<libc::sysinfo>::zeroed();
+    // SAFETY: the kernel fills the structure behind the pointer, which is as large as it expects.
+    let info = unsafe {
+        if libc::sysinfo(info.as_mut_ptr()) != 0 {
+            return None;
+        }
+        info.assume_init()
+    };
+    let units = u128::from(info.totalram) + u128::from(info.totalswap);
+    u64::try_from(units * u128::from(info.mem_unit) >> 20).ok()
+}
+
+impl VmConfig {
+    /// Everything that this host cannot do for this configuration.
+    pub fn check_host(&self, limits: &HostLimits) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut add = |path: JsonPath, text: Option<String>| problems.extend(text.map(|text| Problem::new(path, text)));
+        let machine = &self.machine_config;
+        let memory = limits.memory_mib.filter(|most| machine.mem_size_mib > *most);
+        let memory = memory.map(|most| format!("this host has {most} MiB of memory and swap, not {}", machine.mem_size_mib));
+        add(JsonPath::keys(["machine-config", "mem_size_mib"]), memory);
+        let cpus = limits.cpus.filter(|most| machine.vcpu_count > *most);
+        let cpus = cpus.map(|most| format!("this host's KVM allows {most} CPUs, not {}", machine.vcpu_count));
+        add(JsonPath::keys(["machine-config", "vcpu_count"]), cpus);
+
+        let boot = &self.boot_source;
+        add(JsonPath::keys(["boot-source", "kernel_image_path"]), bad_image(&boot.kernel_image_path));
+        let initrd = boot.initrd_path.as_ref().and_then(|path| bad_image(path));
+        add(JsonPath::keys(["boot-source", "initrd_path"]), initrd);
+        for (index, drive) in self.drives.iter().enumerate() {
+            let path = JsonPath::keys(["drives"]).index(index).key("path_on_host");
+            add(path, bad_disk(&drive.path_on_host, drive.is_read_only));
+        }
+        let serial = self.serial.serial_out_path.as_ref().filter(|_| self.serial.enabled);
+        add(JsonPath::keys(["serial", "serial_out_path"]), serial.and_then(|path| bad_output(path)));
+        let log = self.logger.as_ref().and_then(|logger| logger.log_path.as_ref());
+        add(JsonPath::keys(["logger", "log_path"]), log.and_then(|path| bad_output(path)));
+        problems
+    }
+}
+
+fn bad_image(path: &Path) -> Option<String> {
+    let found = match path.metadata() {
+        Ok(found) => found,
+        Err(error) => return Some(refused(path, &error)),
+    };
+    match kind(&found) {
+        None => File::open(path).err().map(|error| refused(path, &error)),
+        Some(kind) => Some(format!("{} is {kind}, not a file", path.display())),
+    }
+}
+
+fn bad_disk(path: &Path, read_only: bool) -> Option<String> {
+    let found = match path.metadata() {
+        Ok(found) => found,
+        Err(error) => return Some(refused(path, &error)),
+    };
+    match kind(&found) {
+        Some(kind) if !found.file_type().is_block_device() => {
+            Some(format!("{} is {kind}, not a disk image or a block device", path.display()))
+        }
+        _ => match OpenOptions::new().read(true).write(!read_only).open(path) {
+            Ok(_) => None,
+            Err(error) if !read_only && File::open(path).is_ok() => {
+                Some(format!("{}; it can be read: make the drive read-only?", refused_to("write", path, &error)))
+            }
+            Err(error) => Some(refused(path, &error)),
+        },
+    }
+}
+
+/// An output file may be missing, its directory may not.
+fn bad_output(path: &Path) -> Option<String> {
+    match path.metadata() {
+        Ok(found) if found.is_dir() => Some(format!("{} is a directory, not a file", path.display())),
+        Ok(found) if !found.is_file() => None, // a FIFO or a terminal: opening it here could wait or hang up
+        Ok(_) => OpenOptions::new().append(true).open(path).err().map(|error| refused_to("write", path, &error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let directory = match path.parent() {
+                Some(parent) if !parent.as_os_str().is_empty() => parent,
+                _ => Path::new("."),
+            };
+            match directory.metadata() {
+                Ok(found) if found.is_dir() => None,
+                Ok(_) => Some(format!("{} is not a directory", directory.display())),
+                Err(_) => Some(format!("the directory {} does not exist", directory.display())),
+            }
+        }
+        Err(error) => Some(refused(path, &error)),
+    }
+}
+
+/// What a file is when it is no regular file.
+fn kind(found: &Metadata) -> Option<&'static str> {
+    let kind = found.file_type();
+    match () {
+        () if kind.is_file() => None,
+        () if kind.is_dir() => Some("a directory"),
+        () if kind.is_block_device() => Some("a block device"),
+        () if kind.is_char_device() => Some("a character device"),
+        () if kind.is_fifo() => Some("a FIFO"),
+        () if kind.is_socket() => Some("a socket"),
+        () => Some("something else"),
+    }
+}
+
+fn refused(path: &Path, error: &io::Error) -> String {
+    refused_to("read", path, error)
+}
+
+fn refused_to(doing: &str, path: &Path, error: &io::Error) -> String {
+    let path = path.display();
+    match error.kind() {
+        io::ErrorKind::NotFound => format!("{path} does not exist"),
+        io::ErrorKind::PermissionDenied => format!("no permission to {doing} {path}"),
+        io::ErrorKind::ReadOnlyFilesystem => format!("{path} is on a read-only file system"),
+        io::ErrorKind::NotADirectory => format!("{path} does not exist: a part of its path is a file"),
+        _ => format!("cannot {doing} {path}: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use serde_json::json;
+
+    use super::*;
+
+    const PLENTY: HostLimits = HostLimits { memory_mib: Some(1 << 20), cpus: Some(64) };
+
+    fn problems(document: serde_json::Value, limits: &HostLimits) -> Vec<String> {
+        let config: VmConfig = serde_json::from_value(document).unwrap();
+        config.check_host(limits).into_iter().map(|p| format!("{}: {}", p.path, p.text)).collect()
+    }
+
+    #[test]
+    fn files_are_looked_at_each_in_its_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        fs::write(path("file"), "x").unwrap();
+        let good = json!({
+            "boot-source": { "kernel_image_path": path("file"), "initrd_path": path("file") },
+            "drives": [{ "drive_id": "a", "path_on_host": path("file") }],
+            "serial": { "serial_out_path": path("new") }, "logger": { "log_path": path("file") }
+        });
+        assert!(problems(good, &PLENTY).is_empty());
+        let bad = json!({
+            "boot-source": { "kernel_image_path": path("none"), "initrd_path": dir.path() },
+            "drives": [{ "drive_id": "a", "path_on_host": "/dev/null" }, { "drive_id": "b", "path_on_host": path("file/x") }],
+            "serial": { "serial_out_path": path("none/new") }, "logger": { "log_path": dir.path() }
+        });
+        let (dir, none, below) = (dir.path().display(), path("none"), path("file/x"));
+        assert_eq!(
+            problems(bad, &PLENTY),
+            [
+                format!("boot-source.kernel_image_path: {none} does not exist"),
+                format!("boot-source.initrd_path: {dir} is a directory, not a file"),
+                "drives[0].path_on_host: /dev/null is a character device, not a disk image or a block device".into(),
+                format!("drives[1].path_on_host: {below} does not exist: a part of its path is a file"),
+                format!("serial.serial_out_path: the directory {none} does not exist"),
+                format!("logger.log_path: {dir} is a directory, not a file"),
+            ]
+        );
+    }
+
+    #[test]
+    fn the_host_has_limits() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let document = json!({
+            "boot-source": { "kernel_image_path": file.path() }, "machine-config": { "vcpu_count": 8, "mem_size_mib": 4096 }
+        });
+        assert!(problems(document.clone(), &HostLimits { memory_mib: None, cpus: None }).is_empty());
+        assert_eq!(
+            problems(document, &HostLimits { memory_mib: Some(2048), cpus: Some(4) }),
+            [
+                "machine-config.mem_size_mib: this host has 2048 MiB of memory and swap, not 4096",
+                "machine-config.vcpu_count: this host's KVM allows 4 CPUs, not 8",
+            ]
+        );
+        assert!(HostLimits::of_this_host().memory_mib.is_some_and(|mib| mib > 0));
+    }
+
+    #[test]
+    fn errors_read_as_sentences() {
+        let error = |kind| refused_to("write", Path::new("/x"), &io::Error::from(kind));
+        assert_eq!(error(io::ErrorKind::PermissionDenied), "no permission to write /x");
+        assert_eq!(error(io::ErrorKind::ReadOnlyFilesystem), "/x is on a read-only file system");
+        assert_eq!(error(io::ErrorKind::TimedOut), "cannot write /x: timed out");
+    }
+}

@@ -1,0 +1,226 @@
+//! What a well-typed configuration may still say wrong. Pure: no look at the host.
+
+use std::collections::HashMap;
+
+use super::fault::Problem;
+use super::path::JsonPath;
+use super::{HugePages, VmConfig};
+use crate::plan;
+use crate::x86_64::layout;
+
+/// Longest id.
+pub const ID_MAX: usize = 64;
+/// Most vCPUs of any KVM (KVM_MAX_VCPUS of Linux at its largest).
+pub const MAX_CPUS: u32 = 4096;
+/// Most memory, MiB: 64 TiB, the physical addresses of a 4-level guest.
+pub const MAX_MEMORY_MIB: u64 = 64 << 20;
+
+impl VmConfig {
+    /// Everything that is wrong with this configuration, whatever the host.
+    pub fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        self.check_machine(&mut problems);
+        self.check_boot(&mut problems);
+        self.check_drives(&mut problems);
+        self.check_paths(&mut problems);
+        problems
+    }
+
+    fn check_machine(&self, problems: &mut Vec<Problem>) {
+        let machine = &self.machine_config;
+        let mut wrong = |key, text: String| problems.push(Problem::new(JsonPath::keys(["machine-config", key]), text));
+        match machine.vcpu_count {
+            0 => wrong("vcpu_count", "must be at least 1, not 0".into()),
+            cpus if cpus > MAX_CPUS => wrong("vcpu_count", format!("must be at most {MAX_CPUS}, not {cpus}")),
+            cpus if machine.smt && cpus > 1 && cpus % 2 == 1 => {
+                wrong("vcpu_count", format!("must be 1 or even with smt, not {cpus}"));
+            }
+            _ => {}
+        }
+        let mib = machine.mem_size_mib;
+        if mib < layout::MIN_MEMORY_MIB {
+            wrong("mem_size_mib", format!("must be at least {}, not {mib}", layout::MIN_MEMORY_MIB));
+        } else if mib > MAX_MEMORY_MIB {
+            wrong("mem_size_mib", format!("must be at most {MAX_MEMORY_MIB}, not {mib}"));
+        } else if machine.huge_pages == HugePages::TwoMib && mib % 2 == 1 {
+            wrong("mem_size_mib", format!("must be even with huge_pages 2M, not {mib}"));
+        }
+    }
+
+    fn check_boot(&self, problems: &mut Vec<Problem>) {
+        let source = &self.boot_source;
+        let path = |key| JsonPath::keys(["boot-source", key]);
+        let mut sane = true;
+        for (key, text) in [("boot_args", &source.boot_args), ("boot_args_append", &source.boot_args_append)] {
+            let Some(text) = text else { continue };
+            if let Some(bad) = text.chars().find(|char| char.is_control()) {
+                sane = false;
+                problems.push(Problem::new(path(key), format!("contains the control character {bad:?}")));
+            }
+        }
+        let len = plan::compose_cmdline(self).len();
+        let most = layout::CMDLINE_MAX - 1;
+        if sane && len > most {
+            let key = if source.boot_args.is_none() { "boot_args_append" } else { "boot_args" };
+            let text = format!("the kernel command line is {len} bytes long; at most {most} fit");
+            problems.push(Problem::new(path(key), text));
+        }
+    }
+
+    fn check_drives(&self, problems: &mut Vec<Problem>) {
+        let drives = JsonPath::keys(["drives"]);
+        let mut names = HashMap::new();
+        let mut root = None;
+        for (index, drive) in self.drives.iter().enumerate() {
+            let path = drives.index(index);
+            let mut wrong = |key, text: String| problems.push(Problem::new(path.key(key), text));
+            if let Some(text) = bad_id(&drive.drive_id) {
+                wrong("drive_id", text);
+            } else if drive.drive_id == "rng" && self.entropy.is_some() {
+                wrong("drive_id", "`rng` is the random number generator's id; choose another".into());
+            }
+            match names.entry(drive.drive_id.as_str()) {
+                std::collections::hash_map::Entry::Vacant(free) => _ = free.insert(index),
+                std::collections::hash_map::Entry::Occupied(first) => {
+                    wrong("drive_id", format!("`{}` is drives[{}]'s id already", drive.drive_id, first.get()));
+                }
+            }
+            match root {
+                _ if !drive.is_root_device => {}
+                None => root = Some(index),
+                Some(first) => wrong("is_root_device", format!("drives[{first}] is the root device already")),
+            }
+        }
+        let devices = self.drives.len() + usize::from(self.entropy.is_some());
+        if devices > layout::VIRTIO_MMIO_MAX {
+            let text = format!("{devices} devices are too many: there is room for {}", layout::VIRTIO_MMIO_MAX);
+            problems.push(Problem::new(drives, text));
+        }
+    }
+
+    fn check_paths(&self, problems: &mut Vec<Problem>) {
+        for (path, file) in self.paths() {
+            if file.as_os_str().is_empty() {
+                problems.push(Problem::new(path, "is empty; a file's path is expected"));
+            } else if file.as_os_str().as_encoded_bytes().contains(&0) {
+                problems.push(Problem::new(path, "contains a NUL character"));
+            }
+        }
+    }
+
+    /// Every path of a host's file, with its place.
+    fn paths(&self) -> impl Iterator<Item = (JsonPath, &std::path::Path)> {
+        let drives = self.drives.iter().enumerate().map(|(index, drive)| {
+            (JsonPath::keys(["drives"]).index(index).key("path_on_host"), Some(&drive.path_on_host))
+        });
+        let single = [
+            (JsonPath::keys(["boot-source", "kernel_image_path"]), Some(&self.boot_source.kernel_image_path)),
+            (JsonPath::keys(["boot-source", "initrd_path"]), self.boot_source.initrd_path.as_ref()),
+            (JsonPath::keys(["serial", "serial_out_path"]), self.serial.serial_out_path.as_ref()),
+            (
+                JsonPath::keys(["logger", "log_path"]),
+                self.logger.as_ref().and_then(|logger| logger.log_path.as_ref()),
+            ),
+        ];
+        single.into_iter().chain(drives).filter_map(|(path, file)| Some((path, file?.as_path())))
+    }
+}
+
+/// What is wrong with an id: 1 to 64 letters, digits, `-` and `_`, as in Firecracker.
+pub fn bad_id(id: &str) -> Option<String> {
+    if id.is_empty() {
+        return Some("is empty; 1 to 64 letters, digits, `-` or `_` are expected".into());
+    }
+    if let Some(bad) = id.chars().find(|char| !(char.is_ascii_alphanumeric() || *char == '-' || *char == '_')) {
+        return Some(format!("`{id}` contains {bad:?}; letters, digits, `-` and `_` are allowed"));
+    }
+    (id.len() > ID_MAX).then(|| format!("is {} characters long; at most {ID_MAX} are allowed", id.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn problems(document: Value) -> Vec<String> {
+        let mut whole = json!({ "boot-source": { "kernel_image_path": "k" } });
+        for (key, value) in document.as_object().unwrap() {
+            whole[key] = value.clone();
+        }
+        let config: VmConfig = serde_json::from_value(whole).unwrap();
+        config.validate().into_iter().map(|p| format!("{}: {}", p.path, p.text)).collect()
+    }
+
+    #[test]
+    fn a_good_configuration_has_no_problems() {
+        let drives = json!([{ "drive_id": "rootfs", "path_on_host": "r", "is_root_device": true },
+            { "drive_id": "a-2", "path_on_host": "x" }]);
+        assert!(problems(json!({ "drives": drives, "entropy": {}, "machine-config": { "vcpu_count": 4, "smt": true } })).is_empty());
+    }
+
+    #[test]
+    fn each_fault_has_its_place_and_words() {
+        let drive = |id: &str, root: bool| json!({ "drive_id": id, "path_on_host": "x", "is_root_device": root });
+        let many: Vec<_> = (0..65).map(|n| drive(&format!("d{n}"), false)).collect();
+        for (document, wanted) in [
+            (json!({ "machine-config": { "vcpu_count": 0 } }), "machine-config.vcpu_count: must be at least 1, not 0"),
+            (json!({ "machine-config": { "vcpu_count": 5000 } }), "machine-config.vcpu_count: must be at most 4096, not 5000"),
+            (
+                json!({ "machine-config": { "vcpu_count": 3, "smt": true } }),
+                "machine-config.vcpu_count: must be 1 or even with smt, not 3",
+            ),
+            (json!({ "machine-config": { "mem_size_mib": 0 } }), "machine-config.mem_size_mib: must be at least 32, not 0"),
+            (
+                json!({ "machine-config": { "mem_size_mib": 67_108_865 } }),
+                "machine-config.mem_size_mib: must be at most 67108864, not 67108865",
+            ),
+            (
+                json!({ "machine-config": { "mem_size_mib": 129, "huge_pages": "2M" } }),
+                "machine-config.mem_size_mib: must be even with huge_pages 2M, not 129",
+            ),
+            (
+                json!({ "boot-source": { "kernel_image_path": "k", "boot_args": "a\nb" } }),
+                "boot-source.boot_args: contains the control character '\\n'",
+            ),
+            (
+                json!({ "boot-source": { "kernel_image_path": "k", "boot_args": "x".repeat(2048) } }),
+                "boot-source.boot_args: the kernel command line is 2048 bytes long; at most 2047 fit",
+            ),
+            (
+                json!({ "boot-source": { "kernel_image_path": "" } }),
+                "boot-source.kernel_image_path: is empty; a file's path is expected",
+            ),
+            (json!({ "drives": [drive("a", false), drive("a", false)] }), "drives[1].drive_id: `a` is drives[0]'s id already"),
+            (
+                json!({ "drives": [drive("a", true), drive("b", true)] }),
+                "drives[1].is_root_device: drives[0] is the root device already",
+            ),
+            (
+                json!({ "drives": [drive("", false)] }),
+                "drives[0].drive_id: is empty; 1 to 64 letters, digits, `-` or `_` are expected",
+            ),
+            (
+                json!({ "drives": [drive("a b", false)] }),
+                "drives[0].drive_id: `a b` contains ' '; letters, digits, `-` and `_` are allowed",
+            ),
+            (
+                json!({ "drives": [drive(&"a".repeat(65), false)] }),
+                "drives[0].drive_id: is 65 characters long; at most 64 are allowed",
+            ),
+            (
+                json!({ "drives": [drive("rng", false)], "entropy": {} }),
+                "drives[0].drive_id: `rng` is the random number generator's id; choose another",
+            ),
+            (json!({ "drives": many }), "drives: 65 devices are too many: there is room for 64"),
+        ] {
+            assert_eq!(problems(document), [wanted]);
+        }
+    }
+
+    #[test]
+    fn all_faults_come_together() {
+        let machine = json!({ "vcpu_count": 0, "mem_size_mib": 1 });
+        assert_eq!(problems(json!({ "machine-config": machine, "serial": { "serial_out_path": "" } })).len(), 3);
+    }
+}
