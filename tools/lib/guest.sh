@@ -107,7 +107,7 @@ make_busybox() {
     echo 'root::0:0:root:/root:/bin/sh' >"$tree/etc/passwd"
     echo 'root:x:0:' >"$tree/etc/group"
     echo '127.0.0.1 localhost vmm' >"$tree/etc/hosts"
-    echo 'export PATH=/bin:/sbin PS1="\u@\h:\w\$ "' >"$tree/etc/profile"
+    echo 'export PATH=/bin:/sbin PS1="root@vmm:\w# "' >"$tree/etc/profile"
     chmod 1777 "$tree/tmp"; chmod 700 "$tree/root"
     ext4_image "$tree" "$1/busybox.ext4" 64M 766d6d00-0000-4000-8000-000000000001
     same_times "$1/busybox.ext4" "$tree"
