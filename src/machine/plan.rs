@@ -3,6 +3,7 @@
 //! Pure: the same configuration always gives the same plan, without a look at the host. `vmm explain` prints it.
 
 mod cmdline;
+mod map;
 
 use std::path::PathBuf;
 
@@ -10,6 +11,7 @@ use devices::virtio::DeviceConfig;
 use serde::Serialize;
 
 pub use cmdline::{DEFAULT_CMDLINE, SERIAL_CMDLINE, compose as compose_cmdline};
+pub use map::{Region, RegionKind};
 
 use crate::config::VmConfig;
 use crate::x86_64::layout;

@@ -8,8 +8,9 @@ pub fn nearest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
         .into_iter()
         .map(|name| {
             let name_plain = plain(name);
-            // The beginning or the end of a name is as good as the name: "vcpu" for "vcpu_count".
-            let part = wrong.len() >= 3 && (name_plain.contains(&wrong) || wrong.contains(&name_plain));
+            // A part of a name is as good as the name: "cpus" for "vcpu_count".
+            let stem = wrong.trim_end_matches('s');
+            let part = stem.len() >= 3 && (name_plain.contains(stem) || wrong.contains(&name_plain));
             (if part { 1 } else { distance(&wrong, &name_plain) }, name)
         })
         .min_by_key(|(distance, _)| *distance)
@@ -46,7 +47,9 @@ mod tests {
             ("VCPU-COUNT", Some("vcpu_count")),
             ("mem_size", Some("mem_size_mib")),
             ("hugepages", Some("huge_pages")),
-            ("st", None),
+            ("cpus", Some("vcpu_count")),
+            ("st", Some("smt")),
+            ("balloon", None),
             ("kernel", None),
             ("", None),
         ] {

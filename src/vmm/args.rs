@@ -1,0 +1,203 @@
+//! The command line. Flags only edit the configuration's value; none has a meaning of its own.
+//!
+//! Running is the default verb. Everything here is on the main thread and before anything is opened but the
+//! configuration file.
+
+mod disk;
+mod vm;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::timings::TimingsFormat;
+pub use vm::VmArgs;
+
+const EXAMPLES: &str = "\
+Examples:
+  A distribution's kernel; its console is this terminal (Ctrl-A x leaves):
+    vmm --kernel vmlinuz --initrd initrd.img --rootfs debian.ext4
+  A configuration file, with some things changed:
+    vmm --config vm.json --cpus 4 --memory 2G
+  A read-only disk, and a word more for the kernel:
+    vmm --kernel vmlinux --disk data.img,ro,id=data --append debug
+  Anything that a file can say:
+    vmm --config vm.json --set drives[0].cache_type=Unsafe
+  What would be built, without building it:
+    vmm explain --config vm.json
+
+Exit status: 0 the guest powered off; 152 the configuration is wrong;
+153 the command line is wrong. docs/exit-codes.md has the others,
+docs/config.md the keys of the file.";
+
+/// Runs Linux in a micro virtual machine on KVM.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vmm",
+    version,
+    after_help = EXAMPLES,
+    max_term_width = 110,
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    override_usage = "vmm --kernel FILE [--rootfs IMAGE] [OPTIONS]\n       vmm --config FILE [OPTIONS]\n       vmm <COMMAND>"
+)]
+struct Cli {
+    #[command(flatten)]
+    vm: VmArgs,
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Print what would be built: memory map, devices, interrupts, kernel command line, files. Touches no KVM
+    Explain(ExplainArgs),
+    /// Say whether this host can run VMs, or whether a kernel can boot in one
+    Doctor(DoctorArgs),
+    /// Print the JSON Schema of the configuration
+    Schema,
+}
+
+/// What running needs besides the VM's configuration.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Running")]
+pub struct RunArgs {
+    /// Name of the VM, for messages: 1 to 64 letters, digits or `-`
+    #[arg(long, value_name = "NAME", value_parser = instance_id)]
+    pub id: Option<String>,
+    /// Print when each phase of the boot was reached
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, default_missing_value = "table")]
+    pub timings: Option<TimingsFormat>,
+    /// Time for the guest to power off after SIGTERM, SIGINT or SIGHUP
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub grace: u64,
+    /// Firecracker's; there is no API to switch off
+    #[arg(long, hide = true)]
+    pub no_api: bool,
+}
+
+/// What `vmm explain` takes.
+#[derive(Debug, Clone, clap::Args)]
+#[command(max_term_width = 110, arg_required_else_help = true)]
+pub struct ExplainArgs {
+    #[command(flatten)]
+    pub vm: VmArgs,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `vmm doctor` takes.
+#[derive(Debug, Clone, clap::Args)]
+#[command(max_term_width = 110)]
+pub struct DoctorArgs {
+    /// Look at this kernel image instead of the host
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Order {
+    /// Run a VM.
+    Run(Box<VmArgs>, RunArgs),
+    /// `vmm explain`.
+    Explain(Box<ExplainArgs>),
+    /// `vmm doctor`.
+    Doctor(DoctorArgs),
+    /// `vmm schema`.
+    Schema,
+}
+
+/// Why an order was not carried out.
+#[derive(Debug)]
+pub enum Failure {
+    /// The configuration is wrong: a line per fault.
+    Config(String),
+    /// The command line is wrong.
+    Args(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(text) | Self::Args(text) => f.write_str(text),
+        }
+    }
+}
+
+/// Reads the command line.
+pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Order, clap::Error> {
+    let mut matches = Cli::command().try_get_matches_from(args)?;
+    let cli = Cli::from_arg_matches_mut(&mut matches)?;
+    Ok(match cli.verb {
+        None => Order::Run(Box::new(cli.vm), cli.run),
+        Some(Verb::Explain(args)) => Order::Explain(Box::new(args)),
+        Some(Verb::Doctor(args)) => Order::Doctor(args),
+        Some(Verb::Schema) => Order::Schema,
+    })
+}
+
+/// Prints help, version or what is wrong, and returns the exit status for it.
+pub fn refuse(error: &clap::Error, status: u8) -> ExitCode {
+    let _ = error.print();
+    if error.exit_code() == 0 { ExitCode::SUCCESS } else { ExitCode::from(status) }
+}
+
+fn instance_id(text: &str) -> Result<String, String> {
+    let good = !text.is_empty() && text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if good { Ok(text.to_owned()) } else { Err("1 to 64 letters, digits or `-` are expected".into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(line: &str) -> Result<Order, clap::Error> {
+        read(std::iter::once("vmm").chain(line.split(' ')).map(OsString::from))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn running_is_the_default_verb() {
+        assert!(matches!(order("--kernel k"), Ok(Order::Run(..))));
+        assert!(matches!(order("explain --kernel k"), Ok(Order::Explain(_))));
+        assert!(matches!(order("doctor --json"), Ok(Order::Doctor(_))));
+        assert!(matches!(order("schema"), Ok(Order::Schema)));
+    }
+
+    #[test]
+    fn timings_may_stand_alone_or_name_a_format() {
+        for (line, format) in [
+            ("--kernel k --timings", Some(TimingsFormat::Table)),
+            ("--timings json --kernel k", Some(TimingsFormat::Json)),
+            ("--timings=json --kernel k", Some(TimingsFormat::Json)),
+            ("--timings --kernel k", Some(TimingsFormat::Table)),
+            ("--kernel k", None),
+        ] {
+            let Ok(Order::Run(_, run)) = order(line) else { panic!("{line}") };
+            assert_eq!(run.timings, format, "{line}");
+        }
+    }
+
+    #[test]
+    fn ids_are_as_in_firecracker() {
+        assert!(instance_id("a-1").is_ok());
+        for bad in ["", "a_b", "a b", &"a".repeat(65)] {
+            assert!(instance_id(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! The flags that describe a VM, and the edits that they are.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use machine::config::{Change, Edit, HostLimits, JsonPath, Origin, Source, VmConfig, load};
+use serde_json::{Value, json};
+
+use super::Failure;
+use super::disk::{self, Disk};
+
+/// The flags that describe a VM.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct VmArgs {
+    /// JSON file with the configuration (Firecracker's dialect); flags change what it says
+    #[arg(long, value_name = "FILE", visible_alias = "config-file", help_heading = "Configuration")]
+    pub config: Option<PathBuf>,
+    /// Set any key: `machine-config.smt=true`, `drives[0].drive_id=a`, `drives[+]={...}`. JSON, or a bare text. Repeatable
+    #[arg(long, value_name = "PATH=VALUE", value_parser = setting, help_heading = "Configuration")]
+    pub set: Vec<Setting>,
+
+    /// Kernel image: an ELF vmlinux or a bzImage (a distribution's vmlinuz); the format is detected
+    #[arg(long, value_name = "FILE", help_heading = "Boot")]
+    pub kernel: Option<String>,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE", help_heading = "Boot")]
+    pub initrd: Option<String>,
+    /// Kernel command line, instead of the default
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true, help_heading = "Boot")]
+    pub cmdline: Option<String>,
+    /// Words to add to the kernel command line. Repeatable
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true, help_heading = "Boot")]
+    pub append: Vec<String>,
+    /// What a reboot of the guest does
+    #[arg(long, value_name = "ACTION", value_parser = ["exit", "restart"], help_heading = "Boot")]
+    pub on_reboot: Option<String>,
+
+    /// Number of CPUs [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    pub cpus: Option<u64>,
+    /// Memory: 512M, 2G, or a number of MiB [default: 128M]
+    #[arg(long, value_name = "SIZE", value_parser = mebibytes, help_heading = "Machine")]
+    pub memory: Option<u64>,
+
+    /// Root file system: a raw image or a block device; the guest's /dev/vda. Options: ,ro ,id=NAME ,cache=unsafe
+    #[arg(long, value_name = "PATH[,ro]", value_parser = disk::parse, help_heading = "Devices")]
+    pub rootfs: Option<Disk>,
+    /// Another disk. Options: ,ro ,id=NAME ,cache=unsafe. Repeatable
+    #[arg(long, value_name = "PATH[,ro][,id=NAME]", value_parser = disk::parse, help_heading = "Devices")]
+    pub disk: Vec<Disk>,
+    /// A random number generator; there is one anyway unless --config is given
+    #[arg(long, overrides_with = "no_rng", help_heading = "Devices")]
+    pub rng: bool,
+    /// No random number generator
+    #[arg(long, help_heading = "Devices")]
+    pub no_rng: bool,
+    /// Where the serial port's output goes instead of standard output
+    #[arg(long, value_name = "file:PATH", value_parser = serial, conflicts_with = "no_serial", help_heading = "Devices")]
+    pub serial: Option<String>,
+    /// No serial port
+    #[arg(long, help_heading = "Devices")]
+    pub no_serial: bool,
+
+    /// Lowest severity in the monitor's own log: off, error, warning, info, debug, trace
+    #[arg(long, value_name = "LEVEL", alias = "level", help_heading = "Log")]
+    pub log_level: Option<String>,
+    /// File for the monitor's own log instead of standard error
+    #[arg(long, value_name = "FILE", alias = "log-path", help_heading = "Log")]
+    pub log_file: Option<String>,
+}
+
+/// `--set PATH=VALUE`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Setting {
+    path: JsonPath,
+    value: Value,
+    /// PATH as it was written.
+    written: String,
+}
+
+impl VmArgs {
+    /// Reads the file, if one is named, applies the flags and checks the result; with `host`, also against the host.
+    pub fn load(&self, host: Option<&HostLimits>) -> Result<VmConfig, Failure> {
+        let text = self.config.as_deref().map(read).transpose().map_err(Failure::Config)?;
+        let source = text.as_deref().map(|text| Source { text, file: self.config.as_deref() });
+        load(source, &self.edits(), host).map_err(|faults| {
+            let is_in_document = faults.is_in_document();
+            let lines = faults.iter().map(|fault| match (&fault.origin, fault.path.to_string().as_str()) {
+                (Origin::Nowhere | Origin::Flag(_), "boot-source" | "boot-source.kernel_image_path")
+                    if self.kernel.is_none() && self.config.is_none() =>
+                {
+                    "no kernel to boot; give --kernel FILE or --config FILE".to_owned()
+                }
+                _ => fault.to_string(),
+            });
+            let text = lines.collect::<Vec<_>>().join("\n");
+            if is_in_document { Failure::Config(text) } else { Failure::Args(text) }
+        })
+    }
+
+    /// What the flags do to the document, in order.
+    pub fn edits(&self) -> Vec<Edit> {
+        let mut edits = Vec::new();
+        let mut set = |path: &[&str], value: Option<Value>, flag: &str| {
+            let path = JsonPath(path.iter().map(|key| machine::config::Step::Key((*key).to_owned())).collect());
+            edits.extend(value.map(|value| Edit::set(path, value, flag)));
+        };
+        let text = |text: &Option<String>| text.as_deref().map(Value::from);
+        set(&["boot-source", "kernel_image_path"], text(&self.kernel), "--kernel");
+        set(&["boot-source", "initrd_path"], text(&self.initrd), "--initrd");
+        set(&["boot-source", "boot_args"], text(&self.cmdline), "--cmdline");
+        set(&["machine-config", "vcpu_count"], self.cpus.map(Value::from), "--cpus");
+        set(&["machine-config", "mem_size_mib"], self.memory.map(Value::from), "--memory");
+        set(&["serial", "serial_out_path"], text(&self.serial), "--serial");
+        set(&["serial", "enabled"], self.no_serial.then(|| false.into()), "--no-serial");
+        set(&["logger", "level"], text(&self.log_level), "--log-level");
+        set(&["logger", "log_path"], text(&self.log_file), "--log-file");
+        set(&["on-reboot"], text(&self.on_reboot), "--on-reboot");
+        set(&["entropy"], self.no_rng.then_some(Value::Null), "--no-rng");
+        let rng = self.rng || self.config.is_none() && !self.no_rng;
+        edits.extend(rng.then(|| change(JsonPath::keys(["entropy"]), Change::Default(json!({})), "--rng")));
+        let append = JsonPath::keys(["boot-source", "boot_args_append"]);
+        edits.extend(self.append.iter().map(|words| change(append.clone(), Change::Words(words.clone()), "--append")));
+        edits.extend(self.rootfs.iter().flat_map(root_edits));
+        edits.extend(self.disk.iter().enumerate().map(|(place, disk)| disk_edit(place, disk)));
+        let settings = self.set.iter();
+        edits.extend(settings.map(|set| Edit::set(set.path.clone(), set.value.clone(), format!("--set {}", set.written))));
+        edits
+    }
+}
+
+fn change(path: JsonPath, change: Change, flag: &str) -> Edit {
+    Edit { path, change, source: flag.to_owned() }
+}
+
+/// `--rootfs` changes the root drive that is there, or makes one.
+fn root_edits(disk: &Disk) -> Vec<Edit> {
+    const FLAG: &str = "--rootfs";
+    let drives = JsonPath::keys(["drives"]);
+    let root = drives.join(machine::config::Step::Where("is_root_device".into(), "true".into()));
+    let mut edits = vec![
+        Edit::set(root.key("path_on_host"), disk.path.as_str(), FLAG),
+        Edit::set(root.key("is_read_only"), disk.read_only.unwrap_or(false), FLAG),
+    ];
+    edits.push(match &disk.id {
+        Some(id) => Edit::set(root.key("drive_id"), id.as_str(), FLAG),
+        None => change(root.key("drive_id"), Change::Default("rootfs".into()), FLAG),
+    });
+    edits.extend(disk.cache.map(|cache| Edit::set(root.key("cache_type"), cache, FLAG)));
+    edits
+}
+
+/// `--disk` adds a drive.
+fn disk_edit(place: usize, disk: &Disk) -> Edit {
+    let mut drive = json!({
+        "drive_id": disk.id.clone().unwrap_or_else(|| format!("disk{}", place + 1)),
+        "path_on_host": disk.path,
+        "is_root_device": false,
+        "is_read_only": disk.read_only.unwrap_or(false),
+    });
+    if let (Some(drive), Some(cache)) = (drive.as_object_mut(), disk.cache) {
+        drive.insert("cache_type".into(), cache.into());
+    }
+    let end = JsonPath::keys(["drives"]).join(machine::config::Step::Next);
+    Edit::set(end, drive, format!("--disk {}", disk.path))
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    fs::read(path)
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => "does not exist".to_owned(),
+            std::io::ErrorKind::PermissionDenied => "no permission to read it".to_owned(),
+            std::io::ErrorKind::IsADirectory => "is a directory, not a file".to_owned(),
+            _ => error.to_string(),
+        })
+        .and_then(|bytes| String::from_utf8(bytes).map_err(|_| "is not text (UTF-8)".to_owned()))
+        .map_err(|text| format!("--config: {}: {text}", path.display()))
+}
+
+fn setting(text: &str) -> Result<Setting, String> {
+    // `[key=text]` may stand in the path: the sign that counts is outside of brackets.
+    let mut depth = 0;
+    let sign = text.char_indices().find(|(_, char)| {
+        depth += i32::from(*char == '[') - i32::from(*char == ']');
+        *char == '=' && depth <= 0
+    });
+    let Some((at, _)) = sign else { return Err("PATH=VALUE is expected, as in machine-config.smt=true".into()) };
+    let (written, value) = (text.get(..at).unwrap_or_default(), text.get(at + 1..).unwrap_or_default());
+    let path = written.parse::<JsonPath>().map_err(|error| error.to_string())?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+    Ok(Setting { path, value, written: written.to_owned() })
+}
+
+fn serial(text: &str) -> Result<String, String> {
+    match text.strip_prefix("file:") {
+        Some(path) if !path.is_empty() => Ok(path.to_owned()),
+        _ => Err("file:PATH is expected".into()),
+    }
+}
+
+fn mebibytes(text: &str) -> Result<u64, String> {
+    let digits = text.find(|char: char| !char.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.to_ascii_lowercase().as_str() {
+        "" | "m" | "mb" | "mib" => 1,
+        "g" | "gb" | "gib" => 1 << 10,
+        "t" | "tb" | "tib" => 1 << 20,
+        _ => return Err("512M, 2G or a number of MiB is expected".into()),
+    };
+    let number: u64 = number.parse().map_err(|_| "512M, 2G or a number of MiB is expected".to_owned())?;
+    number.checked_mul(factor).ok_or_else(|| "is more than addresses can name".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loaded(args: VmArgs) -> VmConfig {
+        args.load(None).unwrap()
+    }
+
+    fn kernel() -> VmArgs {
+        VmArgs { kernel: Some("k".into()), ..Default::default() }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, mib) in [("512", 512), ("512M", 512), ("2G", 2048), ("2GiB", 2048), ("1t", 1 << 20), ("0", 0)] {
+            assert_eq!(mebibytes(text), Ok(mib), "{text}");
+        }
+        for text in ["", "M", "1.5G", "-1", "1K", "1X", "99999999999999999999", "18446744073709551615T"] {
+            assert!(mebibytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn settings_are_json_or_text() {
+        for (text, path, value) in [
+            ("a.b=true", "a.b", json!(true)),
+            ("a=1", "a", json!(1)),
+            ("a=x=y", "a", json!("x=y")),
+            ("a=", "a", json!("")),
+            ("a[id=b].c=\"1\"", "a[id=b].c", json!("1")),
+            ("a[0]={\"b\":2}", "a[0]", json!({ "b": 2 })),
+        ] {
+            let set = setting(text).unwrap();
+            assert_eq!((set.path.to_string().as_str(), set.value), (path, value));
+        }
+        assert!(setting("a").is_err() && setting("=1").is_err() && setting("a..b=1").is_err());
+    }
+
+    #[test]
+    fn flags_make_a_configuration() {
+        let config = loaded(VmArgs {
+            initrd: Some("i".into()),
+            append: vec!["a".into(), "b".into()],
+            cpus: Some(2),
+            memory: Some(512),
+            rootfs: Some(disk::parse("r.img,ro").unwrap()),
+            disk: vec![disk::parse("x").unwrap(), disk::parse("y,id=why").unwrap()],
+            set: vec![setting("machine-config.smt=true").unwrap()],
+            log_level: Some("debug".into()),
+            ..kernel()
+        });
+        assert_eq!(config.boot_source.boot_args_append.as_deref(), Some("a b"));
+        assert_eq!((config.machine_config.vcpu_count, config.machine_config.mem_size_mib), (2, 512));
+        let drives: Vec<_> =
+            config.drives.iter().map(|d| (d.drive_id.as_str(), d.is_root_device, d.is_read_only)).collect();
+        assert_eq!(drives, [("rootfs", true, true), ("disk1", false, false), ("why", false, false)]);
+        assert!(config.machine_config.smt && config.entropy.is_some());
+        assert_eq!(config.logger.unwrap().level, machine::config::LogLevel::Debug);
+        assert!(loaded(VmArgs { no_rng: true, ..kernel() }).entropy.is_none());
+    }
+
+    #[test]
+    fn flags_change_what_the_file_says() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let text = r#"{"boot-source": {"kernel_image_path": "k", "boot_args_append": "x"}, "drives": [
+            {"drive_id": "a", "path_on_host": "a"},
+            {"drive_id": "b", "path_on_host": "b", "is_root_device": true, "is_read_only": true}]}"#;
+        std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+        let config = loaded(VmArgs {
+            config: Some(file.path().to_owned()),
+            rootfs: Some(disk::parse("new").unwrap()),
+            append: vec!["y".into()],
+            ..Default::default()
+        });
+        assert_eq!(config.boot_source.boot_args_append.as_deref(), Some("x y"));
+        assert_eq!(config.drives.len(), 2);
+        let root = &config.drives[1];
+        assert_eq!((root.drive_id.as_str(), root.path_on_host.to_str(), root.is_read_only), ("b", Some("new"), false));
+        assert!(config.entropy.is_none(), "a file says what there is");
+    }
+
+    #[test]
+    fn without_a_kernel_the_flag_is_named() {
+        let failure = VmArgs { cpus: Some(1), ..Default::default() }.load(None).unwrap_err();
+        assert!(matches!(failure, Failure::Args(_)));
+        assert_eq!(failure.to_string(), "no kernel to boot; give --kernel FILE or --config FILE");
+    }
+}

@@ -1,0 +1,132 @@
+//! `vmm explain`: the plan, for people or programs. Touches no KVM and opens nothing but the configuration file.
+
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use devices::virtio::DeviceConfig;
+use machine::config::VmConfig;
+use machine::plan::{FileMode, Plan, RegionKind};
+use serde_json::{Value, json};
+
+/// Prints the plan.
+pub fn print(config: &VmConfig, plan: &Plan, as_json: bool) -> ExitCode {
+    let text = if as_json { format!("{:#}\n", document(config, plan)) } else { page(config, plan) };
+    match io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn page(config: &VmConfig, plan: &Plan) -> String {
+    let mut page = String::new();
+    let mut line = |text: &str| {
+        page.push_str(text.trim_end());
+        page.push('\n');
+    };
+    line("Machine");
+    line(&format!("  {} CPUs, {} MiB of memory", plan.cpus, config.machine_config.mem_size_mib));
+    line("\nKernel command line");
+    line(&format!("  {}", plan.cmdline));
+    line("\nMemory map");
+    for region in plan.map() {
+        let (indent, kind) = match region.kind {
+            RegionKind::Ram => ("", "RAM"),
+            RegionKind::Boot => ("  ", "boot"),
+            RegionKind::Registers => ("", "registers"),
+            RegionKind::Kvm => ("", "KVM"),
+        };
+        let last = region.start + region.len.saturating_sub(1);
+        let name = if region.kind == RegionKind::Ram { size(region.len) } else { region.name };
+        line(&format!("  {:#014x}-{last:#014x}  {indent}{kind:<9}  {name}", region.start));
+    }
+    line("\nvirtio devices");
+    if plan.devices.is_empty() {
+        line("  none");
+    }
+    for slot in &plan.devices {
+        let id = &slot.id;
+        line(&format!("  {:>2}  {:<8} {id:<16} {:#010x}  GSI {:<2}  {}", slot.index, slot.config.kind_name(), slot.gpa, slot.gsi, what(&slot.config)));
+    }
+    line("\nRegister devices");
+    for device in &plan.registers {
+        let gsi = device.gsi.map(|gsi| format!("GSI {gsi}")).unwrap_or_default();
+        let last = device.port + device.ports - 1;
+        line(&format!("  ports {:#05x}-{last:#05x}  {gsi:<6}  {}", device.port, device.name));
+    }
+    line("\nInterrupts");
+    for (gsi, users) in interrupts(plan) {
+        line(&format!("  GSI {gsi:<2}  {}", users.join(", ")));
+    }
+    line("\nFiles that will be opened");
+    for file in &plan.files {
+        let mode = match file.mode {
+            FileMode::Read => "read",
+            FileMode::ReadWrite => "read, write",
+            FileMode::Append => "append",
+        };
+        let mut text = String::new();
+        let _ = write!(text, "  {mode:<11}  {}  ({})", file.path.display(), file.purpose);
+        line(&text);
+    }
+    page
+}
+
+fn size(bytes: u64) -> String {
+    format!("{} MiB", bytes >> 20)
+}
+
+/// A device's back end in a few words.
+fn what(config: &DeviceConfig) -> String {
+    match config {
+        DeviceConfig::Block(drive) => {
+            let mode = if drive.is_read_only { "read-only" } else { "read-write" };
+            let root = if drive.is_root_device { ", root device" } else { "" };
+            format!("{} ({mode}, {:?}{root})", drive.path_on_host.display(), drive.cache_type)
+        }
+        DeviceConfig::Rng(_) => "getrandom(2)".to_owned(),
+    }
+}
+
+/// Who raises each interrupt line.
+fn interrupts(plan: &Plan) -> Vec<(u32, Vec<String>)> {
+    let registers = plan.registers.iter().filter_map(|device| Some((device.gsi?, device.name.to_owned())));
+    let virtio = plan.devices.iter().map(|slot| (slot.gsi, format!("virtio '{}'", slot.id)));
+    let mut lines: Vec<(u32, Vec<String>)> = Vec::new();
+    for (gsi, user) in registers.chain(virtio) {
+        match lines.iter_mut().find(|(known, _)| *known == gsi) {
+            Some((_, users)) => users.push(user),
+            None => lines.push((gsi, vec![user])),
+        }
+    }
+    lines.sort();
+    lines
+}
+
+fn document(config: &VmConfig, plan: &Plan) -> Value {
+    let devices: Vec<_> = plan
+        .devices
+        .iter()
+        .map(|slot| {
+            let asked = match &slot.config {
+                DeviceConfig::Block(drive) => json!(drive),
+                DeviceConfig::Rng(entropy) => json!(entropy),
+            };
+            json!({
+                "slot": slot.index, "id": slot.id, "kind": slot.config.kind_name(), "gpa": slot.gpa, "gsi": slot.gsi,
+                "config": asked
+            })
+        })
+        .collect();
+    json!({
+        "cpus": plan.cpus,
+        "cmdline": plan.cmdline,
+        "serial": plan.serial,
+        "ram": plan.ram,
+        "map": plan.map(),
+        "devices": devices,
+        "registers": plan.registers,
+        "files": plan.files,
+        "config": config,
+    })
+}

@@ -1,0 +1,62 @@
+//! `vmm`: a micro-VM monitor. Reads the command line and the configuration, then hands over to one verb.
+#![warn(clippy::indexing_slicing)]
+
+mod args;
+mod doctor;
+mod explain;
+mod log;
+mod run;
+mod schema;
+mod terminal;
+mod timings;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use machine::config::{HostLimits, VmConfig};
+use machine::plan::Plan;
+
+use args::{Failure, Order, RunArgs, VmArgs};
+
+/// Exit status for a configuration that is wrong (Firecracker's).
+const BAD_CONFIG: u8 = 152;
+/// Exit status for a command line that is wrong (Firecracker's).
+const BAD_ARGS: u8 = 153;
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    let order = match args::read(std::env::args_os()) {
+        Ok(order) => order,
+        Err(error) => return args::refuse(&error, BAD_ARGS),
+    };
+    let done = match order {
+        Order::Run(vm, run) => run_verb(&vm, run, started),
+        Order::Explain(args) => planned(&args.vm, None).map(|(config, plan)| explain::print(&config, &plan, args.json)),
+        Order::Schema => Ok(schema::print()),
+        Order::Doctor(args) => Ok(doctor::print(&args)),
+    };
+    done.unwrap_or_else(|failure| {
+        eprintln!("{failure}");
+        ExitCode::from(match failure {
+            Failure::Config(_) => BAD_CONFIG,
+            Failure::Args(_) => BAD_ARGS,
+        })
+    })
+}
+
+fn run_verb(vm: &VmArgs, run: RunArgs, started: Instant) -> Result<ExitCode, Failure> {
+    let (config, plan) = planned(vm, Some(&HostLimits::of_this_host()))?;
+    if let Err(error) = log::start(config.logger.as_ref(), run.id.as_deref()) {
+        return Err(Failure::Config(error));
+    }
+    let options = run::RunOptions { id: run.id, timings: run.timings, started, grace: Duration::from_secs(run.grace) };
+    Ok(run::run(&config, &plan, &options))
+}
+
+/// The configuration and its plan.
+fn planned(vm: &VmArgs, host: Option<&HostLimits>) -> Result<(VmConfig, Plan), Failure> {
+    let config = vm.load(host)?;
+    // Validation finds whatever has no plan, with its place; this is only a net below it.
+    let plan = Plan::of(&config).map_err(|error| Failure::Config(error.to_string()))?;
+    Ok((config, plan))
+}
