@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use crate::vm::{Ended, Vm, guest, host};
+use crate::vm::{Ended, Vm, copy_of, guest, host};
 
 /// Looks around. `devices` lists where in the tree of devices the virtio ones hang.
 const LOOK: &str = r"
@@ -84,6 +84,16 @@ fn by_acpi_alone(ended: &Ended) {
     assert!(!devices.is_empty() && devices.iter().all(|path| path.contains("LNRO0005")), "{devices:?}");
     assert_eq!(ended.number("acpi"), devices.len() as u64);
     assert!(!ended.value("cmdline").contains("virtio_mmio"), "{}", ended.value("cmdline"));
+}
+
+/// The shortest command: a kernel that has all it needs built in, and a root file system.
+#[test]
+fn a_kernel_and_a_root_file_system() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let root = copy_of("busybox.ext4", folder.path());
+    let vm = Vm::new().args(["--kernel".into(), guest("tuned/vmlinux"), "--rootfs".into(), root]);
+    let ended = vm.run("echo root=$(grep ' / ext4 ' /proc/mounts)").start().ends(0);
+    assert!(ended.value("root").starts_with("/dev/root / ext4 rw"), "{}", ended.value("root"));
 }
 
 #[test]

@@ -8,8 +8,8 @@ use rustix::process::Signal;
 use crate::terminal::Terminal;
 use crate::vm::{Vm, copy_of};
 
-/// Where the busybox root file system's shell waits for commands.
-pub const PROMPT: &str = "# ";
+/// With this the busybox root file system's shell asks for a command.
+pub const PROMPT: &str = "root@vmm:~";
 
 #[test]
 fn a_user_logs_in_on_a_terminal() {

@@ -37,10 +37,22 @@ fn sigterm_asks_it_to_power_off() {
     assert!(ended.console.contains("reboot: Power down"), "{}", ended.console);
 }
 
+/// The same with busybox's init and acpid.
+#[test]
+fn sigint_asks_busybox_to_power_off() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let root = copy_of("busybox.ext4", folder.path());
+    let args = ["--rootfs".into(), root.into_os_string(), "--grace".into(), "200".into()];
+    let mut vm = Vm::boot("debian12/vmlinux").args(args).start();
+    vm.expect("login: ");
+    vm.signal(Signal::INT);
+    assert_eq!(vm.ends(0).why(), "vmm: the guest powered off");
+}
+
 /// Boots a copy of the image to its prompt.
 fn debian(kernel: &str, folder: &std::path::Path) -> Running {
     let root = copy_of("debian12.ext4", folder);
-    let root = format!("{}", root.display());
+    let root = root.display().to_string();
     // More grace than anyone needs: how long it takes is not what is tested.
     let args = ["--rootfs", &root, "--memory", "512M", "--cpus", "2", "--grace", "200"];
     let mut vm = Vm::boot(kernel).args(args).pipe().start();
