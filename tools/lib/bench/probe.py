@@ -30,7 +30,7 @@ class Run:
         read, write = os.pipe()
         actions = [(os.POSIX_SPAWN_DUP2, slave, 0), (os.POSIX_SPAWN_DUP2, write, 1), (os.POSIX_SPAWN_DUP2, write, 2)]
         self.started = time.monotonic_ns()
-        self.pid = os.posix_spawn(path, args, os.environ, file_actions=actions, setsid=True)
+        self.pid = os.posix_spawn(path, args, environment(path), file_actions=actions, setsid=True)
         os.close(slave)
         os.close(write)
         self.name, self.master, self.read, self.text = name, master, read, b""
@@ -116,6 +116,26 @@ def block(name, path, vm):
     return {"seq_mb_s": float(match[1]), "rand_iops": float(match[2]), "cpu_s": cpu, "ops": int(match[3])}
 
 
+def stage(name, path, work):
+    """Copies a monitor, its shared libraries and its firmware to memory; returns where it is then."""
+    place = os.path.join(work, name)
+    os.mkdir(place)
+    staged = shutil.copy(path, os.path.join(place, os.path.basename(path)))
+    libraries = subprocess.run(["ldd", path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    for library in re.findall(r"=> (/\S+)", libraries):
+        shutil.copy(library, place)
+    if name == "qemu":
+        for rom in ["pvh.bin", "linuxboot_dma.bin", "bios-microvm.bin"]:
+            homes = [f"/usr/share/{home}/{rom}" for home in ("qemu", "seabios", "qemu/firmware")]
+            for found in filter(os.path.exists, homes):
+                shutil.copy(found, place)
+    return staged
+
+
+def environment(path):
+    return dict(os.environ, LD_LIBRARY_PATH=os.path.dirname(path))
+
+
 def initrd_of(source, work):
     """Compiles a static guest program and packs it as the init of an initrd (newc cpio)."""
     here = os.path.dirname(os.path.realpath(__file__))
@@ -151,7 +171,7 @@ def main():
                 file.write(os.urandom(1 << 20))
     paths = {}
     for name, path in spec["monitors"].items():
-        paths[name] = shutil.copy(path, os.path.join(work, name))
+        paths[name] = stage(name, path, work)
     measure = {"boot": boot, "block": block}[spec["what"]]
     samples = {name: [] for name in paths}
     for number in range(-1, spec["rounds"]):
