@@ -12,6 +12,7 @@ pub mod kvm;
 pub mod machine;
 pub mod memory;
 pub mod plan;
+pub mod probe;
 pub mod signals;
 pub mod stop;
 pub mod timeline;

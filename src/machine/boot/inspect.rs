@@ -2,7 +2,14 @@
 //!
 //! Sources: each format's own magic; Linux, Documentation/arch/x86/boot.rst and Documentation/arch/arm64/booting.rst.
 
+mod kernel;
+mod options;
+mod payload;
+
 use std::fmt;
+
+pub use kernel::{KernelReport, inspect};
+pub use options::{KernelOption, State, Weight, check as check_options};
 
 /// Bytes of a file's beginning that [`identify`] wants to see; fewer are enough where the file is shorter.
 pub const HEADER_LEN: usize = 64 << 10;
