@@ -109,7 +109,8 @@ impl KernelReport {
         const BANNER: &[u8] = b"Linux version ";
         let banner = find(elf, BANNER).and_then(|at| text(elf, at + BANNER.len()));
         // A format string has the same beginning.
-        self.version = banner.filter(|banner| !banner.starts_with('%')).or(self.version.take());
+        // What the setup header says is complete; here the build may have left parts out.
+        self.version = self.version.take().or(banner.filter(|banner| !banner.starts_with('%')));
         self.config = embedded_config(elf);
     }
 }
