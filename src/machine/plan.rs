@@ -259,7 +259,8 @@ mod tests {
         config.drives[0].is_read_only = true;
         config.boot_source.initrd_path = Some("i".into());
         config.serial.serial_out_path = Some("s".into());
-        let files: Vec<_> = files(&config).into_iter().map(|file| (file.path.display().to_string(), file.mode)).collect();
+        let files: Vec<_> =
+            files(&config).into_iter().map(|file| (file.path.display().to_string(), file.mode)).collect();
         let wanted = [("s", FileMode::Append), ("x", FileMode::Read), ("/dev/kvm", FileMode::ReadWrite)];
         let wanted = wanted.into_iter().chain([("k", FileMode::Read), ("i", FileMode::Read)]);
         assert_eq!(files, wanted.map(|(path, mode)| (path.to_owned(), mode)).collect::<Vec<_>>());

@@ -154,7 +154,8 @@ pub fn refuse(error: &clap::Error, status: u8) -> ExitCode {
 }
 
 fn instance_id(text: &str) -> Result<String, String> {
-    let good = !text.is_empty() && text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    let good =
+        !text.is_empty() && text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     if good { Ok(text.to_owned()) } else { Err("1 to 64 letters, digits or `-` are expected".into()) }
 }
 

@@ -46,7 +46,14 @@ fn page(config: &VmConfig, plan: &Plan) -> String {
     }
     for slot in &plan.devices {
         let id = &slot.id;
-        line(&format!("  {:>2}  {:<8} {id:<16} {:#010x}  GSI {:<2}  {}", slot.index, slot.config.kind_name(), slot.gpa, slot.gsi, what(&slot.config)));
+        line(&format!(
+            "  {:>2}  {:<8} {id:<16} {:#010x}  GSI {:<2}  {}",
+            slot.index,
+            slot.config.kind_name(),
+            slot.gpa,
+            slot.gsi,
+            what(&slot.config)
+        ));
     }
     line("\nRegister devices");
     for device in &plan.registers {

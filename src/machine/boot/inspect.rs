@@ -100,7 +100,8 @@ pub fn identify(header: &[u8], len: u64) -> ImageKind {
     if header.iter().all(|byte| *byte == 0) {
         return ImageKind::Other("zeros: an empty disk image?");
     }
-    let text = std::str::from_utf8(header).is_ok() || std::str::from_utf8(header).is_err_and(|e| e.error_len().is_none());
+    let text =
+        std::str::from_utf8(header).is_ok() || std::str::from_utf8(header).is_err_and(|e| e.error_len().is_none());
     match text && header.iter().all(|byte| *byte >= b' ' || b"\t\n\r\x0c".contains(byte)) {
         true => ImageKind::Other("a text"),
         false => ImageKind::Other("nothing that is known here"),

@@ -10,19 +10,7 @@ use super::path::JsonPath;
 
 /// Firecracker's keys without a meaning here, by the object that they are in.
 const LATER: [(&str, &[&str]); 5] = [
-    (
-        "",
-        &[
-            "balloon",
-            "cpu-config",
-            "memory-hotplug",
-            "metrics",
-            "mmds-config",
-            "network-interfaces",
-            "pmem",
-            "vsock",
-        ],
-    ),
+    ("", &["balloon", "cpu-config", "memory-hotplug", "metrics", "mmds-config", "network-interfaces", "pmem", "vsock"]),
     ("machine-config", &["cpu_template"]),
     ("drives", &["partuuid", "rate_limiter", "socket"]),
     ("entropy", &["rate_limiter"]),
@@ -82,7 +70,8 @@ fn take_out(object: &mut Map<String, Value>, keys: &[&str], path: &JsonPath, pro
             _ => false,
         };
         if !asks_nothing {
-            problems.push(Problem::new(path.key(key), format!("`{key}` (Firecracker's) is not in this version of vmm")));
+            problems
+                .push(Problem::new(path.key(key), format!("`{key}` (Firecracker's) is not in this version of vmm")));
         }
     }
 }

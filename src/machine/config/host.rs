@@ -47,7 +47,8 @@ impl VmConfig {
         let mut add = |path: JsonPath, text: Option<String>| problems.extend(text.map(|text| Problem::new(path, text)));
         let machine = &self.machine_config;
         let memory = limits.memory_mib.filter(|most| machine.mem_size_mib > *most);
-        let memory = memory.map(|most| format!("this host has {most} MiB of memory and swap, not {}", machine.mem_size_mib));
+        let memory =
+            memory.map(|most| format!("this host has {most} MiB of memory and swap, not {}", machine.mem_size_mib));
         add(JsonPath::keys(["machine-config", "mem_size_mib"]), memory);
         let cpus = limits.cpus.filter(|most| machine.vcpu_count > *most);
         let cpus = cpus.map(|most| format!("this host's KVM allows {most} CPUs, not {}", machine.vcpu_count));

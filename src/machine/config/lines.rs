@@ -125,9 +125,11 @@ mod tests {
 
     #[test]
     fn finds_the_line_of_every_place() {
-        let text = "{\n \"a\": {\"b\": 1,\n\n \"c\" : [ true ,\n\"x\\\"}\", {\"d\"\n: null}\n] },\n \"e\\u0041\": -1.5e3}";
+        let text =
+            "{\n \"a\": {\"b\": 1,\n\n \"c\" : [ true ,\n\"x\\\"}\", {\"d\"\n: null}\n] },\n \"e\\u0041\": -1.5e3}";
         let lines = Lines::of(text);
-        for (path, line) in [("a", 2), ("a.b", 2), ("a.c", 4), ("a.c[0]", 4), ("a.c[1]", 5), ("a.c[2].d", 5), ("eA", 8)] {
+        for (path, line) in [("a", 2), ("a.b", 2), ("a.c", 4), ("a.c[0]", 4), ("a.c[1]", 5), ("a.c[2].d", 5), ("eA", 8)]
+        {
             assert_eq!(lines.of_place(&path.parse().unwrap()), Some(line), "{path}");
         }
         assert_eq!(lines.of_place(&JsonPath::ROOT), Some(1));
@@ -145,7 +147,9 @@ mod tests {
 
     #[test]
     fn ends_on_anything() {
-        for text in ["", "{", "[", "{\"a", "{\"a\"", "{\"a\":", "[1,", "{\"a\\", "\"", "{,}", "[,", "{]", "{1:2}", "nonsense"] {
+        for text in
+            ["", "{", "[", "{\"a", "{\"a\"", "{\"a\":", "[1,", "{\"a\\", "\"", "{,}", "[,", "{]", "{1:2}", "nonsense"]
+        {
             Lines::of(text);
         }
     }

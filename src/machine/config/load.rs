@@ -111,7 +111,11 @@ impl<'a> Origins<'a> {
         }
         let file = self.source.and_then(|source| source.file).map(Path::to_owned);
         if let Some(line) = self.lines.of_place(&problem.path) {
-            return Fault { origin: Origin::Document { file, line: Some(line) }, path: problem.path, text: problem.text };
+            return Fault {
+                origin: Origin::Document { file, line: Some(line) },
+                path: problem.path,
+                text: problem.text,
+            };
         }
         // Missing, or made by a flag on its way further in.
         let mut around = Some(problem.path.clone());
@@ -211,8 +215,10 @@ mod tests {
         assert_eq!(one("nothing.here", json!(1), "--set nothing.here").len(), 1);
         assert_eq!(
             one("boot-source.x.y", json!(1), "--set boot-source.x.y"),
-            ["--set boot-source.x.y: boot-source.x: unknown key; known here: boot_args, boot_args_append, initrd_path, \
-              kernel_image_path"]
+            [
+                "--set boot-source.x.y: boot-source.x: unknown key; known here: boot_args, boot_args_append, initrd_path, \
+              kernel_image_path"
+            ]
         );
         assert_eq!(
             one("drives[3]", json!(1), "--set drives[3]"),

@@ -120,7 +120,8 @@ mod tests {
 
     #[test]
     fn paths_read_as_they_are_written() {
-        for text in ["machine-config.vcpu_count", "drives[1].path_on_host", "drives[+]", "drives[drive_id=a b].x", "id"] {
+        for text in ["machine-config.vcpu_count", "drives[1].path_on_host", "drives[+]", "drives[drive_id=a b].x", "id"]
+        {
             assert_eq!(text.parse::<JsonPath>().unwrap().to_string(), text);
         }
         assert_eq!("drives.1.drive_id".parse::<JsonPath>().unwrap().to_string(), "drives[1].drive_id");

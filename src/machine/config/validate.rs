@@ -117,10 +117,7 @@ impl VmConfig {
             (JsonPath::keys(["boot-source", "kernel_image_path"]), Some(&self.boot_source.kernel_image_path)),
             (JsonPath::keys(["boot-source", "initrd_path"]), self.boot_source.initrd_path.as_ref()),
             (JsonPath::keys(["serial", "serial_out_path"]), self.serial.serial_out_path.as_ref()),
-            (
-                JsonPath::keys(["logger", "log_path"]),
-                self.logger.as_ref().and_then(|logger| logger.log_path.as_ref()),
-            ),
+            (JsonPath::keys(["logger", "log_path"]), self.logger.as_ref().and_then(|logger| logger.log_path.as_ref())),
         ];
         single.into_iter().chain(drives).filter_map(|(path, file)| Some((path, file?.as_path())))
     }
@@ -156,7 +153,10 @@ mod tests {
     fn a_good_configuration_has_no_problems() {
         let drives = json!([{ "drive_id": "rootfs", "path_on_host": "r", "is_root_device": true },
             { "drive_id": "a-2", "path_on_host": "x" }]);
-        assert!(problems(json!({ "drives": drives, "entropy": {}, "machine-config": { "vcpu_count": 4, "smt": true } })).is_empty());
+        assert!(
+            problems(json!({ "drives": drives, "entropy": {}, "machine-config": { "vcpu_count": 4, "smt": true } }))
+                .is_empty()
+        );
     }
 
     #[test]
@@ -165,12 +165,18 @@ mod tests {
         let many: Vec<_> = (0..65).map(|n| drive(&format!("d{n}"), false)).collect();
         for (document, wanted) in [
             (json!({ "machine-config": { "vcpu_count": 0 } }), "machine-config.vcpu_count: must be at least 1, not 0"),
-            (json!({ "machine-config": { "vcpu_count": 5000 } }), "machine-config.vcpu_count: must be at most 4096, not 5000"),
+            (
+                json!({ "machine-config": { "vcpu_count": 5000 } }),
+                "machine-config.vcpu_count: must be at most 4096, not 5000",
+            ),
             (
                 json!({ "machine-config": { "vcpu_count": 3, "smt": true } }),
                 "machine-config.vcpu_count: must be 1 or even with smt, not 3",
             ),
-            (json!({ "machine-config": { "mem_size_mib": 0 } }), "machine-config.mem_size_mib: must be at least 32, not 0"),
+            (
+                json!({ "machine-config": { "mem_size_mib": 0 } }),
+                "machine-config.mem_size_mib: must be at least 32, not 0",
+            ),
             (
                 json!({ "machine-config": { "mem_size_mib": 67_108_865 } }),
                 "machine-config.mem_size_mib: must be at most 67108864, not 67108865",
@@ -191,7 +197,10 @@ mod tests {
                 json!({ "boot-source": { "kernel_image_path": "" } }),
                 "boot-source.kernel_image_path: is empty; a file's path is expected",
             ),
-            (json!({ "drives": [drive("a", false), drive("a", false)] }), "drives[1].drive_id: `a` is drives[0]'s id already"),
+            (
+                json!({ "drives": [drive("a", false), drive("a", false)] }),
+                "drives[1].drive_id: `a` is drives[0]'s id already",
+            ),
             (
                 json!({ "drives": [drive("a", true), drive("b", true)] }),
                 "drives[1].is_root_device: drives[0] is the root device already",

@@ -222,7 +222,10 @@ mod tests {
 
     #[test]
     fn null_is_absent() {
-        assert!(with(json!({ "machine-config": null, "drives": null, "on-reboot": null, "serial": { "enabled": null } })).is_empty());
+        assert!(
+            with(json!({ "machine-config": null, "drives": null, "on-reboot": null, "serial": { "enabled": null } }))
+                .is_empty()
+        );
     }
 
     #[test]
@@ -232,14 +235,26 @@ mod tests {
             (json!({ "drives": {} }), "drives: must be a list in brackets, not an object"),
             (json!({ "drives": ["a"] }), "drives[0]: must be an object in braces, not \"a\""),
             (json!({ "machine-config": { "smt": 1 } }), "machine-config.smt: must be true or false, not 1"),
-            (json!({ "machine-config": { "vcpu_count": "2" } }), "machine-config.vcpu_count: must be a whole number, not \"2\""),
-            (json!({ "machine-config": { "vcpu_count": 1.5 } }), "machine-config.vcpu_count: must be a whole number, not 1.5"),
-            (json!({ "machine-config": { "vcpu_count": -1 } }), "machine-config.vcpu_count: must be at least 1, not -1"),
+            (
+                json!({ "machine-config": { "vcpu_count": "2" } }),
+                "machine-config.vcpu_count: must be a whole number, not \"2\"",
+            ),
+            (
+                json!({ "machine-config": { "vcpu_count": 1.5 } }),
+                "machine-config.vcpu_count: must be a whole number, not 1.5",
+            ),
+            (
+                json!({ "machine-config": { "vcpu_count": -1 } }),
+                "machine-config.vcpu_count: must be at least 1, not -1",
+            ),
             (
                 json!({ "machine-config": { "vcpu_count": 4_294_967_296u64 } }),
                 "machine-config.vcpu_count: must be at most 4096, not 4294967296",
             ),
-            (json!({ "boot-source": { "kernel_image_path": 7 } }), "boot-source.kernel_image_path: must be a text in quotes, not 7"),
+            (
+                json!({ "boot-source": { "kernel_image_path": 7 } }),
+                "boot-source.kernel_image_path: must be a text in quotes, not 7",
+            ),
             (json!({ "on-reboot": "stop" }), "on-reboot: must be \"exit\" or \"restart\", not \"stop\""),
             (
                 json!({ "machine-config": { "huge_pages": "1G" } }),

@@ -30,7 +30,8 @@ pub fn compose(config: &VmConfig) -> String {
         None => DEFAULT_CMDLINE.to_owned(),
     };
     let append = source.boot_args_append.as_deref().unwrap_or_default().trim();
-    let has_root = [words.as_str(), append].iter().flat_map(|text| kernel_words(text)).any(|word| word.starts_with("root="));
+    let has_root =
+        [words.as_str(), append].iter().flat_map(|text| kernel_words(text)).any(|word| word.starts_with("root="));
     if let Some(drive) = config.root_drive().and_then(|place| config.drives.get(place)).filter(|_| !has_root) {
         let mode = if drive.is_read_only { "ro" } else { "rw" };
         words = insert(&words, &format!("root=/dev/vda {mode}"));

@@ -53,7 +53,9 @@ mod tests {
 
     #[test]
     fn unknown_options_are_named() {
-        for (text, word) in [("a,r", "`r`"), ("a,id=", "`id=`"), ("a,cache=x", "`cache=x`"), ("a,ro=1", "`ro=1`"), ("", "path")] {
+        for (text, word) in
+            [("a,r", "`r`"), ("a,id=", "`id=`"), ("a,cache=x", "`cache=x`"), ("a,ro=1", "`ro=1`"), ("", "path")]
+        {
             assert!(parse(text).unwrap_err().contains(word), "{text}");
         }
     }

@@ -124,7 +124,9 @@ impl VmArgs {
         edits.extend(self.rootfs.iter().flat_map(root_edits));
         edits.extend(self.disk.iter().enumerate().map(|(place, disk)| disk_edit(place, disk)));
         let settings = self.set.iter();
-        edits.extend(settings.map(|set| Edit::set(set.path.clone(), set.value.clone(), format!("--set {}", set.written))));
+        edits.extend(
+            settings.map(|set| Edit::set(set.path.clone(), set.value.clone(), format!("--set {}", set.written))),
+        );
         edits
     }
 }

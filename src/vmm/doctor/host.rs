@@ -39,9 +39,11 @@ fn memory(meminfo: &str) -> Check {
     };
     match (mib("MemAvailable"), mib("MemTotal")) {
         (Some(free), Some(total)) if free >= 256 => Check::good(NAME, format!("{free} of {total} MiB available")),
-        (Some(free), Some(total)) => {
-            Check::limited(NAME, format!("only {free} of {total} MiB available"), "end something, or use small VMs (--memory)")
-        }
+        (Some(free), Some(total)) => Check::limited(
+            NAME,
+            format!("only {free} of {total} MiB available"),
+            "end something, or use small VMs (--memory)",
+        ),
         _ => Check::limited(NAME, "unknown", "is /proc mounted?"),
     }
 }
@@ -89,9 +91,15 @@ fn cgroup(own: &str, controllers: &str) -> Check {
     const NAME: &str = "cgroup v2";
     let unified = own.lines().any(|line| line.starts_with("0::"));
     match (unified, controllers.trim()) {
-        (true, "") => Check::limited(NAME, "mounted beside version 1, or not at /sys/fs/cgroup", "boot the host with systemd.unified_cgroup_hierarchy=1"),
+        (true, "") => Check::limited(
+            NAME,
+            "mounted beside version 1, or not at /sys/fs/cgroup",
+            "boot the host with systemd.unified_cgroup_hierarchy=1",
+        ),
         (true, controllers) => Check::good(NAME, format!("controllers: {controllers}")),
-        (false, _) => Check::missing(NAME, "not there; for limits on a VM (not used yet)", "mount -t cgroup2 none /sys/fs/cgroup"),
+        (false, _) => {
+            Check::missing(NAME, "not there; for limits on a VM (not used yet)", "mount -t cgroup2 none /sys/fs/cgroup")
+        }
     }
 }
 

@@ -7,7 +7,8 @@ use machine::boot::inspect::{self, ImageKind, KernelOption, KernelReport, State,
 
 use super::report::{Check, Report};
 
-const EXPECTED: &str = "an x86-64 Linux kernel is expected: an ELF vmlinux or a bzImage (a distribution's /boot/vmlinuz-*)";
+const EXPECTED: &str =
+    "an x86-64 Linux kernel is expected: an ELF vmlinux or a bzImage (a distribution's /boot/vmlinuz-*)";
 
 /// Looks at the file at `path`.
 pub fn look(path: &Path) -> Report {
@@ -51,10 +52,19 @@ fn of_image(path: &Path, report: &KernelReport) -> Report {
     facts.extend(report.notes.iter().map(|note| ("note", note.clone())));
 
     let mut checks = vec![if report.entry_64 {
-        let how = if report.kind == ImageKind::ElfVmlinux && report.pvh == Some(true) { "PVH" } else { "the 64-bit boot protocol" };
+        let how = if report.kind == ImageKind::ElfVmlinux && report.pvh == Some(true) {
+            "PVH"
+        } else {
+            "the 64-bit boot protocol"
+        };
         Check::good("entry point", format!("it will be entered by {how}")).needed()
     } else {
-        Check::missing("entry point", "it has no 64-bit entry point", "a 64-bit kernel with boot protocol 2.12 or later").needed()
+        Check::missing(
+            "entry point",
+            "it has no 64-bit entry point",
+            "a 64-bit kernel with boot protocol 2.12 or later",
+        )
+        .needed()
     }];
     match configuration(path, report) {
         Some((text, from)) => {

@@ -147,8 +147,12 @@ mod tests {
 
     #[test]
     fn each_refusal_has_its_cure() {
-        for (errno, cure) in [(libc::ENOENT, "modprobe"), (libc::EACCES, "usermod -aG kvm"), (libc::ENODEV, "modprobe"), (libc::EIO, "dmesg")]
-        {
+        for (errno, cure) in [
+            (libc::ENOENT, "modprobe"),
+            (libc::EACCES, "usermod -aG kvm"),
+            (libc::ENODEV, "modprobe"),
+            (libc::EIO, "dmesg"),
+        ] {
             let check = refused(&io::Error::from_raw_os_error(errno));
             assert!(check.needed && check.status == Status::Missing);
             assert!(check.cure.as_deref().unwrap().contains(cure), "{check:?}");
@@ -158,7 +162,10 @@ mod tests {
     #[test]
     fn a_missing_capability_is_as_bad_as_its_need() {
         let capability = |need, value| Capability { name: "KVM_CAP_X", need, purpose: "p", value };
-        assert_eq!(of_capability(&capability(Need::Needed, 0), "u"), Check::missing("KVM_CAP_X", "no: p", "u").needed());
+        assert_eq!(
+            of_capability(&capability(Need::Needed, 0), "u"),
+            Check::missing("KVM_CAP_X", "no: p", "u").needed()
+        );
         assert_eq!(of_capability(&capability(Need::Wanted, 0), "u").status, Status::Limited);
         assert_eq!(of_capability(&capability(Need::Wanted, 7), "u").status, Status::Good);
     }

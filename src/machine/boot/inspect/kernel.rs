@@ -204,7 +204,9 @@ mod tests {
         elf[32] = 64;
         elf[54] = 56;
         elf[56] = 1;
-        let notes = [4u32, 4, 1, 0x55_4e47, 0, 4, 4, note, u32::from_le_bytes(*b"Xen\0"), 0x100_0000].map(u32::to_le_bytes).concat();
+        let notes = [4u32, 4, 1, 0x55_4e47, 0, 4, 4, note, u32::from_le_bytes(*b"Xen\0"), 0x100_0000]
+            .map(u32::to_le_bytes)
+            .concat();
         let mut header = [4u32, 0].map(u32::to_le_bytes).concat();
         header.extend([120u64, 0, 0, notes.len() as u64, 0, 4].map(u64::to_le_bytes).concat());
         elf.extend(header);

@@ -86,7 +86,8 @@ mod tests {
 
     #[test]
     fn every_state_is_told() {
-        let config = "CONFIG_ACPI=y\n# CONFIG_64BIT is not set\nCONFIG_VIRTIO_MMIO=m\nCONFIG_ACPI_BUTTON=m\nCONFIG_SMP=n\n";
+        let config =
+            "CONFIG_ACPI=y\n# CONFIG_64BIT is not set\nCONFIG_VIRTIO_MMIO=m\nCONFIG_ACPI_BUTTON=m\nCONFIG_SMP=n\n";
         let options = check(config);
         let state = |name| options.iter().find(|option| option.name == name).unwrap().state;
         assert_eq!(state("CONFIG_ACPI"), State::BuiltIn);

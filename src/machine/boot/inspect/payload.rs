@@ -100,7 +100,13 @@ mod tests {
     fn what_cannot_be_unpacked_says_why() {
         assert!(unpack(b"BZh9").unwrap_err().contains("bzip2"));
         assert!(unpack(b"nothing").unwrap_err().contains("unknown"));
-        for broken in [&b"\x1f\x8b"[..], b"\xfd7zXZ\0\0\0", b"\x28\xb5\x2f\xfd\0", b"\x02\x21\x4c\x18\xff\0\0\0x", b"\x5d\0\0\x80"] {
+        for broken in [
+            &b"\x1f\x8b"[..],
+            b"\xfd7zXZ\0\0\0",
+            b"\x28\xb5\x2f\xfd\0",
+            b"\x02\x21\x4c\x18\xff\0\0\0x",
+            b"\x5d\0\0\x80",
+        ] {
             assert!(unpack(broken).is_err(), "{broken:x?}");
         }
     }
