@@ -67,8 +67,8 @@ mod tests {
 
     #[test]
     fn the_table_has_a_line_and_a_bar_per_phase() {
-        let table = table(&REACHED);
-        let lines: Vec<_> = table.lines().collect();
+        let page = table(&REACHED);
+        let lines: Vec<_> = page.lines().collect();
         assert_eq!(lines.len(), 4);
         assert_eq!(lines[2], "guest entered                    5.000       4.000     ################");
         assert_eq!(table(&[]).lines().count(), 1);

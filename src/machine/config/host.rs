@@ -37,7 +37,7 @@ fn memory_mib() -> Option<u64> {
         info.assume_init()
     };
     let units = u128::from(info.totalram) + u128::from(info.totalswap);
-    u64::try_from(units * u128::from(info.mem_unit) >> 20).ok()
+    u64::try_from((units * u128::from(info.mem_unit)) >> 20).ok()
 }
 
 impl VmConfig {
