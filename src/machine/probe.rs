@@ -82,6 +82,11 @@ const CAPABILITIES: [(u32, Capability); 21] = [
     wanted(kvm::KVM_CAP_BINARY_STATS_FD, "KVM_CAP_BINARY_STATS_FD", "KVM's own counters"),
 ];
 
+/// Most vCPUs of one VM, where /dev/kvm answers.
+pub fn max_vcpus() -> Option<u32> {
+    u32::try_from(Kvm::new().ok()?.get_max_vcpus()).ok()
+}
+
 /// Asks /dev/kvm.
 pub fn probe() -> io::Result<KvmProbe> {
     let kvm = Kvm::new().map_err(io::Error::from)?;

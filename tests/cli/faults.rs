@@ -82,13 +82,13 @@ fn each_fault_of_a_document_is_one_line() {
             "vm.json:3: drives[0].drive_id: `a b` contains ' '; letters, digits, `-` and `_` are allowed".into(),
         ),
         (
-            with("\"drives\": [{\"drive_id\": \"a\", \"path_on_host\": \"disk\"},\n{\"drive_id\": \"a\", \"path_on_host\": \"disk\"}]"),
+            with("\"drives\": [{\"drive_id\": \"a\", \"path_on_host\": \"disk\"},\n{\"drive_id\": \"a\", \"path_on_host\": \"disk2\"}]"),
             "vm.json:4: drives[1].drive_id: `a` is drives[0]'s id already".into(),
         ),
         (
             with(
                 "\"drives\": [{\"drive_id\": \"a\", \"path_on_host\": \"disk\", \"is_root_device\": true},\n\
-                 {\"drive_id\": \"b\", \"path_on_host\": \"disk\", \"is_root_device\": true}]",
+                 {\"drive_id\": \"b\", \"path_on_host\": \"disk2\", \"is_root_device\": true}]",
             ),
             "vm.json:4: drives[1].is_root_device: drives[0] is the root device already".into(),
         ),
@@ -190,10 +190,14 @@ fn faults_of_flags_name_the_flag() {
             "--kernel kernel --rootfs /dev/null",
             "--rootfs: /dev/null is a character device, not a disk image or a block device",
         ),
-        ("--kernel kernel --disk disk,id=a --disk disk,id=a", "--disk disk: drive_id: `a` is drives[0]'s id already"),
+        ("--kernel kernel --disk disk,id=a --disk disk2,id=a", "--disk disk2: drive_id: `a` is drives[0]'s id already"),
         (
-            "--kernel kernel --rootfs disk --set drives[+]={\"drive_id\":\"b\",\"path_on_host\":\"disk\",\"is_root_device\":true}",
+            "--kernel kernel --rootfs disk --set drives[+]={\"drive_id\":\"b\",\"path_on_host\":\"disk2\",\"is_root_device\":true}",
             "--set drives[+]: is_root_device: drives[0] is the root device already",
+        ),
+        (
+            "--kernel kernel --disk disk --disk disk",
+            "--disk disk: path_on_host: disk is drive disk1's file too; both must be read-only",
         ),
         ("--kernel kernel --serial file:no/such", "--serial: the directory no does not exist"),
         ("--kernel kernel --log-file .", "--log-file: . is a directory, not a file"),

@@ -16,13 +16,13 @@ pub struct Outcome {
     pub err: String,
 }
 
-/// A directory with files `kernel` and `disk` in it.
+/// A directory with files `kernel`, `disk` and `disk2` in it.
 pub struct Room(TempDir);
 
 impl Room {
     pub fn new() -> Self {
         let room = Self(TempDir::new().expect("a temporary directory"));
-        room.write("kernel", "not a kernel").write("disk", "not a disk");
+        room.write("kernel", "not a kernel").write("disk", "not a disk").write("disk2", "another");
         room
     }
 

@@ -4,12 +4,15 @@
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+
+use devices::virtio::block::config::DriveConfig;
 
 use super::VmConfig;
 use super::fault::Problem;
 use super::path::JsonPath;
+use crate::probe;
 
 /// What the host has to give.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,9 +24,9 @@ pub struct HostLimits {
 }
 
 impl HostLimits {
-    /// Asks the host for its memory.
+    /// Asks the host for its memory and KVM for its limit.
     pub fn of_this_host() -> Self {
-        Self { memory_mib: memory_mib(), cpus: None }
+        Self { memory_mib: memory_mib(), cpus: probe::max_vcpus() }
     }
 }
 
@@ -60,13 +63,23 @@ impl VmConfig {
         add(JsonPath::keys(["boot-source", "initrd_path"]), initrd);
         for (index, drive) in self.drives.iter().enumerate() {
             let path = JsonPath::keys(["drives"]).index(index).key("path_on_host");
-            add(path, bad_disk(&drive.path_on_host, drive.is_read_only));
+            add(path, bad_disk(&drive.path_on_host, drive.is_read_only).or_else(|| self.shared_disk(index)));
         }
         let serial = self.serial.serial_out_path.as_ref().filter(|_| self.serial.enabled);
         add(JsonPath::keys(["serial", "serial_out_path"]), serial.and_then(|path| bad_output(path)));
         let log = self.logger.as_ref().and_then(|logger| logger.log_path.as_ref());
         add(JsonPath::keys(["logger", "log_path"]), log.and_then(|path| bad_output(path)));
         problems
+    }
+
+    /// Whether a drive's file is that of an earlier drive, and one of them writes.
+    fn shared_disk(&self, index: usize) -> Option<String> {
+        let file = |drive: &DriveConfig| drive.path_on_host.metadata().ok().map(|found| (found.dev(), found.ino()));
+        let (drive, earlier) = (self.drives.get(index)?, self.drives.get(..index)?);
+        let same = |other: &&DriveConfig| file(other).is_some() && file(other) == file(drive);
+        let writes = |other: &&DriveConfig| !(other.is_read_only && drive.is_read_only);
+        let other = earlier.iter().filter(writes).find(same)?;
+        Some(format!("{} is drive {}'s file too; both must be read-only", drive.path_on_host.display(), other.drive_id))
     }
 }
 
@@ -193,6 +206,22 @@ mod tests {
                 format!("logger.log_path: {dir} is a directory, not a file"),
             ]
         );
+    }
+
+    #[test]
+    fn two_drives_share_a_file_only_to_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().display().to_string();
+        let shared = |first, second| {
+            let drive = |id: &str, ro| json!({ "drive_id": id, "path_on_host": path, "is_read_only": ro });
+            let boot = json!({ "kernel_image_path": path });
+            problems(json!({ "boot-source": boot, "drives": [drive("a", first), drive("b", second)] }), &PLENTY)
+        };
+        let wanted = format!("drives[1].path_on_host: {path} is drive a's file too; both must be read-only");
+        assert_eq!(shared(true, true), [""; 0]);
+        for (first, second) in [(false, false), (true, false), (false, true)] {
+            assert_eq!(shared(first, second), [wanted.as_str()]);
+        }
     }
 
     #[test]

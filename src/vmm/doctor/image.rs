@@ -71,10 +71,15 @@ fn of_image(path: &Path, report: &KernelReport) -> Report {
             facts.push(("configuration", from));
             checks.extend(of_options(&inspect::check_options(&text)));
         }
-        None => facts.push((
-            "configuration",
-            "unknown: the kernel carries none (CONFIG_IKCONFIG), and no config-VERSION lies beside it".into(),
-        )),
+        None => {
+            let inside =
+                if report.pvh.is_some() { "the kernel carries none" } else { "the kernel could not be looked into" };
+            checks.push(Check::limited(
+                "configuration",
+                format!("unknown: {inside} (CONFIG_IKCONFIG)"),
+                "put its config-VERSION beside it, as distributions do",
+            ));
+        }
     }
     Report { facts, checks }
 }

@@ -97,6 +97,17 @@ mod tests {
     }
 
     #[test]
+    fn xz_lzma_and_zstd_unpack() {
+        let xz = b"\xfd\x37\x7a\x58\x5a\x00\x00\x01\x69\x22\xde\x36\x02\x01\x04\x00\x21\x01\x0c\x00\xd6\x7c\x18\xaf\x01\x00\x14\x78\x7a\x20\x61\x6e\x64\x20\x74\x68\x65\x20\x78\x38\x36\x20\x66\x69\x6c\x74\x65\x72\x00\x00\x00\x00\x41\x8e\xb5\x0e\x00\x01\x29\x15\x2b\xce\x1d\x09\x90\x42\x99\x0d\x01\x00\x00\x00\x00\x01\x59\x5a";
+        assert_eq!(unpack(xz).unwrap(), b"xz and the x86 filter");
+        let lzma = b"\x5d\x00\x00\x04\x00\xff\xff\xff\xff\xff\xff\xff\xff\x00\x36\x1e\x89\xdd\x7d\x49\x14\x93\xbc\x92\xb8\x60\xba\x6a\xff\xff\x76\xb0\x00\x00";
+        assert_eq!(unpack(lzma).unwrap(), b"lzma alone");
+        let text = b"zstd ".repeat(100);
+        let zstd = ruzstd::encoding::compress_to_vec(&text[..], ruzstd::encoding::CompressionLevel::Fastest);
+        assert_eq!(unpack(&[&zstd[..], &500u32.to_le_bytes()].concat()).unwrap(), text);
+    }
+
+    #[test]
     fn what_cannot_be_unpacked_says_why() {
         assert!(unpack(b"BZh9").unwrap_err().contains("bzip2"));
         assert!(unpack(b"nothing").unwrap_err().contains("unknown"));
