@@ -2,44 +2,83 @@
 //!
 //! serde_json checks the text first: this scanner only ever sees well-formed JSON, and gives up quietly on anything else.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
 
 use super::fault::Problem;
-use super::path::JsonPath;
+use super::path::{JsonPath, Step};
 
 /// Lines of the places of a document.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
-    lines: HashMap<JsonPath, usize>,
+pub(super) struct Lines<'t> {
+    /// Every value, each after the one that it is in. Cheap to make: looking up is for faults only.
+    nodes: Vec<Node<'t>>,
     /// Keys that an object has twice.
     pub repeated: Vec<Problem>,
 }
 
-impl Lines {
+#[derive(Debug)]
+struct Node<'t> {
+    parent: usize,
+    name: Name<'t>,
+    line: usize,
+}
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Name<'t> {
+    Root,
+    Index(usize),
+    Key(Cow<'t, str>),
+}
+
+impl<'t> Lines<'t> {
     /// Scans a well-formed JSON text.
-    pub(super) fn of(text: &str) -> Self {
-        let mut scanner = Scanner { text: text.as_bytes(), at: 0, line: 1, found: Self::default() };
-        scanner.value(&JsonPath::ROOT);
+    pub(super) fn of(text: &'t str) -> Self {
+        let mut scanner = Scanner { text, at: 0, line: 1, found: Self::default() };
+        scanner.value(0, Name::Root, 1);
         scanner.found
     }
 
     /// The line, from 1, on which a place begins: that of its key, for a member of an object.
     pub(super) fn of_place(&self, path: &JsonPath) -> Option<usize> {
-        self.lines.get(path).copied()
+        let mut here = 0;
+        for step in &path.0 {
+            let name = match step {
+                Step::Key(key) => Name::Key(Cow::Borrowed(key)),
+                Step::Index(index) => Name::Index(*index),
+                Step::Next | Step::Where(..) => return None,
+            };
+            // The root is its own parent. Of a key given twice the last one counts, as it does for serde_json.
+            here = self.nodes.iter().rposition(|node| node.parent == here && node.name == name)?;
+        }
+        self.nodes.get(here).map(|node| node.line)
+    }
+
+    fn path_of(&self, mut node: usize) -> JsonPath {
+        let mut steps = Vec::new();
+        while let Some(Node { parent, name, .. }) = self.nodes.get(node) {
+            steps.push(match name {
+                Name::Root => break,
+                Name::Index(index) => Step::Index(*index),
+                Name::Key(key) => Step::Key(key.clone().into_owned()),
+            });
+            node = *parent;
+        }
+        steps.reverse();
+        JsonPath(steps)
     }
 }
 
-struct Scanner<'a> {
-    text: &'a [u8],
+struct Scanner<'t> {
+    text: &'t str,
     at: usize,
     line: usize,
-    found: Lines,
+    found: Lines<'t>,
 }
 
-impl Scanner<'_> {
+impl<'t> Scanner<'t> {
     fn space(&mut self) -> Option<u8> {
         loop {
-            let byte = *self.text.get(self.at)?;
+            let byte = *self.text.as_bytes().get(self.at)?;
             match byte {
                 b'\n' => self.line += 1,
                 b' ' | b'\t' | b'\r' => {}
@@ -49,23 +88,26 @@ impl Scanner<'_> {
         }
     }
 
-    fn value(&mut self, path: &JsonPath) -> Option<()> {
+    fn value(&mut self, parent: usize, name: Name<'t>, line: usize) -> Option<()> {
         let first = self.space()?;
-        self.found.lines.entry(path.clone()).or_insert(self.line);
+        let line = if matches!(name, Name::Key(_)) { line } else { self.line };
+        let node = self.found.nodes.len();
+        self.found.nodes.push(Node { parent, name, line });
         match first {
-            b'{' => self.object(path),
-            b'[' => self.array(path),
+            b'{' => self.object(node),
+            b'[' => self.array(node),
             b'"' => self.string().map(|_| ()),
             _ => {
-                let rest = self.text.get(self.at..)?;
+                let rest = self.text.as_bytes().get(self.at..)?;
                 self.at += rest.iter().take_while(|byte| !b",]} \t\r\n".contains(byte)).count();
                 Some(())
             }
         }
     }
 
-    fn object(&mut self, path: &JsonPath) -> Option<()> {
+    fn object(&mut self, node: usize) -> Option<()> {
         self.at += 1;
+        let mut members = Vec::new();
         while self.space()? != b'}' {
             if self.space()? == b',' {
                 self.at += 1;
@@ -73,48 +115,66 @@ impl Scanner<'_> {
             }
             let line = self.line;
             let key = self.string()?;
-            let place = path.key(&key);
-            if let Some(first) = self.found.lines.insert(place.clone(), line) {
-                self.found.repeated.push(Problem::new(place.clone(), format!("given twice; first on line {first}")));
-            }
             if self.space()? == b':' {
                 self.at += 1;
             }
-            self.value(&place)?;
+            members.push(self.found.nodes.len());
+            self.value(node, Name::Key(key), line)?;
         }
         self.at += 1;
+        self.find_repeated(members);
         Some(())
     }
 
-    fn array(&mut self, path: &JsonPath) -> Option<()> {
+    fn find_repeated(&mut self, mut members: Vec<usize>) {
+        let nodes = &self.found.nodes;
+        members.sort_by(|a, b| nodes.get(*a).map(|node| &node.name).cmp(&nodes.get(*b).map(|node| &node.name)));
+        let same = |two: &&[usize]| match two {
+            [a, b] => nodes.get(*a).map(|node| &node.name) == nodes.get(*b).map(|node| &node.name),
+            _ => false,
+        };
+        for two in members.windows(2).filter(same) {
+            if let [first, second] = two {
+                let line = nodes.get(*first).map_or(0, |node| node.line);
+                let text = format!("given twice; first on line {line}");
+                self.found.repeated.push(Problem::new(self.found.path_of(*second), text));
+            }
+        }
+    }
+
+    fn array(&mut self, node: usize) -> Option<()> {
         self.at += 1;
         let mut index = 0;
         while self.space()? != b']' {
             if self.space()? == b',' {
                 self.at += 1;
             }
-            self.value(&path.index(index))?;
+            self.value(node, Name::Index(index), 0)?;
             index += 1;
         }
         self.at += 1;
         Some(())
     }
 
-    fn string(&mut self) -> Option<String> {
+    fn string(&mut self) -> Option<Cow<'t, str>> {
         let start = self.at;
+        let mut escaped = false;
         self.at += 1;
         loop {
-            match *self.text.get(self.at)? {
+            match *self.text.as_bytes().get(self.at)? {
                 b'"' => break,
-                b'\\' => self.at += 2,
+                b'\\' => {
+                    escaped = true;
+                    self.at += 2;
+                }
                 _ => self.at += 1,
             }
         }
         self.at += 1;
-        let text = self.text.get(start..self.at)?;
-        match text.contains(&b'\\') {
-            true => serde_json::from_slice(text).ok(),
-            false => std::str::from_utf8(text.get(1..text.len() - 1)?).ok().map(str::to_owned),
+        let quoted = self.text.get(start..self.at)?;
+        match escaped {
+            true => serde_json::from_str(quoted).ok().map(Cow::Owned),
+            false => quoted.get(1..quoted.len() - 1).map(Cow::Borrowed),
         }
     }
 }

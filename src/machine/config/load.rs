@@ -93,7 +93,7 @@ fn of_flag(problem: Problem, flag: &str) -> Fault {
 /// Knows where each place of the document was written.
 struct Origins<'a> {
     source: Option<Source<'a>>,
-    lines: Lines,
+    lines: Lines<'a>,
     edited: &'a [Edited<'a>],
 }
 
