@@ -57,7 +57,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Print what would be built: memory map, devices, interrupts, kernel command line, files. Touches no KVM
-    Explain(ExplainArgs),
+    Explain(Box<ExplainArgs>),
     /// Say whether this host can run VMs, or whether a kernel can boot in one
     Doctor(DoctorArgs),
     /// Print the JSON Schema of the configuration
@@ -141,7 +141,7 @@ pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Order, clap::Err
     let cli = Cli::from_arg_matches_mut(&mut matches)?;
     Ok(match cli.verb {
         None => Order::Run(Box::new(cli.vm), cli.run),
-        Some(Verb::Explain(args)) => Order::Explain(Box::new(args)),
+        Some(Verb::Explain(args)) => Order::Explain(args),
         Some(Verb::Doctor(args)) => Order::Doctor(args),
         Some(Verb::Schema) => Order::Schema,
     })

@@ -1,5 +1,4 @@
 //! `vmm`: a micro-VM monitor. Reads the command line and the configuration, then hands over to one verb.
-#![warn(clippy::indexing_slicing)]
 
 mod args;
 mod doctor;

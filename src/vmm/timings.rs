@@ -53,8 +53,10 @@ fn table(reached: &[(&'static str, Duration)]) -> String {
 }
 
 fn json(reached: &[(&'static str, Duration)]) -> String {
-    let phases: Vec<_> =
-        reached.iter().map(|(words, at)| serde_json::json!({ "phase": words, "at_us": at.as_nanos() as f64 / 1e3 })).collect();
+    let phases: Vec<_> = reached
+        .iter()
+        .map(|(words, at)| serde_json::json!({ "phase": words, "at_us": at.as_nanos() as f64 / 1e3 }))
+        .collect();
     serde_json::json!({ "timings": phases }).to_string()
 }
 
@@ -62,8 +64,11 @@ fn json(reached: &[(&'static str, Duration)]) -> String {
 mod tests {
     use super::*;
 
-    const REACHED: [(&str, Duration); 3] =
-        [("process started", Duration::from_millis(1)), ("guest entered", Duration::from_millis(5)), ("VM ended", Duration::from_millis(10))];
+    const REACHED: [(&str, Duration); 3] = [
+        ("process started", Duration::from_millis(1)),
+        ("guest entered", Duration::from_millis(5)),
+        ("VM ended", Duration::from_millis(10)),
+    ];
 
     #[test]
     fn the_table_has_a_line_and_a_bar_per_phase() {

@@ -141,7 +141,7 @@ fn an_unreadable_file_is_refused() {
     use std::os::unix::fs::PermissionsExt;
     let room = Room::new();
     let kernel = room.path().join("kernel");
-    std::fs::set_permissions(&kernel, std::fs::Permissions::from_mode(0)).expect("chmod");
+    std::fs::set_permissions(&kernel, std::fs::Permissions::from_mode(0o000)).expect("chmod");
     // Root may read anything.
     if std::fs::File::open(&kernel).is_err() {
         let outcome = room.line("--kernel kernel");
