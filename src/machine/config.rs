@@ -105,17 +105,24 @@ impl VmConfig {
 
 impl Default for MachineConfig {
     fn default() -> Self {
-        Self { vcpu_count: 1, mem_size_mib: 128, smt: false, track_dirty_pages: false, huge_pages: HugePages::None }
+        Self {
+            vcpu_count: 1,
+            mem_size_mib: 128,
+            smt: false,
+            track_dirty_pages: false,
+            huge_pages: HugePages::default(),
+        }
     }
 }
 
 /// What kind of host pages back the guest's memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum HugePages {
-    /// Ordinary pages; the host may still use transparent huge pages as its policy says.
-    #[default]
+    /// Ordinary pages, unless the host's policy makes them huge. Kernel and initrd are shared with the host's page
+    /// cache and with other VMs.
     None,
     /// Transparent huge pages are asked for.
+    #[default]
     Transparent,
     /// 2 MiB pages from the host's hugetlbfs pool; `mem_size_mib` must be even.
     #[serde(rename = "2M")]

@@ -127,8 +127,7 @@ impl<'a> Control<'a> {
             add(drained.as_raw_fd(), DRAINED)?;
         }
         let watch = Watch { next: Instant::now() + WATCH, busy: Duration::MAX, asked: false };
-        let mut control =
-            Self { machine, signals, input, input_polled: false, grace, epoll, deadline: None, watch };
+        let mut control = Self { machine, signals, input, input_polled: false, grace, epoll, deadline: None, watch };
         control.poll_input();
         Ok(control)
     }

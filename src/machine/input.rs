@@ -58,7 +58,9 @@ impl Input {
         let mut chunk = [0; CHUNK];
         let got = match self.file.read(&mut chunk) {
             Ok(got) => got,
-            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => return None,
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
+                return None;
+            }
             Err(_) => 0, // a terminal that is gone: no more input
         };
         self.ended = got == 0;

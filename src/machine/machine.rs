@@ -46,7 +46,7 @@ pub struct Machine {
     serial: Option<SerialPort>,
     power: Arc<Mutex<Pm>>,
     events: Arc<Events>,
-    _vm: Vm,
+    vm: Option<Vm>,
     /// Mapped into the guest, like the memory: they outlive the VM.
     _registers: Vec<Arc<Registers>>,
     _ram: Ram,
@@ -100,7 +100,7 @@ impl Machine {
         let buses = Arc::new(buses);
         let vcpus = create_vcpus(&vm, plan, config.machine_config.smt, entry, &buses, &events)?;
         timeline(Mark::Vcpus);
-        Ok(Self { vcpus, workers, serial, power, events, _vm: vm, _registers: registers, _ram: ram })
+        Ok(Self { vcpus, workers, serial, power, events, vm: Some(vm), _registers: registers, _ram: ram })
     }
 
     /// Lets every vCPU run. Only the boot processor has something to run; the others wait for it to start them.
@@ -113,6 +113,21 @@ impl Machine {
         let answers: Vec<_> = self.vcpus.iter().map(VcpuHandle::pause).collect();
         for parked in answers {
             let _ = parked.recv();
+        }
+    }
+
+    /// Takes the machine down as dropping it does, but leaves KVM's part of the work behind: for a process that ends.
+    pub fn leave(mut self) {
+        self.stop_threads();
+        if let Some(vm) = self.vm.take() {
+            vm.close_elsewhere();
+        }
+    }
+
+    fn stop_threads(&mut self) {
+        self.vcpus.clear();
+        for worker in self.workers.drain(..) {
+            worker.quit();
         }
     }
 
@@ -150,10 +165,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        self.vcpus.clear();
-        for worker in self.workers.drain(..) {
-            worker.quit();
-        }
+        self.stop_threads();
     }
 }
 

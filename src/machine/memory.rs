@@ -3,8 +3,9 @@
 //! Mapped by the control thread before anything runs. Nothing here scales with the size: pages appear when touched.
 #![allow(unsafe_code)] // mmap(2), madvise(2) and munmap(2) of memory that the guest will use
 
-use std::io;
-use std::os::fd::RawFd;
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::Arc;
 
@@ -29,6 +30,7 @@ pub const PAGE: u64 = 4096;
 pub struct Ram {
     guest: SharedRam,
     mappings: Vec<Mapping>,
+    pages: HugePages,
 }
 
 /// A mapping of this process, unmapped on drop.
@@ -71,7 +73,7 @@ impl Ram {
             mappings.push(mapping);
         }
         let guest = GuestRam::from_regions(regions).doing(|| "map guest memory")?;
-        Ok(Self { guest: Arc::new(guest), mappings })
+        Ok(Self { guest: Arc::new(guest), mappings, pages })
     }
 
     /// The memory as devices and loaders use it.
@@ -91,24 +93,23 @@ impl Ram {
 
     /// Puts `len` bytes of `file` from `offset` at `gpa`.
     ///
-    /// Whole pages are mapped privately from the host's page cache, so nothing is copied until someone writes to a
-    /// page, and several VMs share one copy of their kernel; the rest is read.
-    pub fn place(&self, file: RawFd, offset: u64, len: u64, gpa: u64) -> io::Result<()> {
-        let head = gpa.next_multiple_of(PAGE).min(gpa + len) - gpa;
+    /// On ordinary pages, whole pages are mapped privately from the host's page cache: nothing is copied until someone
+    /// writes to a page, and several VMs share one copy of their kernel. On huge pages everything is read, so that a
+    /// few faults of the guest bring in all of it.
+    pub fn place(&self, file: &File, offset: u64, len: u64, gpa: u64) -> io::Result<()> {
+        let end = gpa.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
+        let head = gpa.next_multiple_of(PAGE).min(end) - gpa;
         let whole = (len - head) / PAGE * PAGE;
-        let mappable = offset % PAGE == gpa % PAGE && whole > 0 && self.remap(file, offset + head, whole, gpa + head)?;
-        if !mappable {
+        let mappable = self.pages == HugePages::None && offset % PAGE == gpa % PAGE && whole > 0;
+        if !mappable || !self.remap(file, offset + head, whole, gpa + head)? {
             return self.read_in(file, offset, len, gpa);
         }
         self.read_in(file, offset, head, gpa)?;
         self.read_in(file, offset + head + whole, len - head - whole, gpa + head + whole)
     }
 
-    fn remap(&self, file: RawFd, offset: u64, len: u64, gpa: u64) -> io::Result<bool> {
+    fn remap(&self, file: &File, offset: u64, len: u64, gpa: u64) -> io::Result<bool> {
         let Ok(slice) = self.guest.get_slice(GuestAddress(gpa), len as usize) else { return Ok(false) };
-        if slice.len() as u64 != len {
-            return Ok(false); // the range spans two regions
-        }
         let addr = slice.ptr_guard_mut().as_ptr();
         // SAFETY: `addr..addr + len` lies in one region of guest RAM (get_slice checked it) that this value owns, both
         // ends are page-aligned, and no Rust reference into guest RAM exists anywhere; only its backing changes.
@@ -118,7 +119,7 @@ impl Ram {
                 len as usize,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
-                file,
+                file.as_raw_fd(),
                 offset as libc::off_t,
             )
         };
@@ -126,25 +127,21 @@ impl Ram {
             // MAP_FIXED may have removed the old mapping already: whoever asked must give up.
             return Err(io::Error::last_os_error());
         }
+        keep_private(mapped, len as usize);
         Ok(true)
     }
 
-    fn read_in(&self, file: RawFd, mut offset: u64, len: u64, gpa: u64) -> io::Result<()> {
-        let mut buffer = vec![0; len.min(1 << 20) as usize];
-        let mut at = gpa;
-        while at < gpa + len {
-            let want = buffer.len().min((gpa + len - at) as usize);
-            // SAFETY: `buffer` is `want` bytes at least and lives across the call.
-            let got = unsafe { libc::pread(file, buffer.as_mut_ptr().cast(), want, offset as libc::off_t) };
-            let got = match got {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                n if n < 0 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => continue,
-                n if n < 0 => return Err(io::Error::last_os_error()),
-                n => n as usize,
-            };
-            self.guest.write_slice(&buffer[..got], GuestAddress(at)).map_err(io::Error::other)?;
-            at += got as u64;
-            offset += got as u64;
+    fn read_in(&self, mut file: &File, offset: u64, len: u64, gpa: u64) -> io::Result<()> {
+        file.seek(SeekFrom::Start(offset))?;
+        // In pieces: one read may not span two regions.
+        let mut done = 0;
+        while done < len {
+            let at = GuestAddress(gpa + done);
+            let region = self.guest.find_region(at).ok_or(io::ErrorKind::InvalidInput)?;
+            let room = region.last_addr().0 - at.0 + 1;
+            let piece = room.min(len - done);
+            self.guest.read_exact_volatile_from(at, &mut file, piece as usize).map_err(io::Error::other)?;
+            done += piece;
         }
         Ok(())
     }
@@ -187,9 +184,17 @@ fn map_aligned(len: usize, pages: HugePages) -> io::Result<Mapping> {
         // SAFETY: advice about the mapping just made. A kernel without transparent huge pages refuses: no harm done.
         unsafe { libc::madvise(mapping.addr, len, libc::MADV_HUGEPAGE) };
     }
-    // SAFETY: as above; guest memory has no place in a core dump of the monitor.
-    unsafe { libc::madvise(mapping.addr, len, libc::MADV_DONTDUMP) };
+    keep_private(mapping.addr, len);
     Ok(mapping)
+}
+
+/// Guest memory has no place in a core dump of the monitor, nor in a child.
+fn keep_private(addr: *mut libc::c_void, len: usize) {
+    // SAFETY: advice about a mapping that the caller just made; neither kind changes what is in it.
+    unsafe {
+        libc::madvise(addr, len, libc::MADV_DONTDUMP);
+        libc::madvise(addr, len, libc::MADV_DONTFORK);
+    }
 }
 
 fn map_raw(len: usize, flags: libc::c_int) -> io::Result<Mapping> {
@@ -200,14 +205,16 @@ fn map_raw(len: usize, flags: libc::c_int) -> io::Result<Mapping> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::os::fd::AsRawFd;
-
     use super::*;
+    use std::io::Write;
 
     fn ram() -> Ram {
+        ram_of(HugePages::None)
+    }
+
+    fn ram_of(pages: HugePages) -> Ram {
         let ranges = [RamRange { start: 0, len: 4 << 20 }, RamRange { start: 1 << 32, len: 2 << 20 }];
-        Ram::map(&ranges, HugePages::None, false).unwrap()
+        Ram::map(&ranges, pages, false).unwrap()
     }
 
     #[test]
@@ -221,19 +228,25 @@ mod tests {
 
     #[test]
     fn places_a_file_whatever_its_alignment() {
-        let ram = ram();
+        for pages in [HugePages::None, HugePages::Transparent] {
+            places_a_file(&ram_of(pages));
+        }
+    }
+
+    fn places_a_file(ram: &Ram) {
         let bytes: Vec<u8> = (0..20_000u32).map(|i| (i % 251) as u8).collect();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&bytes).unwrap();
-        for (offset, len, gpa) in [(0, 20_000, 0x10_0000), (4096, 8192, 0x11_0000), (100, 9000, 0x12_0064), (7, 50, 3)] {
-            ram.place(file.as_raw_fd(), offset, len, gpa).unwrap();
+        for (offset, len, gpa) in [(0, 20_000, 0x10_0000), (4096, 8192, 0x11_0000), (100, 9000, 0x12_0064), (7, 50, 3)]
+        {
+            ram.place(&file, offset, len, gpa).unwrap();
             let mut seen = vec![0; len as usize];
             ram.guest().read_slice(&mut seen, GuestAddress(gpa)).unwrap();
             assert_eq!(seen, bytes[offset as usize..(offset + len) as usize], "{offset} {len} {gpa:#x}");
         }
         // Guest writes stay private.
         ram.guest().write_slice(&[0xee; 4], GuestAddress(0x10_0000)).unwrap();
-        ram.place(file.as_raw_fd(), 0, 4096, 0x18_0000).unwrap();
+        ram.place(&file, 0, 4096, 0x18_0000).unwrap();
         let first: u8 = ram.guest().read_obj(GuestAddress(0x18_0000)).unwrap();
         assert_eq!(first, 0);
     }
@@ -243,8 +256,8 @@ mod tests {
         let ram = ram();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[1; 100]).unwrap();
-        assert!(ram.place(file.as_raw_fd(), 0, 200, 0x1001).is_err());
-        assert!(ram.place(file.as_raw_fd(), 0, 100, 1 << 30).is_err());
+        assert!(ram.place(&file, 0, 200, 0x1001).is_err());
+        assert!(ram.place(&file, 0, 100, 1 << 30).is_err());
     }
 
     #[test]

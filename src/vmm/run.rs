@@ -72,7 +72,7 @@ fn run_to_end(
     vcpu::install_kick()?;
     loop {
         let end = run_once(config, plan, options, timeline, &signals)?;
-        if !end.is_reset() || config.on_reboot == OnReboot::Exit {
+        if !restarts(config, &end) {
             return Ok(end);
         }
         report(options.id.as_deref(), &end);
@@ -97,12 +97,20 @@ fn run_once(
     machine.boot();
     let end = control::run(&machine, Surroundings { signals, input, grace: options.grace })?;
     timeline.mark(Mark::End);
-    drop(machine);
+    if restarts(config, &end) {
+        drop(machine);
+    } else {
+        machine.leave();
+    }
     if let Some(console) = &console {
         console.flush(FLUSH);
     }
     drop(raw);
     Ok(end)
+}
+
+fn restarts(config: &VmConfig, end: &End) -> bool {
+    end.is_reset() && config.on_reboot == OnReboot::Restart
 }
 
 /// Where the serial port's output goes; `None` without a serial port.

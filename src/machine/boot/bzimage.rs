@@ -4,7 +4,6 @@
 
 use std::fs::File;
 use std::mem::size_of;
-use std::os::fd::AsRawFd;
 
 use linux_loader::bootparam::setup_header;
 use vm_memory::ByteValued;
@@ -90,7 +89,7 @@ pub(super) fn load(ram: &Ram, file: &File, image: &BzImage) -> Result<Kernel, Ke
             "it needs at least {mib} MiB of guest memory (machine-config.mem_size_mib) to unpack itself"
         )));
     }
-    ram.place(file.as_raw_fd(), offset, len, address)?;
+    ram.place(file, offset, len, address)?;
     Ok(Kernel {
         entry: Entry::Linux64 { rip: address + ENTRY_64 },
         end,

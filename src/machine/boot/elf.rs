@@ -182,7 +182,8 @@ pub(crate) mod tests {
 
     #[test]
     fn broken_notes_end_the_search() {
-        for notes in [&[0xff; 12][..], &[0xff; 40], &[4, 0, 0, 0, 0xff, 0xff, 0xff, 0x7f, 18, 0, 0, 0, b'X'], b"short"] {
+        for notes in [&[0xff; 12][..], &[0xff; 40], &[4, 0, 0, 0, 0xff, 0xff, 0xff, 0x7f, 18, 0, 0, 0, b'X'], b"short"]
+        {
             assert_eq!(find_phys32_entry(notes), None);
         }
     }

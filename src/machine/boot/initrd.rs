@@ -1,6 +1,5 @@
 //! The initial RAM disk: as high as the kernel allows, so that it is out of the way of everything else.
 
-use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use super::{Kernel, KernelError, low_ram_end, open};
@@ -28,7 +27,7 @@ pub(super) fn load(ram: &Ram, path: &Path, kernel: &Kernel) -> Result<Initrd, Ke
             "its {mib} MiB do not fit beside the kernel; give the VM more memory (machine-config.mem_size_mib)"
         ))
     })?;
-    ram.place(file.as_raw_fd(), 0, len, start)?;
+    ram.place(&file, 0, len, start)?;
     Ok(Initrd { start, len })
 }
 

@@ -4,13 +4,12 @@
 
 mod bzimage;
 mod elf;
-pub mod inspect;
 mod initrd;
+pub mod inspect;
 mod params;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -53,14 +52,11 @@ struct Kernel {
 /// `acpi_rsdp` is the guest-physical address of the RSDP.
 pub fn load(ram: &Ram, source: &BootSource, cmdline: &str, acpi_rsdp: u64) -> Result<Entry, HostError> {
     let path = &source.kernel_image_path;
-    let kernel = open(path)
-        .and_then(|file| load_kernel(ram, &file))
-        .doing(|| format!("load kernel {}", path.display()))?;
+    let kernel =
+        open(path).and_then(|file| load_kernel(ram, &file)).doing(|| format!("load kernel {}", path.display()))?;
     let initrd = match &source.initrd_path {
         None => None,
-        Some(path) => {
-            Some(initrd::load(ram, path, &kernel).doing(|| format!("load initrd {}", path.display()))?)
-        }
+        Some(path) => Some(initrd::load(ram, path, &kernel).doing(|| format!("load initrd {}", path.display()))?),
     };
     put_cmdline(ram, cmdline)?;
     let e820 = params::e820(ram);
@@ -105,7 +101,7 @@ fn load_elf(ram: &Ram, file: &File) -> Result<Kernel, KernelError> {
                 segment.memory_len >> 10
             ))
         })?;
-        ram.place(file.as_raw_fd(), segment.offset, segment.file_len, segment.gpa)?;
+        ram.place(file, segment.offset, segment.file_len, segment.gpa)?;
         end = end.max(last);
     }
     let entry = match elf.pvh_entry {

@@ -81,9 +81,7 @@ pub(super) fn write_zero_page(
         *entry = boot_e820_entry { addr: range.start, size: range.len, r#type: range.kind };
     }
     params.e820_entries = e820.len() as u8;
-    ram.guest()
-        .write_slice(params.as_slice(), GuestAddress(layout::ZERO_PAGE))
-        .doing(|| "write the zero page")
+    ram.guest().write_slice(params.as_slice(), GuestAddress(layout::ZERO_PAGE)).doing(|| "write the zero page")
 }
 
 pub(super) fn write_start_info(
@@ -157,22 +155,14 @@ mod tests {
     #[test]
     fn the_zero_page_carries_the_header_initrd_and_map() {
         let ram = ram();
-        let kernel = Kernel {
-            entry: crate::x86_64::regs::Entry::Linux64 { rip: 0 },
-            end: 0,
-            initrd_max: 0,
-            header: None,
-        };
+        let kernel =
+            Kernel { entry: crate::x86_64::regs::Entry::Linux64 { rip: 0 }, end: 0, initrd_max: 0, header: None };
         let initrd = Initrd { start: 0x1_2345_6000, len: 0x1_0000_0001 };
         write_zero_page(&ram, &kernel, Some(initrd), "quiet", &e820(&ram), 0xe_0000).unwrap();
         let mut params = boot_params::default();
         ram.guest().read_slice(params.as_mut_slice(), GuestAddress(layout::ZERO_PAGE)).unwrap();
-        let (image, ext_image, size, ext_size) = (
-            params.hdr.ramdisk_image,
-            params.ext_ramdisk_image,
-            params.hdr.ramdisk_size,
-            params.ext_ramdisk_size,
-        );
+        let (image, ext_image, size, ext_size) =
+            (params.hdr.ramdisk_image, params.ext_ramdisk_image, params.hdr.ramdisk_size, params.ext_ramdisk_size);
         assert_eq!((image, ext_image, size, ext_size), (0x2345_6000, 1, 1, 1));
         let (rsdp, magic, entries) = (params.acpi_rsdp_addr, params.hdr.header, params.e820_entries);
         assert_eq!((rsdp, magic, entries), (0xe_0000, KERNEL_HDR_MAGIC, 5));

@@ -3,17 +3,17 @@
 //! Everything that a stock kernel must find is in the DSDT: every virtio-mmio device (`LNRO0005`), the serial port, the
 //! CMOS clock, the power button behind a Generic Event Device, pvpanic. Pure: a plan in, bytes out. Source: ACPI 6.4.
 
+use acpi_tables::Aml;
 use acpi_tables::aml::{
     And, Device, EISAName, Equal, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If,
-    Interrupt, Local, Memory32Fixed, Method, Name, Notify, ONE, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate,
-    Scope, Store, ZERO,
+    Interrupt, Local, Memory32Fixed, Method, Name, Notify, ONE, OpRegion, OpRegionSpace, Package, Path,
+    ResourceTemplate, Scope, Store, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use acpi_tables::Aml;
 use devices::memory::{Bytes, GuestAddress, GuestRam};
 
 use super::layout;
@@ -202,10 +202,7 @@ fn power_button(aml: &mut Vec<u8>) {
                 vec![
                     &Store::new(&pending, &Path::new("ESEL")),
                     &And::new(&pending, &pending, &ONE),
-                    &If::new(
-                        &Equal::new(&pending, &ONE),
-                        vec![&Notify::new(&Path::new("PWRB"), &BUTTON_PRESSED)],
-                    ),
+                    &If::new(&Equal::new(&pending, &ONE), vec![&Notify::new(&Path::new("PWRB"), &BUTTON_PRESSED)]),
                 ],
             ),
         ],
@@ -275,7 +272,8 @@ mod tests {
     #[test]
     fn every_table_is_reachable_and_sums_to_zero() {
         let ram = ram();
-        let hardware = Hardware { cpus: 300, serial: true, virtio: (0..64).map(|i| (0xd000_0000 + i * 4096, 16)).collect() };
+        let hardware =
+            Hardware { cpus: 300, serial: true, virtio: (0..64).map(|i| (0xd000_0000 + i * 4096, 16)).collect() };
         let rsdp = write(&ram, &hardware).unwrap();
         let mut root = [0; 36];
         ram.read_slice(&mut root, GuestAddress(rsdp)).unwrap();

@@ -33,10 +33,14 @@ impl Topology {
 }
 
 /// The leaves of vCPU `id`, from those that KVM supports on this host (KVM_GET_SUPPORTED_CPUID).
-pub fn leaves(supported: &[kvm_cpuid_entry2], id: u32, topology: Topology, tsc_deadline: bool) -> Vec<kvm_cpuid_entry2> {
+pub fn leaves(
+    supported: &[kvm_cpuid_entry2],
+    id: u32,
+    topology: Topology,
+    tsc_deadline: bool,
+) -> Vec<kvm_cpuid_entry2> {
     let amd = is_amd(supported);
-    let mut leaves: Vec<_> =
-        supported.iter().filter(|leaf| !is_rebuilt(leaf.function)).copied().collect();
+    let mut leaves: Vec<_> = supported.iter().filter(|leaf| !is_rebuilt(leaf.function)).copied().collect();
     for leaf in &mut leaves {
         edit(leaf, id, topology, tsc_deadline, amd);
     }

@@ -14,10 +14,7 @@ const MTRR_ENABLE_WRITE_BACK: u64 = 1 << 11 | 6;
 /// Registers whose value at boot differs from the one that KVM gives them at reset.
 pub fn boot_entries() -> [kvm_msr_entry; 2] {
     let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
-    [
-        entry(MSR_IA32_MISC_ENABLE, MSR_IA32_MISC_ENABLE_FAST_STRING),
-        entry(MSR_MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK),
-    ]
+    [entry(MSR_IA32_MISC_ENABLE, MSR_IA32_MISC_ENABLE_FAST_STRING), entry(MSR_MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK)]
 }
 
 /// Sets them on one vCPU.

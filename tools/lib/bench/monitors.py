@@ -1,4 +1,6 @@
 """How each monitor is asked for the same VM: kernel, initrd, one serial console, perhaps one disk."""
+import os
+
 
 # `quiet`: what is measured is the monitor, not the speed of a serial port.
 CMDLINE = "console=ttyS0 quiet panic=-1 reboot=k"
@@ -16,8 +18,8 @@ def vmm(path, vm):
 
 
 def qemu(path, vm):
-    # rtc=off: a guest with the CMOS driver spends more than a second on QEMU's clock.
-    args = [path, "-L", os.path.dirname(path), "-M", "microvm,rtc=off", "-accel", "kvm", "-cpu", "host", "-m", str(vm["memory"]), "-smp", str(vm["cpus"])]
+    # rtc=on: without its clock a guest with the CMOS driver looks for one for more than a second.
+    args = [path, "-L", os.path.dirname(path), "-M", "microvm,rtc=on", "-accel", "kvm", "-cpu", "host", "-m", str(vm["memory"]), "-smp", str(vm["cpus"])]
     args += ["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "stdio"]
     args += ["-kernel", vm["kernel"], "-initrd", vm["initrd"], "-append", vm["cmdline"]]
     if "disk" in vm:

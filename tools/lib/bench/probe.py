@@ -77,7 +77,8 @@ def beside_guest(pid, memory_mib):
                 areas.append([int(head[1], 16), int(head[2], 16), 0])
             elif line.startswith("Rss:"):
                 areas[-1][2] = int(line.split()[1])
-    size = memory_mib << 20
+    size, total = memory_mib << 20, sum(area[2] for area in areas)
+    candidates = []
     for first in range(len(areas)):
         # Guest RAM is one area, or a row of adjacent ones (parts of it may be mapped from the kernel's file).
         last = first
@@ -85,8 +86,10 @@ def beside_guest(pid, memory_mib):
             last += 1
         length = areas[last][1] - areas[first][0]
         if length == size or (first == last and size < length < size + (64 << 20)):
-            guest = sum(area[2] for area in areas[first : last + 1])
-            return sum(area[2] for area in areas) - guest, guest
+            candidates.append(sum(area[2] for area in areas[first : last + 1]))
+    # An allocator may have reserved as much; the guest's is the one that is in use.
+    if candidates:
+        return total - max(candidates), max(candidates)
     sys.exit(f"bench: no {memory_mib} MiB of guest RAM among the mappings of process {pid}")
 
 
