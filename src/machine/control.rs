@@ -17,7 +17,7 @@ use crate::stop::VcpuStop;
 
 /// How often an idle VM is looked at, to find one whose vCPUs can never wake.
 const WATCH: Duration = Duration::from_secs(1);
-/// After a reset or power-off request nothing more is expected of the guest; after a panic its last words are.
+/// What epoll says is ready.
 const EVENTS: u64 = 0;
 const SIGNALS: u64 = 1;
 const INPUT: u64 = 2;
@@ -202,10 +202,7 @@ impl<'a> Control<'a> {
     fn read_input(&mut self) -> Option<End> {
         let request = self.input.as_mut()?.read();
         self.poll_input();
-        match request {
-            Some(Request::Leave) => Some(End::Left),
-            None => None,
-        }
+        request.map(|Request::Leave| End::Left)
     }
 
     /// The guest has read what it was given.
@@ -271,19 +268,17 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stop::Registers;
 
     #[test]
     fn ends_have_distinct_codes_and_words() {
-        let registers = Registers::default();
         let ends = [
             End::PowerOff,
             End::Reset,
             End::Panicked,
-            End::Vcpu(0, VcpuStop::TripleFault(registers)),
+            End::Vcpu(0, VcpuStop::TripleFault(Box::default())),
             End::Halted,
-            End::Vcpu(0, VcpuStop::InternalError { suberror: 1, data: Vec::new(), registers }),
-            End::Vcpu(0, VcpuStop::FailEntry { reason: 7, cpu: 0, registers }),
+            End::Vcpu(0, VcpuStop::InternalError { suberror: 1, data: Vec::new(), registers: Box::default() }),
+            End::Vcpu(0, VcpuStop::FailEntry { reason: 7, cpu: 0, registers: Box::default() }),
             End::Vcpu(0, VcpuStop::Host(std::io::Error::from_raw_os_error(libc::EFAULT))),
             End::Killed(libc::SIGTERM),
             End::Left,

@@ -82,7 +82,7 @@ impl Ram {
     }
 
     /// Bytes mapped.
-    pub fn len(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         self.mappings.iter().map(|mapping| mapping.len as u64).sum()
     }
 
@@ -203,6 +203,12 @@ fn map_raw(len: usize, flags: libc::c_int) -> io::Result<Mapping> {
     if addr == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Mapping { addr, len }) }
 }
 
+/// `len` bytes of ordinary guest RAM from address 0, for tests.
+#[cfg(test)]
+pub(crate) fn test_ram(len: u64) -> Ram {
+    Ram::map(&[RamRange { start: 0, len }], HugePages::None, false).expect("memory for a test")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,7 +226,7 @@ mod tests {
     #[test]
     fn slots_are_aligned_like_huge_pages() {
         let ram = ram();
-        assert_eq!(ram.len(), 6 << 20);
+        assert_eq!(ram.size(), 6 << 20);
         let slots: Vec<_> = ram.slots().collect();
         assert_eq!(slots.len(), 2);
         assert!(slots.iter().all(|&(_, _, host)| host % ALIGN as u64 == 0));

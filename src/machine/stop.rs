@@ -15,7 +15,7 @@ pub enum VcpuStop {
     /// Not a stop: a kick asked it to look at its messages.
     Kicked,
     /// KVM_EXIT_SHUTDOWN: the guest faulted while delivering a double fault.
-    TripleFault(Registers),
+    TripleFault(Box<Registers>),
     /// KVM_EXIT_SYSTEM_EVENT: shutdown.
     SystemShutdown,
     /// KVM_EXIT_SYSTEM_EVENT: reset.
@@ -29,7 +29,7 @@ pub enum VcpuStop {
         /// What KVM adds to it.
         data: Vec<u64>,
         /// Where.
-        registers: Registers,
+        registers: Box<Registers>,
     },
     /// KVM_EXIT_FAIL_ENTRY: the hardware refused the guest's state.
     FailEntry {
@@ -38,7 +38,7 @@ pub enum VcpuStop {
         /// Host CPU.
         cpu: u32,
         /// Where.
-        registers: Registers,
+        registers: Box<Registers>,
     },
     /// KVM_EXIT_MEMORY_FAULT: the guest touched memory that the host cannot provide.
     MemoryFault {
@@ -47,14 +47,14 @@ pub enum VcpuStop {
         /// Bytes.
         size: u64,
         /// Where.
-        registers: Registers,
+        registers: Box<Registers>,
     },
     /// An exit that this monitor never asks for.
     Unexpected {
         /// The reason's name, or its number.
         reason: String,
         /// Where.
-        registers: Registers,
+        registers: Box<Registers>,
     },
     /// KVM_RUN itself failed.
     Host(io::Error),
@@ -95,7 +95,7 @@ impl fmt::Display for Registers {
 /// What an exit that the run loop does not handle means; registers and details are added by
 /// [`VcpuStop::with_details`].
 pub fn classify(exit: &VcpuExit<'_>) -> VcpuStop {
-    let registers = Registers::default();
+    let registers = Box::default();
     match exit {
         VcpuExit::Shutdown => VcpuStop::TripleFault(registers),
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => VcpuStop::SystemShutdown,
@@ -120,12 +120,12 @@ impl VcpuStop {
                 *suberror = internal.suberror;
                 let len = (internal.ndata as usize).min(internal.data.len());
                 *data = internal.data[..len].to_vec();
-                *registers = now;
+                **registers = now;
             }
             Self::TripleFault(registers)
             | Self::FailEntry { registers, .. }
             | Self::MemoryFault { registers, .. }
-            | Self::Unexpected { registers, .. } => *registers = now,
+            | Self::Unexpected { registers, .. } => **registers = now,
             _ => {}
         }
         self

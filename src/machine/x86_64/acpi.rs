@@ -249,9 +249,10 @@ fn virtio(aml: &mut Vec<u8>, number: usize, base: u32, gsi: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::{Ram, test_ram};
 
-    fn ram() -> GuestRam {
-        GuestRam::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap()
+    fn ram() -> Ram {
+        test_ram(2 << 20)
     }
 
     fn table(ram: &GuestRam, at: u64) -> Vec<u8> {
@@ -271,17 +272,18 @@ mod tests {
 
     #[test]
     fn every_table_is_reachable_and_sums_to_zero() {
-        let ram = ram();
+        let mapped = ram();
+        let ram = mapped.guest();
         let hardware =
             Hardware { cpus: 300, serial: true, virtio: (0..64).map(|i| (0xd000_0000 + i * 4096, 16)).collect() };
-        let rsdp = write(&ram, &hardware).unwrap();
+        let rsdp = write(ram, &hardware).unwrap();
         let mut root = [0; 36];
         ram.read_slice(&mut root, GuestAddress(rsdp)).unwrap();
         assert_eq!((&root[..8], sum(&root[..20]), sum(&root)), (&b"RSD PTR "[..], 0, 0));
-        let xsdt = table(&ram, u64_at(&root, 24));
-        let fadt = table(&ram, u64_at(&xsdt, 36));
-        let madt = table(&ram, u64_at(&xsdt, 44));
-        let dsdt = table(&ram, u64_at(&fadt, 140));
+        let xsdt = table(ram, u64_at(&root, 24));
+        let fadt = table(ram, u64_at(&xsdt, 36));
+        let madt = table(ram, u64_at(&xsdt, 44));
+        let dsdt = table(ram, u64_at(&fadt, 140));
         for (bytes, name) in [(&xsdt, b"XSDT"), (&fadt, b"FACP"), (&madt, b"APIC"), (&dsdt, b"DSDT")] {
             assert_eq!((&bytes[..4], sum(bytes)), (&name[..], 0));
         }
@@ -311,6 +313,6 @@ mod tests {
     #[test]
     fn tables_that_do_not_fit_are_refused() {
         let hardware = Hardware { cpus: 9000, serial: true, virtio: Vec::new() };
-        assert!(write(&ram(), &hardware).is_err());
+        assert!(write(ram().guest(), &hardware).is_err());
     }
 }

@@ -193,8 +193,9 @@ mod tests {
 
     #[test]
     fn page_tables_map_the_first_gib_onto_itself() {
-        let ram = GuestRam::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-        write_boot_tables(&ram, Entry::Linux64 { rip: 0 }).unwrap();
+        let mapped = crate::memory::test_ram(1 << 20);
+        let ram = mapped.guest();
+        write_boot_tables(ram, Entry::Linux64 { rip: 0 }).unwrap();
         let entry = |gpa| ram.read_obj::<u64>(GuestAddress(gpa)).unwrap();
         assert_eq!(entry(layout::BOOT_PML4), layout::BOOT_PDPT | 3);
         assert_eq!(entry(layout::BOOT_PDPT), layout::BOOT_PD | 3);
