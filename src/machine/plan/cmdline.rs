@@ -10,8 +10,8 @@ use crate::config::VmConfig;
 ///   itself needs no word: Linux uses the ACPI reset register first.)
 /// - `quiet`: only warnings on the console. Each character is an exit of the vCPU: hundreds of lines of messages take
 ///   longer than the rest of the boot. `--append loglevel=7` brings them back.
-/// - `pci=off`: there is no PCI here; otherwise the kernel probes for it with hundreds of port accesses and then
-///   complains that it found none.
+/// - `pci=off`: there is no PCI here; otherwise the kernel looks for it with many port accesses, each an exit. (Some
+///   kernels still print "PCI: Fatal: No config space access function found", which is true and harmless.)
 /// - `swiotlb=noforce`: no 64 MiB of bounce buffers in guests that reach above 4 GiB; virtio-mmio devices see all memory.
 pub const DEFAULT_CMDLINE: &str = "panic=-1 quiet pci=off swiotlb=noforce";
 
