@@ -156,10 +156,12 @@ impl Machine {
         self.vcpus.iter().map(VcpuHandle::cpu_time).sum()
     }
 
-    /// Whether no vCPU can ever wake. Interrupts a running guest for a moment.
+    /// Whether no vCPU can ever wake. Interrupts a running guest for a moment; a vCPU that does not answer soon, because
+    /// it waits for a device, is not halted.
     pub fn is_halted(&self) -> bool {
+        const PATIENCE: Duration = Duration::from_millis(200);
         let answers: Vec<_> = self.vcpus.iter().map(VcpuHandle::ask_halted).collect();
-        answers.into_iter().all(|answer| answer.recv().unwrap_or(false))
+        answers.into_iter().all(|answer| answer.recv_timeout(PATIENCE).unwrap_or(false))
     }
 }
 
