@@ -8,7 +8,7 @@ guest_modules=(virtio_pci virtio_mmio virtio_blk virtio_rng virtio_net virtio_co
     virtio_pmem nd_pmem vmw_vsock_virtio_transport virtiofs pvpanic_mmio pvpanic_pci button evdev ptp_kvm
     ext4 overlay squashfs erofs)
 # A root file system has more room: containers and networks as well.
-root_modules=("${guest_modules[@]}" tun veth bridge br_netfilter macvlan dummy loop dm_mod nf_tables nft_ct nft_nat
+root_modules=("${guest_modules[@]}" tun veth bridge br_netfilter macvlan dummy loop dm_mod autofs4 nf_tables nft_ct nft_nat
     nft_masq nft_redir nft_reject_inet nft_fib_inet nft_compat xt_MASQUERADE xt_conntrack xt_addrtype xt_comment xt_mark)
 
 # input NAME VERSION FILE: into the manifest.

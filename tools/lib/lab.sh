@@ -138,6 +138,8 @@ lab_run() {
 
     # Without erms the kernels, the lab's and its guests', clear and copy pages
     # by words; QEMU runs `rep movsb` byte by byte, and all is half as fast.
+    # Without xsave, as QEMU lets a guest's xsetbv through to the lab itself: the
+    # guest's XCR0 is never the one that KVM believes in.
     accel=(-accel tcg,thread=multi -smp "${cpus:-2}")
     [[ -z $icount ]] || accel=(-accel tcg,thread=single -smp 1 -icount shift=0,sleep=off)
     if [[ -n $shell ]]; then
@@ -152,7 +154,7 @@ lab_run() {
             -device virtserialport,chardev=output,name=lab.output)
     fi
     # In a session of its own, so that Ctrl-C reaches this script alone.
-    "${own[@]}" setpriv --pdeathsig KILL qemu-system-x86_64 "${accel[@]}" -cpu max,la57=off,-erms -m "$memory" -M q35 \
+    "${own[@]}" setpriv --pdeathsig KILL qemu-system-x86_64 "${accel[@]}" -cpu max,la57=off,-erms,-xsave,-avx,-avx2,-f16c,-fma,-vaes,-mpx,-pku -m "$memory" -M q35 \
         -nodefaults -no-user-config -display none -no-reboot -name lab \
         -object memory-backend-memfd,id=mem,size="${memory}M",share=on -numa node,memdev=mem \
         -device virtio-serial-pci -device virtio-rng-pci \
