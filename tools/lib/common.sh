@@ -85,7 +85,10 @@ apt_of() {
         debian_sources "$release" >"$dir/etc/sources.list" ||
             die "no Debian mirror in this machine's apt sources; set VMM_MIRROR to the URI of one"
         : >"$dir/state/status"
-        cat >"$dir/apt.conf" <<EOF
+        # Of the machine's own configuration: how to reach a mirror, no hooks.
+        { apt-config dump | grep '^Acquire::' || true; cat <<EOF; } >"$dir/apt.conf"
+Dir::Etc::main "/dev/null";
+Dir::Etc::parts "/dev/null";
 Dir::Etc::sourcelist "$dir/etc/sources.list";
 Dir::Etc::sourceparts "/dev/null";
 Dir::Etc::preferences "/dev/null";

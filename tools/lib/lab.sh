@@ -26,9 +26,13 @@ lab_prepare() {
 b=/bin/busybox
 $b mount -t proc proc /proc; $b mount -t sysfs sysfs /sys; $b mount -t devtmpfs dev /dev
 for m in $($b cat /modules/list); do $b insmod /modules/$m; done
-for w in $($b cat /proc/cmdline); do case $w in lab.job=*) job=${w#*=};; esac; done
+for w in $($b cat /proc/cmdline); do case $w in lab.job=*) job=${w#*=};; lab.plain) plain=1;; esac; done
+# Without root outside, virtiofsd may not open the files of others with O_NOATIME,
+# which an overlay asks for if the one who mounted it has CAP_FOWNER; and set-uid
+# programs of root's would turn into nobody's.
+[ -z "$plain" ] || { d=/low/usr/lib/x86_64-linux-gnu; as="$d/ld-linux-x86-64.so.2 --library-path $d /low/usr/bin/setpriv --bounding-set=-fowner --inh-caps=-fowner"; nosuid=nosuid,; }
 $b mount -t virtiofs -o ro root /low && $b mount -t tmpfs -o size=80% up /up && $b mkdir /up/u /up/w &&
-    $b mount -t overlay -o lowerdir=/low,upperdir=/up/u,workdir=/up/w,redirect_dir=off,index=off,metacopy=off root /new &&
+    $as $b mount -t overlay -o ${nosuid}lowerdir=/low,upperdir=/up/u,workdir=/up/w,redirect_dir=off,index=off,metacopy=off root /new &&
     $b mkdir -p /new/proc /new/sys /new/dev /new/lab/out /new/lab/root && $b cp /low$job/start /low$job/command /new/lab/ || $b poweroff -f
 for d in proc sys dev; do $b mount --move /$d /new/$d; done
 exec $b switch_root /new /bin/bash /lab/start
@@ -92,8 +96,10 @@ lab_share() {
     else
         options=(-o source="$2" -o cache=auto -o sandbox=chroot -o xattr -o log_level=warn)
     fi
-    # Without root: root of a user namespace may chroot as well.
-    ((EUID == 0)) || as=(unshare --user --map-root-user "${as[@]}")
+    # Without root: root of a user namespace may chroot as well, and the C
+    # virtiofsd's file of its process id goes to a /run of its own.
+    ((EUID == 0)) || as=(unshare --user --map-root-user --mount "${as[@]}"
+        sh -c 'mount -t tmpfs tmpfs /run; exec "$@"' sh)
     "${as[@]}" "$virtiofsd" --socket-path="$run/$1.sock" "${options[@]}" </dev/null >"$run/$1.log" 2>&1 {alive}>&- &
     pids+=($!)
     devices+=(-chardev "socket,id=$1,path=$run/$1.sock" -device "vhost-user-fs-pci,chardev=$1,tag=$1")
@@ -110,20 +116,21 @@ lab_stop() {
 
 lab_failed() {
     say "$1; the end of its console:"
-    tail -n 20 "$run/console" 2>/dev/null | tr -d '\r' | sed 's/^/    /' >&2 || true
+    tail -n 40 "$run/console" 2>/dev/null | tr -d '\r' | sed 's/^/    /' >&2 || true
     cat "$run"/*.log 2>/dev/null | tail -n 10 | sed 's/^/    /' >&2 || true
     exit 125
 }
 
 lab_run() {
-    local began=$EPOCHREALTIME pids=() devices=() accel status=0 tty='' i deadline timer own=(setsid)
+    local began=$EPOCHREALTIME pids=() devices=() accel status=0 tty='' i deadline timer own=(setsid) plain=''
     run=$(mktemp -d /tmp/lab.XXXXXX)
     # However this script ends, the reaper sees its pipe close, and tidies.
-    exec {alive}> >(trap '' INT TERM HUP QUIT; cat >/dev/null; rm -rf "$run")
+    exec {alive}> >(trap '' INT TERM HUP QUIT; cat >/dev/null; rm -rf "$run" /run/virtiofsd/"${run//\//.}".* 2>/dev/null)
     reaper=$!
     trap lab_stop EXIT
     trap 'exit 130' INT; trap 'exit 143' TERM; trap 'exit 129' HUP
 
+    ((EUID == 0)) || plain=' lab.plain'
     if [[ -n $out ]]; then mkdir -p "$out"; out=$(readlink -f "$out"); fi
     if (($#)); then printf 'exec '; printf '%q ' "$@"; else echo 'exec bash -i'; fi >"$run/command"
     lab_start_script >"$run/start"
@@ -160,7 +167,7 @@ lab_run() {
         -device virtio-serial-pci -device virtio-rng-pci \
         -chardev "file,id=status,path=$run/status" -device virtserialport,chardev=status,name=lab.status \
         -kernel "$KERNEL_DIR/vmlinux" -initrd "$lab_initrd" -serial "file:$run/console" "${devices[@]}" \
-        -append "console=ttyS0 panic=-1 quiet mitigations=off nokaslr tsc=reliable init_on_alloc=0 random.trust_cpu=on lab.job=$run" \
+        -append "console=ttyS0 panic=-1 quiet mitigations=off nokaslr tsc=reliable init_on_alloc=0 random.trust_cpu=on lab.job=$run$plain" \
         <&"$from" 2>"$run/qemu.log" >&"$to" {alive}>&- &
     qemu=$!; pids+=("$qemu")
     exec {from}<&- {to}>&-
