@@ -65,11 +65,11 @@ debian_sources() {
     local key=/usr/share/keyrings/debian-archive-keyring.gpg opt=
     [[ -e $key ]] && opt="[signed-by=$key] "
     {
-        [[ -z ${VMM_MIRROR:-} ]] || echo "$VMM_MIRROR sid main"
-        [[ -z ${VMM_SECURITY_MIRROR:-} ]] || echo "$VMM_SECURITY_MIRROR sid-security main"
-        apt-get indextargets --format "\$(REPO_URI) \$(RELEASE) \$(COMPONENT)" 'Created-By: Packages'
+        [[ -z ${VMM_MIRROR:-} ]] || echo "$VMM_MIRROR sid"
+        [[ -z ${VMM_SECURITY_MIRROR:-} ]] || echo "$VMM_SECURITY_MIRROR sid-security"
+        # Prints what it would fetch, and fetches nothing.
+        apt-get update --print-uris 2>/dev/null | sed -n "s#^'\(.*\)/dists/\(.*\)/InRelease'.*#\1 \2#p"
     } | awk -v new="$1" -v opt="$opt" '
-        $3 != "main" { next }
         $2 ~ /-security$|\/updates$/ { if (!sec++ && new != "sid") print "deb " opt $1 " " new "-security main"; next }
         $2 ~ /^(bullseye|bookworm|trixie|forky|duke|sid|(old)*stable|testing|unstable)$/ && !base++ { print "deb " opt $1 " " new " main" }
         END { exit !base }'

@@ -94,8 +94,7 @@ make_minbase() {
     input "minbase ($(wc -l <"$scratch/packages") packages)" 12 "$scratch/packages"
     if ((EUID == 0)); then minbase_image "$tar" "$scratch/tree" "$modules" "$1/debian12.ext4"
     else
-        export -f minbase_image ext4_image
-        fakeroot bash -euc 'minbase_image "$@"' - "$tar" "$scratch/tree" "$modules" "$1/debian12.ext4"
+        fakeroot bash -euc "$(declare -f minbase_image ext4_image)"'; minbase_image "$@"' - "$tar" "$scratch/tree" "$modules" "$1/debian12.ext4"
     fi
     cp "$scratch/packages" "$1/debian12.packages"
 }
