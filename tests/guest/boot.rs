@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use crate::vm::{Ended, Vm, copy_of, guest, host};
+use crate::vm::{Ended, Vm, copy_of, guest, host, program};
 
 /// Looks around. `devices` lists where in the tree of devices the virtio ones hang.
 const LOOK: &str = r"
@@ -182,8 +182,8 @@ fn from_a_config_file() {
 fn from_an_empty_root() {
     let folder = tempfile::tempdir().expect("a folder");
     let root = folder.path();
-    let program = env!("CARGO_BIN_EXE_vmm").into();
-    for (from, to) in [(program, "vmm"), (guest("tuned/vmlinux"), "kernel"), (guest("tuned/initrd"), "initrd")] {
+    for (from, to) in [(program().into(), "vmm"), (guest("tuned/vmlinux"), "kernel"), (guest("tuned/initrd"), "initrd")]
+    {
         std::fs::copy(from, root.join(to)).expect("a copy");
     }
     std::fs::create_dir(root.join("dev")).expect("a folder");

@@ -59,7 +59,7 @@ fn the_terminal_is_restored_on_every_way_out() {
 fn the_terminal_is_restored_after_a_fault_in_the_config() {
     let terminal = Terminal::open();
     let before = terminal.settings();
-    Vm::new().args(["--kernel", "/dev/null"]).on(&terminal).start().ends(152);
+    Vm::new().args(["--kernel", "/dev/null"]).on(&terminal).start().ends(153);
     assert_eq!(terminal.settings(), before);
 }
 

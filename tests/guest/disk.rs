@@ -135,13 +135,13 @@ fn an_image_has_one_writer_or_many_readers() {
     for options in ["", ",ro"] {
         let refused = start(options).ends(1);
         let why = refused.why();
-        assert!(why.contains(&image.display().to_string()) && why.contains("in use"), "{why}");
+        assert!(why.contains(&image.display().to_string()) && why.contains("another process uses the image"), "{why}");
     }
     drop(writer);
 
     let mut readers = [start(",ro"), start(",ro")];
     readers.iter_mut().for_each(|reader| reader.expect("READY"));
-    assert!(start("").ends(1).why().contains("in use"));
+    assert!(start("").ends(1).why().contains("another process uses the image"));
     drop(readers);
 
     // The lock is gone with its holder, even though that was killed.

@@ -125,8 +125,17 @@ fn no_root_file_system() {
     assert!(ended.console.contains("VFS: Unable to mount root fs"), "{}", ended.console);
 }
 
+/// A fault of the command line and the same fault in a config: Firecracker's exit codes tell them apart.
 #[test]
 fn a_missing_kernel() {
-    let ended = Vm::new().args(["--kernel", "/nowhere/vmlinux"]).start().ends(152);
-    assert!(ended.errors.contains("/nowhere/vmlinux"), "{}", ended.errors);
+    let missing = "/nowhere/vmlinux";
+    let ended = Vm::new().args(["--kernel", missing]).start().ends(153);
+    assert!(ended.errors.contains(missing), "{}", ended.errors);
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("vm.json");
+    let config = serde_json::json!({ "boot-source": { "kernel_image_path": missing }, "drives": [] });
+    std::fs::write(&path, config.to_string()).expect("writing the config");
+    let ended = Vm::new().args(["--config".into(), path]).start().ends(152);
+    assert!(ended.errors.contains(missing), "{}", ended.errors);
 }

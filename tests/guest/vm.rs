@@ -15,10 +15,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::screen::{Missing, Screen};
 use crate::terminal::Terminal;
 
-/// The program under test.
-const VMM: &str = env!("CARGO_BIN_EXE_vmm");
 /// How long anything may take. In the lab a second of work takes many; a healthy run needs a tenth of this.
 const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The program under test: cargo's own build, or the one that the variable VMM names (tools/test: the release binary).
+pub fn program() -> OsString {
+    std::env::var_os("VMM").unwrap_or_else(|| env!("CARGO_BIN_EXE_vmm").into())
+}
 
 /// What to start.
 pub struct Vm {
@@ -92,11 +95,11 @@ impl Vm {
         if let Err(why) = able() {
             panic!("{why}");
         }
-        let mut command = Command::new(VMM);
+        let mut command = Command::new(program());
         if self.user.is_some() {
             // A session of its own, so that the terminal is its controlling one.
             command = Command::new("setsid");
-            command.arg("--ctty").arg(VMM);
+            command.arg("--ctty").arg(program());
         }
         command.args(&self.args);
         if !self.append.is_empty() {
@@ -135,10 +138,16 @@ pub struct Running {
 impl Running {
     /// Waits until the console shows `text`, after what was waited for before.
     pub fn expect(&mut self, text: &str) {
-        match self.console.wait_for(text, self.seen, PATIENCE) {
-            Ok(end) => self.seen = end,
-            Err(Missing::Late) => self.fail(&format!("no {text:?} on the console in {PATIENCE:?}")),
-            Err(Missing::Ended) => self.fail(&format!("the console ended without {text:?}")),
+        let until = Instant::now() + PATIENCE;
+        loop {
+            // A terminal does not end with the VM, so this looks at both.
+            let running = self.is_running();
+            match self.console.wait_for(text, self.seen, Duration::from_secs(1)) {
+                Ok(end) => return self.seen = end,
+                Err(Missing::Late) if running && Instant::now() < until => {}
+                Err(Missing::Late) if running => self.fail(&format!("no {text:?} on the console in {PATIENCE:?}")),
+                Err(_) => self.fail(&format!("the VM ended without {text:?} on the console")),
+            }
         }
     }
 

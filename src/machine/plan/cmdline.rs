@@ -7,7 +7,7 @@ use crate::config::VmConfig;
 /// The default command line, word by word:
 ///
 /// - `panic=-1`: a panic reboots at once, so that it ends the VM instead of leaving a vCPU that spins for ever. (Reboot
-///   itself needs no word: Linux uses the ACPI reset register first.)
+///   itself needs no word: the ACPI reset register and the reset vector both work.)
 /// - `quiet`: only warnings on the console. Each character is an exit of the vCPU: hundreds of lines of messages take
 ///   longer than the rest of the boot. `--append loglevel=7` brings them back.
 /// - `pci=off`: there is no PCI here; otherwise the kernel looks for it with many port accesses, each an exit. (Some

@@ -48,7 +48,7 @@ impl Plan {
             boot(layout::BOOT_PML4, 3 * PAGE, "page tables: the first GiB, identical"),
             boot(layout::CMDLINE, layout::CMDLINE_MAX as u64, "kernel command line"),
             boot(layout::EBDA, 0xa_0000 - layout::EBDA, "extended BIOS data area (reserved)"),
-            boot(layout::ACPI, layout::ACPI_LEN, "ACPI tables (reserved)"),
+            boot(layout::ACPI, layout::ACPI_LEN, "ACPI tables, reset vector (reserved)"),
         ]);
         let low = self.ram.first().map_or(0, |range| range.len);
         let name = "kernel, where it wants to be; initrd, as high as the kernel allows";

@@ -42,7 +42,7 @@ pub fn write(ram: &GuestRam, hardware: &Hardware) -> Result<u64, HostError> {
     let mut put = |bytes: &[u8]| {
         let at = next.next_multiple_of(16);
         next = at + bytes.len() as u64;
-        if next > layout::ACPI + layout::ACPI_LEN {
+        if next > layout::RESET_VECTOR {
             return Err(HostError::new("write ACPI tables", "too many vCPUs or devices for the space below 1 MiB"));
         }
         ram.write_slice(bytes, GuestAddress(at)).doing(|| "write ACPI tables").map(|()| at)

@@ -1,7 +1,8 @@
 //! The guest's physical address map: constants only.
 //!
 //! ```text
-//! 0x0000_0000  boot structures, then low RAM (EBDA at 0x9_fc00, ACPI tables at 0xe_0000)
+//! 0x0000_0000  boot structures, then low RAM (EBDA at 0x9_fc00, ACPI tables at 0xe_0000,
+//!              reset vector at 0xf_fff0)
 //! 0x0010_0000  RAM up to 3 GiB
 //! 0xc000_0000  the 32-bit gap: virtio-mmio registers, IOAPIC, LAPIC, KVM's TSS
 //! 0x1_0000_0000  the rest of RAM
@@ -36,6 +37,8 @@ pub const EBDA: u64 = 0x9_fc00;
 pub const ACPI: u64 = 0xe_0000;
 /// Bytes for ACPI tables.
 pub const ACPI_LEN: u64 = 0x2_0000;
+/// Where a processor starts in real mode: the BIOS's entry point. A kernel that resets "by the BIOS" jumps there.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Start of extended memory; kernels load from here up.
 pub const HIGH_RAM: u64 = 0x10_0000;
 

@@ -79,7 +79,16 @@ fn descriptors(entry: Entry) -> [Descriptor; 3] {
     ]
 }
 
-/// Writes the GDT, the empty IDT and, for a 64-bit entry, page tables that map the first GiB onto itself.
+/// All that there is of a BIOS: a reset by the keyboard controller. Linux jumps to it when it finds ACPI hardware-reduced
+/// and no EFI (arch/x86/kernel/reboot.c: BOOT_EFI, then BOOT_BIOS), with F000:FFF0 as the address.
+const RESET: [u8; 7] = [
+    0xb0, 0xfe, // mov al, 0xfe
+    0xe6, 0x64, // out 0x64, al
+    0xf4, // hlt
+    0xeb, 0xfd, // jmp to the hlt
+];
+
+/// Writes the GDT, the empty IDT, the reset vector and, for a 64-bit entry, page tables that map the first GiB onto itself.
 pub fn write_boot_tables(ram: &GuestRam, entry: Entry) -> Result<(), HostError> {
     let put = |gpa: u64, value: u64| ram.write_obj(value, GuestAddress(gpa)).doing(|| "write the boot tables");
     put(layout::BOOT_GDT, 0)?;
@@ -88,6 +97,7 @@ pub fn write_boot_tables(ram: &GuestRam, entry: Entry) -> Result<(), HostError> 
         put(layout::BOOT_GDT + u64::from(descriptor.selector), descriptor.raw())?;
     }
     put(layout::BOOT_IDT, 0)?;
+    ram.write_slice(&RESET, GuestAddress(layout::RESET_VECTOR)).doing(|| "write the reset vector")?;
     if matches!(entry, Entry::Linux64 { .. }) {
         const PRESENT_WRITABLE: u64 = 0x3;
         const PAGE_SIZE_2M: u64 = 0x80;
@@ -201,5 +211,6 @@ mod tests {
         assert_eq!(entry(layout::BOOT_PDPT), layout::BOOT_PD | 3);
         assert_eq!(entry(layout::BOOT_PD + 511 * 8), 511 << 21 | 0x83);
         assert_eq!(entry(layout::BOOT_GDT + 0x10), 0x00af_9b00_0000_ffff);
+        assert_eq!(entry(layout::RESET_VECTOR), 0x00_fdeb_f464_e6fe_b0);
     }
 }
