@@ -17,6 +17,8 @@ use crate::stop::VcpuStop;
 
 /// How often an idle VM is looked at, to find one whose vCPUs can never wake.
 const WATCH: Duration = Duration::from_secs(1);
+/// A grace time beyond what a clock can hold.
+const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// What epoll says is ready.
 const EVENTS: u64 = 0;
 const SIGNALS: u64 = 1;
@@ -91,12 +93,21 @@ pub struct Surroundings<'a> {
     pub grace: Duration,
 }
 
+/// How a VM ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Why.
+    pub end: End,
+    /// A signal had asked for it: whatever the guest did then, it is not to be started again.
+    pub asked: bool,
+}
+
 /// Runs a booted machine to its end.
-pub fn run(machine: &Machine, surroundings: Surroundings<'_>) -> Result<End, HostError> {
+pub fn run(machine: &Machine, surroundings: Surroundings<'_>) -> Result<Outcome, HostError> {
     let mut control = Control::new(machine, surroundings)?;
     loop {
         if let Some(end) = control.turn()? {
-            return Ok(end);
+            return Ok(Outcome { end, asked: control.deadline.is_some() });
         }
     }
 }
@@ -112,6 +123,8 @@ struct Control<'a> {
     /// When the guest's time to power off is over, and the signal that set it.
     deadline: Option<(Instant, i32)>,
     watch: Watch,
+    /// The guest's crash kernel was announced; once is enough.
+    crash_loaded: bool,
 }
 
 impl<'a> Control<'a> {
@@ -127,7 +140,17 @@ impl<'a> Control<'a> {
             add(drained.as_raw_fd(), DRAINED)?;
         }
         let watch = Watch { next: Instant::now() + WATCH, busy: Duration::MAX, asked: false };
-        let mut control = Self { machine, signals, input, input_polled: false, grace, epoll, deadline: None, watch };
+        let mut control = Self {
+            machine,
+            signals,
+            input,
+            input_polled: false,
+            grace,
+            epoll,
+            deadline: None,
+            watch,
+            crash_loaded: false,
+        };
         control.poll_input();
         Ok(control)
     }
@@ -166,7 +189,9 @@ impl<'a> Control<'a> {
             Event::Guest(GuestEvent::Reset) => Some(End::Reset),
             Event::Guest(GuestEvent::Panicked) => Some(End::Panicked),
             Event::Guest(event) => {
-                info!(?event, "guest");
+                if !std::mem::replace(&mut self.crash_loaded, true) {
+                    info!(?event, "guest");
+                }
                 None
             }
             Event::Vcpu(id, stop) => Some(End::Vcpu(id, stop)),
@@ -179,9 +204,10 @@ impl<'a> Control<'a> {
         if self.deadline.is_some() || self.grace.is_zero() {
             return Some(End::Killed(signal));
         }
-        warn!("{}: asking the guest to power off; it has {:?}", signals::name(signal), self.grace);
         self.machine.press_power_button();
-        self.deadline = Some((Instant::now() + self.grace, signal));
+        let now = Instant::now();
+        self.deadline = Some((now.checked_add(self.grace).unwrap_or(now + NEVER), signal));
+        warn!("{}: asking the guest to power off; it has {:?}", signals::name(signal), self.grace);
         None
     }
 
@@ -196,6 +222,10 @@ impl<'a> Control<'a> {
             return None;
         }
         self.watch.next = now + WATCH;
+        if self.deadline.is_some() {
+            // A guest that was not listening yet has missed the button.
+            self.machine.press_power_button();
+        }
         self.watch.is_dead(self.machine).then_some(End::Halted)
     }
 

@@ -13,6 +13,9 @@ use devices::legacy::serial::Serial;
 const CTRL_A: u8 = 1;
 /// Bytes read at once. Small: what is read has left the terminal and waits here.
 const CHUNK: usize = 256;
+/// Most bytes that wait for a guest that does not read. On a raw terminal reading goes on, for the escape key's sake, and
+/// what is typed beyond this is lost, as on a UART.
+const PENDING_MAX: usize = 4096;
 
 /// The serial port as the control thread shares it with the bus.
 pub type SharedSerial = Arc<Mutex<Serial>>;
@@ -47,7 +50,7 @@ impl Input {
 
     /// Whether more can be taken from the file now.
     pub fn wants_more(&self) -> bool {
-        !self.ended && self.pending.is_empty()
+        !self.ended && (self.pending.is_empty() || self.escape.is_some())
     }
 
     /// Reads once, if there is room, and passes on what the serial port takes.
@@ -67,8 +70,8 @@ impl Input {
         let mut request = None;
         for byte in &chunk[..got] {
             match self.escape.as_mut().map_or(Step::Pass(*byte), |escape| escape.step(*byte)) {
-                Step::Pass(byte) => self.pending.push_back(byte),
-                Step::Swallow => {}
+                Step::Pass(byte) if self.pending.len() < PENDING_MAX => self.pending.push_back(byte),
+                Step::Pass(_) | Step::Swallow => {}
                 Step::Ask(asked) => request = Some(asked),
             }
         }
@@ -123,7 +126,44 @@ impl Escape {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
+
+    fn input(raw: bool) -> (Input, std::io::PipeWriter) {
+        let (read, write) = std::io::pipe().unwrap();
+        let notify: devices::seams::Notify = Arc::new(|_| {});
+        let line = devices::seams::Interrupt::new().unwrap();
+        let serial = Serial::new(line, devices::legacy::serial::SerialOut::Discard, notify).unwrap();
+        let file = File::from(std::os::fd::OwnedFd::from(read));
+        (Input::new(file, Arc::new(Mutex::new(serial)), raw), write)
+    }
+
+    /// A guest that never reads must not make the escape key useless.
+    #[test]
+    fn the_escape_key_is_heard_while_the_guest_is_deaf() {
+        let (mut input, mut write) = input(true);
+        write.write_all(b"hello?").unwrap();
+        assert_eq!(input.read(), None);
+        for _ in 0..40 {
+            write.write_all(&[b'z'; 200]).unwrap();
+            assert_eq!(input.read(), None);
+        }
+        assert!(input.pending.len() <= PENDING_MAX);
+        write.write_all(b"\x01x").unwrap();
+        assert!(input.wants_more());
+        assert_eq!(input.read(), Some(Request::Leave));
+    }
+
+    #[test]
+    fn a_pipe_is_read_no_faster_than_the_guest_reads() {
+        let (mut input, mut write) = input(false);
+        write.write_all(&[b'z'; 600]).unwrap();
+        assert_eq!(input.read(), None);
+        assert!(!input.wants_more());
+        assert_eq!(input.read(), None);
+        assert_eq!(input.pending.len(), CHUNK);
+    }
 
     fn steps(bytes: &[u8]) -> Vec<Step> {
         let mut escape = Escape { armed: false };

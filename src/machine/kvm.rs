@@ -7,8 +7,9 @@ use std::os::fd::AsRawFd;
 
 use devices::seams::{Doorbell, Interrupt};
 use kvm_bindings::{
-    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip,
-    kvm_pit_config, kvm_userspace_memory_region,
+    KVM_CAP_X2APIC_API, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY,
+    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap, kvm_irqchip, kvm_pit_config,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 
@@ -123,6 +124,13 @@ impl Vm {
             .register_ioevent(doorbell.event(), &IoEventAddress::Mmio(gpa), value)
             .map_err(io::Error::from)
             .doing(|| format!("bind a doorbell to {gpa:#x}"))
+    }
+
+    /// Makes APIC ids above 254 addressable (7.7, KVM_CAP_X2APIC_API).
+    pub fn use_wide_apic_ids(&self) -> Result<(), HostError> {
+        let flags = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+        let cap = kvm_enable_cap { cap: KVM_CAP_X2APIC_API, args: [flags.into(), 0, 0, 0], ..Default::default() };
+        self.fd.enable_cap(&cap).map_err(io::Error::from).doing(|| "use APIC ids above 254 (KVM_CAP_X2APIC_API)")
     }
 
     /// Closes the VM without waiting for it.

@@ -279,10 +279,15 @@ fn create_vcpus(
     buses: &Arc<Buses>,
     events: &Arc<Events>,
 ) -> Result<Vec<VcpuHandle>, HostError> {
+    const LAST_NARROW_APIC_ID: u32 = 254;
     let most = vm.max_vcpus();
     if plan.cpus as usize > most {
         let error = format!("this host's KVM allows {most} (machine-config.vcpu_count)");
         return Err(HostError::new(format!("create {} vCPUs", plan.cpus), error));
+    }
+    if plan.cpus > LAST_NARROW_APIC_ID {
+        vm.use_wide_apic_ids()?;
+        tracing::warn!("Linux guests use at most 256 vCPUs: without interrupt remapping it starts no more");
     }
     let supported = vm
         .kvm()

@@ -165,6 +165,7 @@ fn map_aligned(len: usize, pages: HugePages) -> io::Result<Mapping> {
         // Reserved at once, so that a pool that is too small is an error here and not a SIGBUS later.
         flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
         let mapping = map_raw(len, flags)?;
+        keep_private(mapping.addr, len);
         return Ok(mapping);
     }
     let slack = len.checked_add(ALIGN).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;

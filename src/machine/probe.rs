@@ -68,7 +68,7 @@ const CAPABILITIES: [(u32, Capability); 21] = [
     needed(kvm::KVM_CAP_EXT_CPUID, "KVM_CAP_EXT_CPUID", "what CPU the guest sees"),
     needed(kvm::KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT", "pausing a vCPU without losing a wake-up"),
     wanted(kvm::KVM_CAP_SET_IDENTITY_MAP_ADDR, "KVM_CAP_SET_IDENTITY_MAP_ADDR", "real mode on old Intel"),
-    wanted(kvm::KVM_CAP_READONLY_MEM, "KVM_CAP_READONLY_MEM", "register windows that are read without an exit"),
+    needed(kvm::KVM_CAP_READONLY_MEM, "KVM_CAP_READONLY_MEM", "register windows that are read without an exit"),
     wanted(kvm::KVM_CAP_TSC_DEADLINE_TIMER, "KVM_CAP_TSC_DEADLINE_TIMER", "the guest's precise timer"),
     wanted(kvm::KVM_CAP_GET_TSC_KHZ, "KVM_CAP_GET_TSC_KHZ", "telling the guest its clock rate"),
     wanted(kvm::KVM_CAP_X2APIC_API, "KVM_CAP_X2APIC_API", "more than 255 vCPUs"),

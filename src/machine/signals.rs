@@ -14,11 +14,17 @@ impl Signals {
     /// Blocks the signals in this thread. Call it before any thread is started: they inherit it.
     pub fn block() -> io::Result<Self> {
         let mut set = MaybeUninit::uninit();
-        // SAFETY: `set` is initialised by sigemptyset before anything reads it; the calls touch nothing else.
+        // SAFETY: `set` is initialised by sigemptyset before anything reads it, and an all-zero sigaction is a valid one;
+        // the calls touch nothing else.
         let fd = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
             for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
-                libc::sigaddset(set.as_mut_ptr(), signal);
+                // What whoever started this process had ignored (nohup, a shell's background job) stays so.
+                let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+                libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr());
+                if action.assume_init_ref().sa_sigaction != libc::SIG_IGN {
+                    libc::sigaddset(set.as_mut_ptr(), signal);
+                }
             }
             let error = libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
             if error != 0 {

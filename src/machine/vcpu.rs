@@ -18,7 +18,7 @@ use std::time::Duration;
 use devices::bus::Bus;
 use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vmm_sys_util::signal::{Killable, register_signal_handler};
+use vmm_sys_util::signal::{Killable, register_signal_handler, unblock_signal};
 
 use crate::error::{Doing, HostError};
 use crate::events::Events;
@@ -100,7 +100,10 @@ pub fn install_kick() -> Result<(), HostError> {
             }
         });
     }
-    register_signal_handler(kick_signal(), on_kick).doing(|| "install the vCPU signal handler")
+    let doing = || "install the vCPU signal handler";
+    register_signal_handler(kick_signal(), on_kick).doing(doing)?;
+    // Whoever started this process may have had it blocked.
+    unblock_signal(kick_signal()).map_err(|error| format!("{error:?}")).doing(doing)
 }
 
 impl VcpuHandle {
@@ -177,6 +180,8 @@ enum State {
 impl Vcpu {
     fn thread(mut self, inbox: &Receiver<Message>) {
         KVM_RUN.with(|run| run.set(ptr::from_mut(self.fd.get_kvm_run())));
+        // A kick that came before the line above set nothing: look at the messages before entering the guest.
+        self.fd.set_kvm_immediate_exit(1);
         let mut state = State::Parked;
         loop {
             state = match state {
@@ -205,7 +210,9 @@ impl Vcpu {
 
     /// Runs the guest until a message or a fault changes the state.
     fn run(&mut self, inbox: &Receiver<Message>) -> State {
-        self.events.timeline().mark(Mark::FirstRun);
+        if self.id == 0 {
+            self.events.timeline().mark(Mark::FirstRun);
+        }
         loop {
             match self.run_once() {
                 Ok(()) => {}

@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -28,6 +29,8 @@ pub fn start(config: Option<&LoggerConfig>, id: Option<&str>) -> Result<(), Stri
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
+    let open =
+        |path: &Path| open_output(path).map_err(|error| format!("logger.log_path: open {}: {error}", path.display()));
     let file = config.log_path.as_deref().map(open).transpose()?;
     let log = Log {
         level,
@@ -42,20 +45,26 @@ pub fn start(config: Option<&LoggerConfig>, id: Option<&str>) -> Result<(), Stri
     Ok(())
 }
 
-/// A FIFO that nobody reads yet must not hold up the VM.
-fn open(path: &Path) -> Result<File, String> {
+/// Opens a file or FIFO to append to. A FIFO that nobody reads yet must not hold up the VM.
+pub fn open_output(path: &Path) -> io::Result<File> {
     let options = |read| {
         let mut options = OpenOptions::new();
         options.append(true).create(true).read(read).custom_flags(libc::O_NONBLOCK);
         options
     };
-    options(false)
-        .open(path)
-        .or_else(|error| match error.raw_os_error() {
-            Some(libc::ENXIO) => options(true).open(path),
-            _ => Err(error),
-        })
-        .map_err(|error| format!("logger.log_path: open {}: {error}", path.display()))
+    options(false).open(path).or_else(|error| match error.raw_os_error() {
+        Some(libc::ENXIO) => options(true).open(path),
+        _ => Err(error),
+    })
+}
+
+/// Whether a short line can be written without waiting for longer than `patience`.
+#[allow(unsafe_code)]
+pub fn is_writable(file: &impl AsRawFd, patience: Duration) -> bool {
+    let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    let millis = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: poll reads and writes the one pollfd given, a local.
+    unsafe { libc::poll(&mut poll, 1, millis) == 1 && poll.revents & libc::POLLOUT != 0 }
 }
 
 struct Log {
@@ -82,6 +91,7 @@ impl Subscriber for Log {
         let line = self.line(now, event);
         let _ = match &self.file {
             Some(file) => (&*file).write_all(line.as_bytes()),
+            None if !is_writable(&io::stderr(), Duration::ZERO) => Ok(()),
             None => io::stderr().write_all(line.as_bytes()),
         };
     }
@@ -169,7 +179,7 @@ mod tests {
             show_level: true,
             show_origin: false,
             id: "a".into(),
-            file: Some(open(file.path()).unwrap()),
+            file: Some(open_output(file.path()).unwrap()),
         };
         tracing::subscriber::with_default(log, || {
             tracing::warn!(device = "rootfs", "two\nlines");
@@ -186,7 +196,7 @@ mod tests {
         let path = dir.path().join("fifo");
         let status = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
         assert!(status.success());
-        assert!(open(&path).is_ok());
-        assert!(open(dir.path()).unwrap_err().starts_with("logger.log_path: open "));
+        assert!(open_output(&path).is_ok());
+        assert!(open_output(dir.path()).is_err());
     }
 }

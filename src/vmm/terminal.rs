@@ -10,8 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 const STDIN: libc::c_int = 0;
 
-/// Signals that end the process, with the exit status that Firecracker gives them.
-const FATAL: [(libc::c_int, libc::c_int, &str); 6] = [
+/// Signals that end the process, with the exit status: Firecracker's where it has one.
+const FATAL: [(libc::c_int, libc::c_int, &str); 8] = [
+    (libc::SIGABRT, UNEXPECTED, "SIGABRT"),
+    (libc::SIGQUIT, 131, "SIGQUIT"),
     (libc::SIGSYS, 148, "SIGSYS"),
     (libc::SIGBUS, 149, "SIGBUS"),
     (libc::SIGSEGV, 150, "SIGSEGV"),
@@ -54,6 +56,8 @@ impl RawTerminal {
             // Output stays cooked: a bare newline of the monitor's own still returns the carriage.
             raw.c_oflag |= libc::OPOST;
             IS_RAW.store(true, Ordering::Release);
+            // Restoring it from the background must not stop this process.
+            libc::signal(libc::SIGTTOU, libc::SIG_IGN);
             if libc::tcsetattr(STDIN, libc::TCSANOW, &raw) != 0 {
                 return Err(io::Error::last_os_error());
             }
@@ -89,6 +93,7 @@ pub fn restore_on_every_exit() {
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = on_fatal as extern "C" fn(libc::c_int) as usize;
+            action.sa_flags = libc::SA_ONSTACK; // a stack that overflowed has no room for it
             libc::sigaction(signal, &action, std::ptr::null_mut());
         }
     }

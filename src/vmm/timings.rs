@@ -24,12 +24,12 @@ pub fn before_main(started: Instant) -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32).saturating_sub(started.elapsed())
 }
 
-/// Prints the marks that were reached.
-pub fn print(timeline: &Timeline, format: TimingsFormat) {
+/// The marks that were reached.
+pub fn text(timeline: &Timeline, format: TimingsFormat) -> String {
     let reached = timeline.reached();
     match format {
-        TimingsFormat::Table => eprint!("{}", table(&reached)),
-        TimingsFormat::Json => eprintln!("{}", json(&reached)),
+        TimingsFormat::Table => table(&reached),
+        TimingsFormat::Json => json(&reached) + "\n",
     }
 }
 

@@ -115,6 +115,11 @@ impl ConsoleOut {
         state.broken || (state.waiting() == 0 && state.dropped == 0)
     }
 
+    /// Bytes that are not written yet.
+    pub fn waiting(&self) -> usize {
+        self.0.0.lock().waiting()
+    }
+
     /// The last 4 KiB that the guest wrote.
     pub fn tail(&self) -> Vec<u8> {
         self.0.0.lock().tail.to_vec()

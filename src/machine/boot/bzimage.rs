@@ -71,15 +71,20 @@ impl BzImage {
             (_, preferred) => preferred,
         }
     }
+
+    /// Where it unpacks itself to: a kernel that cannot be loaded elsewhere still moves to its preferred address.
+    fn runtime_start(&self) -> u64 {
+        self.address().max(self.header.pref_address)
+    }
 }
 
 pub(super) fn load(ram: &Ram, file: &File, image: &BzImage) -> Result<Kernel, KernelError> {
     let address = image.address();
     let offset = image.offset();
     let len = file.metadata()?.len().saturating_sub(offset);
-    // init_size is what the kernel needs from its load address on until it has read its memory map.
-    let needed = len.max(u64::from(image.header.init_size));
-    let end = address.saturating_add(needed);
+    // init_size is what the kernel needs, from where it runs, until it has read its memory map.
+    let unpacked = image.runtime_start().saturating_add(u64::from(image.header.init_size));
+    let end = address.saturating_add(len).max(unpacked);
     if len == 0 {
         return Err(KernelError::Unfit("it is a bzImage cut short".into()));
     }
@@ -130,7 +135,7 @@ mod tests {
         head[0x234] = 0;
         head[0x1f1] = 0;
         let image = BzImage::parse(&head).unwrap();
-        assert_eq!((image.offset(), image.address()), (2560, LOAD_HIGH));
+        assert_eq!((image.offset(), image.address(), image.runtime_start()), (2560, LOAD_HIGH, 0x100_0000));
     }
 
     #[test]

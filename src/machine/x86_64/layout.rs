@@ -18,7 +18,7 @@ pub const PVH_START_INFO: u64 = 0x6000;
 /// Global descriptor table of the boot state.
 pub const BOOT_GDT: u64 = 0x500;
 /// Interrupt descriptor table of the boot state.
-pub const BOOT_IDT: u64 = 0x520;
+pub const BOOT_IDT: u64 = 0x530;
 /// Stack pointer at a 64-bit entry.
 pub const BOOT_STACK: u64 = 0x8ff0;
 /// Identity map of the first GiB: PML4, PDPT and page directory.

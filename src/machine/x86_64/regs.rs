@@ -211,6 +211,7 @@ mod tests {
         assert_eq!(entry(layout::BOOT_PDPT), layout::BOOT_PD | 3);
         assert_eq!(entry(layout::BOOT_PD + 511 * 8), 511 << 21 | 0x83);
         assert_eq!(entry(layout::BOOT_GDT + 0x10), 0x00af_9b00_0000_ffff);
-        assert_eq!(entry(layout::RESET_VECTOR), 0x00_fdeb_f464_e6fe_b0);
+        assert_eq!(entry(layout::BOOT_GDT + 0x20), 0x0000_8b00_0000_0067);
+        assert_eq!(entry(layout::RESET_VECTOR), 0x00fd_ebf4_64e6_feb0);
     }
 }

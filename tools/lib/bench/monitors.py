@@ -18,8 +18,7 @@ def vmm(path, vm):
 
 
 def qemu(path, vm):
-    # rtc=on: without its clock a guest with the CMOS driver looks for one for more than a second.
-    args = [path, "-L", os.path.dirname(path), "-M", "microvm,rtc=on", "-accel", "kvm", "-cpu", "host", "-m", str(vm["memory"]), "-smp", str(vm["cpus"])]
+    args = [path, "-L", os.path.dirname(path), "-M", "microvm", "-accel", "kvm", "-cpu", "host", "-m", str(vm["memory"]), "-smp", str(vm["cpus"])]
     args += ["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "stdio"]
     args += ["-kernel", vm["kernel"], "-initrd", vm["initrd"], "-append", vm["cmdline"]]
     if "disk" in vm:

@@ -130,7 +130,8 @@ def stage(name, path, work):
     if name == "qemu":
         for rom in ["pvh.bin", "linuxboot_dma.bin", "bios-microvm.bin"]:
             homes = [f"/usr/share/{home}/{rom}" for home in ("qemu", "seabios", "qemu/firmware")]
-            for found in filter(os.path.exists, homes):
+            found = next(filter(os.path.exists, homes), None)
+            if found:
                 shutil.copy(found, place)
     return staged
 

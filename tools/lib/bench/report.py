@@ -30,7 +30,7 @@ def table(what, result):
         line = f"{name:<17}"
         for key, _ in COLUMNS[what]:
             cell = f"{median(runs, key):.1f} ({spread(runs, key):.1f})"
-            if "qemu" in samples:
+            if "qemu" in samples and key != "uptime_ms":
                 cell += f" [{median(runs, key) / median(samples['qemu'], key):.2f}]"
             line += f"{cell:>32}"
         if name in memory:
