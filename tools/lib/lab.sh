@@ -6,7 +6,7 @@
 # Debian 13 and later have virtiofsd (Rust) as a package of its own; before
 # that, qemu-system-common brings one (C), with other options.
 lab_packages() {
-    need_packages qemu-system-x86 qemu-system-common seabios busybox-static cpio kmod xz-utils zstd lz4 util-linux iproute2
+    need_packages qemu-system-x86 qemu-system-common seabios busybox-static cpio kmod xz-utils zstd lz4 util-linux
     virtiofsd=/usr/lib/qemu/virtiofsd
     [[ -x $virtiofsd ]] || virtiofsd=/usr/libexec/virtiofsd
     [[ -x $virtiofsd ]] || need_packages virtiofsd
@@ -54,6 +54,7 @@ lab_start_script() {
         "$(if [[ -n $shell ]]; then stty size; fi)"
     cat <<'I'
 umask 022
+for c in mount ip hostname; do eval "$c() { /bin/busybox $c \"\$@\"; }"; done
 mount --bind / /lab/root
 for d in /dev/shm /tmp /run; do mkdir -p "$d"; mount -t tmpfs -o mode=1777 tmpfs "$d"; done
 chmod 755 /run; mkdir -p /run/lock /var/tmp
@@ -65,7 +66,8 @@ mount --bind "/lab/root$modules" /lib/modules
 modprobe -a kvm-amd tun vhost_net vhost_vsock loop virtio_net 2>/dev/null
 [[ -z $out ]] || mount -t virtiofs out /lab/out
 chmod 666 /dev/kvm /dev/vhost-net /dev/vhost-vsock; mkdir -p /dev/net; chmod 666 /dev/net/tun
-ip link set lo up 2>/dev/null || busybox ip link set lo up
+ip link set lo up
+[[ -c /dev/kvm ]] || { echo "no /dev/kvm in the lab:"; dmesg | grep -iE 'kvm|svm' | tail -n 5; echo o >/proc/sysrq-trigger; sleep 60; }
 hostname lab; dmesg -n 1
 for p in /sys/class/virtio-ports/*; do
     case $(<"$p/name") in lab.output) output=/dev/${p##*/} ;; lab.status) status=/dev/${p##*/} ;; esac
@@ -144,7 +146,8 @@ lab_run() {
     done
 
     # Without erms the kernels, the lab's and its guests', clear and copy pages
-    # by words; QEMU runs `rep movsb` byte by byte, and all is half as fast.
+    # by words; QEMU runs `rep movsb` byte by byte, and all is half as fast. (With
+    # fsrm but no erms, memmove of Linux 6.1 never ends.)
     # Without xsave, as QEMU lets a guest's xsetbv through to the lab itself: the
     # guest's XCR0 is never the one that KVM believes in.
     accel=(-accel tcg,thread=multi -smp "${cpus:-2}")
@@ -160,14 +163,16 @@ lab_run() {
         devices+=(-add-fd "fd=$to,set=1" -chardev file,id=output,path=/dev/fdset/1,append=on
             -device virtserialport,chardev=output,name=lab.output)
     fi
+    # init_on_alloc: QEMU does not see what virtiofsd writes to memory, and would
+    # go on with its translation of older code there. A cleared page has none.
     # In a session of its own, so that Ctrl-C reaches this script alone.
-    "${own[@]}" setpriv --pdeathsig KILL qemu-system-x86_64 "${accel[@]}" -cpu max,la57=off,-erms,-xsave,-avx,-avx2,-f16c,-fma,-vaes,-mpx,-pku -m "$memory" -M q35 \
+    "${own[@]}" setpriv --pdeathsig KILL qemu-system-x86_64 "${accel[@]}" -cpu max,la57=off,-erms,-fsrm,-xsave,-avx,-avx2,-f16c,-fma,-vaes,-mpx,-pku -m "$memory" -M q35 \
         -nodefaults -no-user-config -display none -no-reboot -name lab \
         -object memory-backend-memfd,id=mem,size="${memory}M",share=on -numa node,memdev=mem \
         -device virtio-serial-pci -device virtio-rng-pci \
         -chardev "file,id=status,path=$run/status" -device virtserialport,chardev=status,name=lab.status \
         -kernel "$KERNEL_DIR/vmlinux" -initrd "$lab_initrd" -serial "file:$run/console" "${devices[@]}" \
-        -append "console=ttyS0 panic=-1 quiet mitigations=off nokaslr tsc=reliable init_on_alloc=0 random.trust_cpu=on lab.job=$run$plain" \
+        -append "console=ttyS0 panic=-1 quiet mitigations=off nokaslr tsc=reliable init_on_alloc=1 random.trust_cpu=on lab.job=$run$plain" \
         <&"$from" 2>"$run/qemu.log" >&"$to" {alive}>&- &
     qemu=$!; pids+=("$qemu")
     exec {from}<&- {to}>&-

@@ -22,7 +22,7 @@ def qemu(path, vm):
     args += ["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "stdio"]
     args += ["-kernel", vm["kernel"], "-initrd", vm["initrd"], "-append", vm["cmdline"]]
     if "disk" in vm:
-        args += ["-drive", f"id=d,file={vm['disk']},format=raw,if=none,readonly=on,cache=none"]
+        args += ["-drive", f"id=d,file={vm['disk']},format=raw,if=none,readonly=on"]
         args += ["-device", "virtio-blk-device,drive=d"]
     return args
 
@@ -58,7 +58,7 @@ def cloud_hypervisor(path, vm):
     args = [path, "--kernel", vm["kernel"], "--initramfs", vm["initrd"], "--cmdline", vm["cmdline"]]
     args += ["--memory", f"size={vm['memory']}M", "--cpus", f"boot={vm['cpus']}"]
     args += ["--serial", "tty", "--console", "off"]
-    return args + (["--disk", f"path={vm['disk']},readonly=on,direct=on"] if "disk" in vm else [])
+    return args + (["--disk", f"path={vm['disk']},readonly=on"] if "disk" in vm else [])
 
 
 MONITORS = {
