@@ -3,7 +3,7 @@ import statistics
 
 COLUMNS = {
     "boot": [("init_ms", "exec to init, ms"), ("exit_ms", "exec to exit, ms"), ("uptime_ms", "uptime at init, ms")],
-    "block": [("seq_mb_s", "1 MiB seq read, MB/s"), ("rand_iops", "4 KiB rand read, IOPS"), ("us_per_op", "host CPU us/op")],
+    "block": [("seq_mb_s", "1 MiB seq read, MB/s"), ("rand_iops", "4 KiB rand read, IOPS")],
 }
 
 
@@ -18,10 +18,6 @@ def spread(samples, key):
 
 def table(what, result):
     samples, memory = result["samples"], result.get("memory", {})
-    if what == "block":
-        for runs in samples.values():
-            for sample in runs:
-                sample["us_per_op"] = sample["cpu_s"] * 1e6 / sample["ops"]
     vm = result["vm"]
     print(f"\n{what}: {vm['cpus']} vCPU, {vm['memory']} MiB, clock: {result['clock']}; median (max - min) [ratio to qemu]")
     header = [f"{'monitor':<17}"] + [f"{title:>32}" for _, title in COLUMNS[what]]
