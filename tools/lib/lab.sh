@@ -90,13 +90,14 @@ echo o >/proc/sysrq-trigger; sleep 60
 I
 }
 
-# lab_share TAG DIR: serves DIR to the lab, and dies with it.
+# lab_share TAG DIR CACHE: serves DIR to the lab, and dies with it. With CACHE
+# `always` the lab asks once for what it knows: DIR should not change meanwhile.
 lab_share() {
     local options=() as=(setpriv --pdeathsig KILL)
     if "$virtiofsd" --help 2>&1 | grep -q -- --sandbox; then
-        options=(--shared-dir="$2" --cache=auto --sandbox=chroot --xattr --no-announce-submounts --log-level=warn)
+        options=(--shared-dir="$2" --cache="$3" --sandbox=chroot --xattr --no-announce-submounts --log-level=warn)
     else
-        options=(-o source="$2" -o cache=auto -o sandbox=chroot -o xattr -o log_level=warn)
+        options=(-o source="$2" -o cache="$3" -o sandbox=chroot -o xattr -o log_level=warn)
     fi
     # Without root: root of a user namespace may chroot as well, and the C
     # virtiofsd's file of its process id goes to a /run of its own.
@@ -137,8 +138,8 @@ lab_run() {
     if (($#)); then printf 'exec '; printf '%q ' "$@"; else echo 'exec bash -i'; fi >"$run/command"
     lab_start_script >"$run/start"
     : >"$run/status"
-    lab_share root /
-    [[ -z $out ]] || lab_share out "$out"
+    lab_share root / always
+    [[ -z $out ]] || lab_share out "$out" auto
     for ((i = 0; i < 100; i++)); do
         [[ -S $run/root.sock && (-z $out || -S $run/out.sock) ]] && break
         kill -0 "${pids[@]}" 2>/dev/null || lab_failed "virtiofsd ended at once"
