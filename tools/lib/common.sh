@@ -53,7 +53,7 @@ with_lock() {
     local the_lock
     mkdir -p "$CACHE/lock"
     exec {the_lock}>"$CACHE/lock/$1"
-    flock -n "$the_lock" || { say "waiting for another run ($1)"; flock "$the_lock"; }
+    flock -w 2 "$the_lock" || { say "waiting for another run ($1)"; flock "$the_lock"; }
     "${@:2}"
     exec {the_lock}>&-
 }
