@@ -16,7 +16,7 @@ need_rust() {
     if [[ $(printf '%s\n' "$want" "$have" | sort -V | head -n 1) != "$want" || $have == none ]]; then
         if ! command -v rustup >/dev/null && apt-cache show rustup >/dev/null 2>&1; then need_packages rustup; fi
         command -v rustup >/dev/null ||
-            die "this needs Rust $want or later, and found ${have:-none}; install it as https://rustup.rs says, then run this again"
+            die "this needs Rust $want or later, and found ${have:-none}; install it as rustup says, then run this again"
         say "installing Rust (found ${have:-none}, need $want)"
         rustup toolchain install --no-self-update --profile minimal stable >&2
         export RUSTUP_TOOLCHAIN=stable

@@ -72,7 +72,7 @@ minbase_image() { # TAR TREE MODULES IMAGE
 }
 
 make_minbase() {
-    local tar=$scratch/root.tar modules=$scratch/modules release k
+    local tar=$scratch/root.tar modules=$scratch/modules release
     base_tree "$scratch/base"
     for release in bookworm trixie; do
         debian_kernel "$release"
