@@ -9,7 +9,7 @@ use crate::terminal::Terminal;
 use crate::vm::{Vm, copy_of};
 
 /// With this the busybox root file system's shell asks for a command.
-pub const PROMPT: &str = "root@vmm:~";
+pub const PROMPT: &str = "root@vmm:/root# ";
 
 #[test]
 fn a_user_logs_in_on_a_terminal() {
@@ -64,20 +64,22 @@ fn the_terminal_is_restored_after_a_fault_in_the_config() {
 }
 
 /// How many lines of 32 bytes make 1 MiB.
-const LINES: u64 = 32_768;
+const MEBIBYTE: u64 = 32_768;
+/// And twice of what a pipe holds: enough to fill it, quicker in the lab.
+const TWO_PIPES: u64 = 4096;
 
 fn line(number: u64) -> String {
-    format!("{number:07} of 1 MiB, unread so far")
+    format!("{number:07} lines, 32 bytes in each")
 }
 
 /// Prints them. One awk program: quick even in the lab.
-fn print_lines() -> String {
-    format!(r#"awk 'BEGIN {{ for (i = 0; i < {LINES}; i++) printf "%07d of 1 MiB, unread so far\n", i }}'"#)
+fn print_lines(count: u64) -> String {
+    format!(r#"awk 'BEGIN {{ for (i = 0; i < {count}; i++) printf "%07d lines, 32 bytes in each\n", i }}'"#)
 }
 
-fn check_lines(console: &str) {
-    let mut lines = console.lines().filter(|line| line.ends_with(" of 1 MiB, unread so far"));
-    for number in 0..LINES {
+fn check_lines(console: &str, count: u64) {
+    let mut lines = console.lines().filter(|line| line.ends_with(" lines, 32 bytes in each"));
+    for number in 0..count {
         let expected = line(number);
         assert_eq!(lines.next(), Some(&*expected), "line {number} of the output");
     }
@@ -91,7 +93,8 @@ fn a_mebibyte_waits_for_its_reader() {
     let folder = tempfile::tempdir().expect("a folder");
     let disk = folder.path().join("disk");
     std::fs::write(&disk, [0; 512]).expect("a disk");
-    let script = format!("{}; echo done | dd of=/dev/vda conv=sync,fsync; read go; echo GOES ON", print_lines());
+    let script =
+        format!("{}; echo done | dd of=/dev/vda conv=sync,fsync; read go; echo GOES ON", print_lines(MEBIBYTE));
     let mut vm = Vm::tuned().args(["--disk", &disk.display().to_string()]).run(&script).pipe().unread().start();
     while !std::fs::read(&disk).expect("the disk").starts_with(b"done") {
         assert!(vm.is_running(), "the VM ended");
@@ -100,14 +103,14 @@ fn a_mebibyte_waits_for_its_reader() {
     vm.read();
     vm.send("\n");
     let ended = vm.ends(0);
-    check_lines(&ended.console);
+    check_lines(&ended.console, MEBIBYTE);
     assert!(ended.console.contains("GOES ON"));
 }
 
 /// Nobody ever reads: the VM ends all the same, and what fits the pipe is there.
 #[test]
-fn nobody_reads_a_mebibyte() {
-    let mut vm = Vm::tuned().run(&print_lines()).unread().start();
+fn nobody_ever_reads() {
+    let mut vm = Vm::tuned().run(&print_lines(TWO_PIPES)).unread().start();
     while vm.is_running() {
         sleep(Duration::from_millis(100));
     }
@@ -117,18 +120,18 @@ fn nobody_reads_a_mebibyte() {
 }
 
 #[test]
-fn a_mebibyte_to_a_file() {
+fn output_to_a_file() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("console.log");
     let serial = format!("file:{}", file.display());
-    let ended = Vm::tuned().args(["--serial", &serial]).run(&print_lines()).start().ends(0);
+    let ended = Vm::tuned().args(["--serial", &serial]).run(&print_lines(TWO_PIPES)).start().ends(0);
     assert_eq!(ended.console, "");
-    check_lines(&std::fs::read_to_string(file).expect("the file").replace('\r', ""));
+    check_lines(&std::fs::read_to_string(file).expect("the file").replace('\r', ""), TWO_PIPES);
 }
 
 #[test]
 fn a_reader_that_went_away() {
-    let mut vm = Vm::tuned().run(&format!("{}; sleep 1; {}", print_lines(), print_lines())).unread().start();
+    let mut vm = Vm::tuned().run(&format!("{0}; sleep 1; {0}", print_lines(TWO_PIPES))).unread().start();
     vm.hang_up();
     vm.ends(0);
 }

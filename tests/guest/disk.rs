@@ -132,10 +132,12 @@ fn an_image_has_one_writer_or_many_readers() {
     let start = |options| Vm::tuned().args(disk(&image, options)).run("echo READY; sleep 10000").start();
     let mut writer = start("");
     writer.expect("READY");
-    for options in ["", ",ro"] {
+    for (options, reason) in
+        [("", "another process uses the image"), (",ro", "another process has the image open for writing")]
+    {
         let refused = start(options).ends(1);
         let why = refused.why();
-        assert!(why.contains(&image.display().to_string()) && why.contains("another process uses the image"), "{why}");
+        assert!(why.contains(&image.display().to_string()) && why.contains(reason), "{why}");
     }
     drop(writer);
 

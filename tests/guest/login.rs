@@ -20,7 +20,7 @@ fn logs_in(kernel: &str, release: &str) {
     vm.send("root\n");
     vm.expect("# ");
     vm.send("echo release=$(uname -r) pid1=$(cat /proc/1/comm) root=$(findmnt -no SOURCE,FSTYPE /)\n");
-    vm.expect(&format!("\nrelease={release}"));
+    vm.expect(&format!("release={release}"));
     vm.expect("pid1=systemd root=/dev/vda ext4");
     vm.send("poweroff\n");
     vm.ends(0);

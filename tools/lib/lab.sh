@@ -125,7 +125,7 @@ lab_failed() {
 }
 
 lab_run() {
-    local began=$EPOCHREALTIME pids=() devices=() accel status=0 tty='' i deadline timer own=(setsid) plain=''
+    local began=$EPOCHREALTIME pids=() devices=() accel status=0 tty='' i deadline timer tick own=(setsid) plain=''
     run=$(mktemp -d /tmp/lab.XXXXXX)
     # However this script ends, the reaper sees its pipe close, and tidies.
     exec {alive}> >(trap '' INT TERM HUP QUIT; cat >/dev/null; rm -rf "$run" /run/virtiofsd/"${run//\//.}".* 2>/dev/null)
@@ -151,8 +151,10 @@ lab_run() {
     # fsrm but no erms, memmove of Linux 6.1 never ends.)
     # Without xsave, as QEMU lets a guest's xsetbv through to the lab itself: the
     # guest's XCR0 is never the one that KVM believes in.
-    accel=(-accel tcg,thread=multi -smp "${cpus:-2}")
-    [[ -z $icount ]] || accel=(-accel tcg,thread=single -smp 1 -icount shift=0,sleep=off)
+    # A tick that never stops: QEMU may lose the interrupt of a timer that is set once (docs/lab.md).
+    accel=(-accel tcg,thread=multi -smp "${cpus:-1}")
+    tick='nohz=off highres=off '
+    [[ -z $icount ]] || { accel=(-accel tcg,thread=single -smp 1 -icount shift=0,sleep=off); tick=''; }
     if [[ -n $shell ]]; then
         tty=$(stty -g) own=(env)
         devices+=(-chardev stdio,id=term,signal=off -device virtconsole,chardev=term)
@@ -173,7 +175,7 @@ lab_run() {
         -device virtio-serial-pci -device virtio-rng-pci \
         -chardev "file,id=status,path=$run/status" -device virtserialport,chardev=status,name=lab.status \
         -kernel "$KERNEL_DIR/vmlinux" -initrd "$lab_initrd" -serial "file:$run/console" "${devices[@]}" \
-        -append "console=ttyS0 panic=-1 quiet mitigations=off nokaslr tsc=reliable init_on_alloc=1 random.trust_cpu=on lab.job=$run$plain" \
+        -append "console=ttyS0 panic=-1 quiet mitigations=off nokaslr tsc=reliable ${tick}init_on_alloc=1 random.trust_cpu=on lab.job=$run$plain" \
         <&"$from" 2>"$run/qemu.log" >&"$to" {alive}>&- &
     qemu=$!; pids+=("$qemu")
     exec {from}<&- {to}>&-

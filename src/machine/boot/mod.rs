@@ -76,12 +76,19 @@ fn open(path: &Path) -> Result<File, KernelError> {
 }
 
 fn load_kernel(ram: &Ram, file: &File) -> Result<Kernel, KernelError> {
+    match identify(file)? {
+        (inspect::ImageKind::BzImage, head) => bzimage::load(ram, file, &BzImage::parse(&head)?),
+        _ => load_elf(ram, file),
+    }
+}
+
+/// Looks at a file's beginning: which kernel image it is, and those bytes. What is none is an error in words.
+pub fn identify(file: &File) -> Result<(inspect::ImageKind, Vec<u8>), KernelError> {
     let mut head = vec![0; inspect::HEADER_LEN];
     let len = read_up_to(file, &mut head)?;
     head.truncate(len);
     match inspect::identify(&head, file.metadata()?.len()) {
-        inspect::ImageKind::ElfVmlinux => load_elf(ram, file),
-        inspect::ImageKind::BzImage => bzimage::load(ram, file, &BzImage::parse(&head)?),
+        kind @ (inspect::ImageKind::ElfVmlinux | inspect::ImageKind::BzImage) => Ok((kind, head)),
         other => Err(KernelError::Unfit(format!(
             "it looks like {other}; expected is an x86-64 Linux kernel: an ELF vmlinux or a bzImage (a distribution's \
              /boot/vmlinuz-*)"

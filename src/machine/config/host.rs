@@ -12,6 +12,7 @@ use devices::virtio::block::config::DriveConfig;
 use super::VmConfig;
 use super::fault::Problem;
 use super::path::JsonPath;
+use crate::boot::{KernelError, identify};
 use crate::probe;
 
 /// What the host has to give.
@@ -58,7 +59,7 @@ impl VmConfig {
         add(JsonPath::keys(["machine-config", "vcpu_count"]), cpus);
 
         let boot = &self.boot_source;
-        add(JsonPath::keys(["boot-source", "kernel_image_path"]), bad_image(&boot.kernel_image_path));
+        add(JsonPath::keys(["boot-source", "kernel_image_path"]), bad_kernel(&boot.kernel_image_path));
         let initrd = boot.initrd_path.as_ref().and_then(|path| bad_image(path));
         add(JsonPath::keys(["boot-source", "initrd_path"]), initrd);
         for (index, drive) in self.drives.iter().enumerate() {
@@ -92,6 +93,13 @@ fn bad_image(path: &Path) -> Option<String> {
         None => File::open(path).err().map(|error| refused(path, &error)),
         Some(kind) => Some(format!("{} is {kind}, not a file", path.display())),
     }
+}
+
+fn bad_kernel(path: &Path) -> Option<String> {
+    bad_image(path).or_else(|| {
+        let looked = File::open(path).map_err(KernelError::from).and_then(|file| identify(&file));
+        looked.err().map(|error| format!("{} is no kernel: {error}", path.display()))
+    })
 }
 
 fn bad_disk(path: &Path, read_only: bool) -> Option<String> {
@@ -178,13 +186,21 @@ mod tests {
         config.check_host(limits).into_iter().map(|p| format!("{}: {}", p.path, p.text)).collect()
     }
 
+    /// A file that could be a kernel, by its first bytes.
+    fn write_kernel(path: &Path) {
+        let mut bytes = vec![0; 1024];
+        bytes[0x202..0x206].copy_from_slice(b"HdrS");
+        fs::write(path, bytes).unwrap();
+    }
+
     #[test]
     fn files_are_looked_at_each_in_its_way() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).display().to_string();
         fs::write(path("file"), "x").unwrap();
+        write_kernel(&dir.path().join("kernel"));
         let good = json!({
-            "boot-source": { "kernel_image_path": path("file"), "initrd_path": path("file") },
+            "boot-source": { "kernel_image_path": path("kernel"), "initrd_path": path("file") },
             "drives": [{ "drive_id": "a", "path_on_host": path("file") }],
             "serial": { "serial_out_path": path("new") }, "logger": { "log_path": path("file") }
         });
@@ -209,8 +225,21 @@ mod tests {
     }
 
     #[test]
+    fn a_kernel_must_look_like_one() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = || problems(json!({ "boot-source": { "kernel_image_path": file.path() } }), &PLENTY).join("\n");
+        let place = format!("boot-source.kernel_image_path: {} is no kernel: it looks like", file.path().display());
+        assert!(text().starts_with(&format!("{place} an empty file; expected is")), "{}", text());
+        fs::write(file.path(), b"\x1f\x8b\x08").unwrap();
+        assert!(text().starts_with(&format!("{place} gzip data; unpack it first")), "{}", text());
+        write_kernel(file.path());
+        assert_eq!(text(), "");
+    }
+
+    #[test]
     fn two_drives_share_a_file_only_to_read() {
         let file = tempfile::NamedTempFile::new().unwrap();
+        write_kernel(file.path());
         let path = file.path().display().to_string();
         let shared = |first, second| {
             let drive = |id: &str, ro| json!({ "drive_id": id, "path_on_host": path, "is_read_only": ro });
@@ -227,6 +256,7 @@ mod tests {
     #[test]
     fn the_host_has_limits() {
         let file = tempfile::NamedTempFile::new().unwrap();
+        write_kernel(file.path());
         let document = json!({
             "boot-source": { "kernel_image_path": file.path() }, "machine-config": { "vcpu_count": 8, "mem_size_mib": 4096 }
         });
