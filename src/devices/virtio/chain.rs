@@ -74,6 +74,11 @@ impl<'a> Chain<'a> {
         Ok(Self { memory, readable: &room.readable, writable: &room.writable })
     }
 
+    /// The chain whose segments were walked before.
+    pub(crate) fn of(memory: &'a GuestRam, room: &'a Segments) -> Self {
+        Self { memory, readable: &room.readable, writable: &room.writable }
+    }
+
     /// Guest RAM.
     pub fn memory(&self) -> &'a GuestRam {
         self.memory

@@ -59,6 +59,26 @@ pub(crate) fn count(counter: &AtomicU64, n: u64) {
     counter.fetch_add(n, Ordering::Relaxed);
 }
 
+/// A chain that its device holds on to, also between calls, until [`Io::give`] returns it to the driver. A reset of the
+/// device forgets it: `stopping` must drop all that is held.
+#[derive(Debug)]
+pub struct Held {
+    head: u16,
+    segments: Segments,
+}
+
+impl Held {
+    /// The chain, to be read and written.
+    pub fn chain<'a>(&'a self, memory: &'a GuestRam) -> Chain<'a> {
+        Chain::of(memory, &self.segments)
+    }
+
+    /// The index of its first descriptor.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+}
+
 /// A device's way to the guest during one call.
 pub struct Io<'a> {
     pub(super) memory: &'a GuestRam,
@@ -83,6 +103,69 @@ impl<'a> Io<'a> {
     /// Replaces the configuration space and tells the driver.
     pub fn set_config(&self, config: &[u8]) {
         self.signal.set_config(config);
+    }
+
+    /// Guest RAM.
+    pub fn memory(&self) -> &'a GuestRam {
+        self.memory
+    }
+
+    /// Whether the transport wants the worker: a device that loops by itself ends its call soon, and rings its own
+    /// doorbell ([`Self::ring`]) where work is left.
+    pub fn is_wanted(&self) -> bool {
+        self.shared.is_wanted()
+    }
+
+    /// Has [`super::Device::kicked`] called again for queue `index`.
+    pub fn ring(&self, index: usize) {
+        self.shared.ring(index);
+    }
+
+    /// Whether the driver has set queue `index` up.
+    pub fn is_ready(&self, index: usize) -> bool {
+        self.queues.get(index).is_some_and(QueueT::ready)
+    }
+
+    /// Takes the next chain of queue `index`; `room` is that of a chain given back before, to be used again.
+    pub fn take(&mut self, index: usize, room: Segments) -> Result<Option<Held>, Broken> {
+        let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else { return Ok(None) };
+        let Some(chain) = queue.iter(self.memory)?.next() else { return Ok(None) };
+        let head = chain.head_index();
+        let mut segments = room;
+        Chain::walk(chain, self.memory, &mut segments)?;
+        count(&self.shared.counters.requests, 1);
+        Ok(Some(Held { head, segments }))
+    }
+
+    /// Undoes the last [`Self::take`] of queue `index`: the next one returns the same chain.
+    pub fn put_back(&mut self, index: usize, held: Held) -> Segments {
+        if let Some(queue) = self.queues.get_mut(index) {
+            queue.go_to_previous_position();
+        }
+        held.segments
+    }
+
+    /// Returns a chain to the driver, with `written` bytes in it. [`Self::tell`] says so.
+    pub fn give(&mut self, index: usize, held: Held, written: u32) -> Result<Segments, Broken> {
+        let queue = self.queues.get_mut(index).ok_or(Broken("there is no such queue"))?;
+        queue.add_used(self.memory, held.head, written)?;
+        Ok(held.segments)
+    }
+
+    /// Interrupts the driver if it wants to hear of the chains given back to queue `index`; only after [`Self::give`].
+    pub fn tell(&mut self, index: usize) -> Result<(), Broken> {
+        let queue = self.queues.get_mut(index).ok_or(Broken("there is no such queue"))?;
+        interrupt(queue, self.memory, self.signal, self.shared, 1)
+    }
+
+    /// Asks the driver for kicks of queue `index`, or not to send any. True when chains came before it could hear this.
+    pub fn listen(&mut self, index: usize, kicks: bool) -> Result<bool, Broken> {
+        let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else { return Ok(false) };
+        if kicks {
+            return Ok(queue.enable_notification(self.memory)?);
+        }
+        queue.disable_notification(self.memory)?;
+        Ok(false)
     }
 
     /// Serves every request of queue `index`, in order. `serve` returns how many bytes it wrote to the chain.

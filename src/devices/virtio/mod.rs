@@ -9,6 +9,7 @@ pub mod chain;
 mod conformance;
 pub mod io;
 pub mod mmio;
+pub mod pieces;
 pub mod registers;
 pub mod rng;
 pub mod transport;
@@ -18,7 +19,7 @@ use std::ops::Range;
 use std::os::fd::RawFd;
 
 pub use chain::Chain;
-pub use io::{Broken, Counters, Io};
+pub use io::{Broken, Counters, Held, Io};
 
 use block::Block;
 use block::config::DriveConfig;

@@ -9,13 +9,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestMemory, Permissions};
-
 use super::config::DriveConfig;
 use crate::memory::GuestRam;
 use crate::virtio::OpenError;
 use crate::virtio::chain::Segment;
+use crate::virtio::pieces::{self, Direction, IOV_MAX, Pieces};
 
 /// Bytes of a sector of the virtio-block interface (virtio 1.2, 5.2.4).
 pub const SECTOR: u64 = 512;
@@ -25,18 +23,6 @@ const BLKSSZGET: libc::Ioctl = 0x1268;
 const BLKIOMIN: libc::Ioctl = 0x1278;
 const BLKIOOPT: libc::Ioctl = 0x1279;
 const BLKPBSZGET: libc::Ioctl = 0x127b;
-
-/// Most pieces of one preadv(2) or pwritev(2) (IOV_MAX).
-const IOV_MAX: usize = 1024;
-
-/// Which way bytes go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
-    /// From the file to guest memory.
-    Read,
-    /// From guest memory to the file.
-    Write,
-}
 
 /// What a block device of the host says of itself, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,14 +44,6 @@ pub struct DiskFile {
     topology: Option<Topology>,
     pieces: Pieces,
 }
-
-/// Room for the pieces of one transfer, reused. Between transfers it is empty.
-#[derive(Default)]
-struct Pieces(Vec<libc::iovec>);
-
-// SAFETY: the vector is empty between transfers, and within one it does not change threads; an empty vector holds no
-// pointer that could be used.
-unsafe impl Send for Pieces {}
 
 impl DiskFile {
     /// Opens and locks the image of `config`.
@@ -125,43 +103,23 @@ impl DiskFile {
         segments: impl Iterator<Item = Segment> + Clone,
         offset: u64,
     ) -> io::Result<()> {
-        let moved = self.collect(direction, memory, segments.clone()).and_then(|()| self.move_all(direction, offset));
-        self.pieces.0.clear();
+        self.pieces.clear();
+        let collected = self.pieces.add(direction, memory, segments.clone());
+        let moved = collected.and_then(|()| self.move_all(direction, offset));
+        self.pieces.clear();
         if direction == Direction::Read {
-            // The kernel wrote behind vm-memory's back. Some of it may have arrived even where the read failed.
-            for segment in segments {
-                for slice in slices(memory, segment, direction).map_while(Result::ok) {
-                    slice.bitmap().mark_dirty(0, slice.len());
-                }
-            }
+            pieces::mark_dirty(memory, segments); // some of it may have arrived even where the read failed
         }
         moved
     }
 
-    fn collect(
-        &mut self,
-        direction: Direction,
-        memory: &GuestRam,
-        segments: impl Iterator<Item = Segment>,
-    ) -> io::Result<()> {
-        self.pieces.0.clear();
-        for segment in segments {
-            for slice in slices(memory, segment, direction) {
-                let slice = slice.map_err(|_| bad_address())?;
-                let base = slice.ptr_guard_mut().as_ptr().cast();
-                self.pieces.0.push(libc::iovec { iov_base: base, iov_len: slice.len() });
-            }
-        }
-        Ok(())
-    }
-
     fn move_all(&mut self, direction: Direction, offset: u64) -> io::Result<()> {
-        let mut offset = libc::off_t::try_from(offset).map_err(|_| bad_address())?;
-        let mut rest = self.pieces.0.as_mut_slice();
+        let mut offset = libc::off_t::try_from(offset).map_err(|_| pieces::bad_address())?;
+        let mut rest = self.pieces.as_mut_slice();
         while !rest.is_empty() {
             let count = libc::c_int::try_from(rest.len().min(IOV_MAX)).unwrap_or(0);
             let fd = self.file.as_raw_fd();
-            // SAFETY: the first `count` entries of `rest` are ranges of guest RAM that vm-memory checked in `collect`;
+            // SAFETY: the first `count` entries of `rest` are ranges of guest RAM that vm-memory checked as they were added;
             // the RAM stays mapped while `memory` is borrowed by our caller, and no Rust reference into it exists.
             let moved = unsafe {
                 match direction {
@@ -180,52 +138,10 @@ impl DiskFile {
                 return Err(io::ErrorKind::UnexpectedEof.into()); // the file shrank
             }
             offset = offset.saturating_add(libc::off_t::try_from(moved).unwrap_or(libc::off_t::MAX));
-            rest = advance(rest, moved);
+            rest = pieces::advance(rest, moved);
         }
         Ok(())
     }
-}
-
-/// Leaves out the first `moved` bytes.
-fn advance(mut pieces: &mut [libc::iovec], mut moved: usize) -> &mut [libc::iovec] {
-    while let Some(first) = pieces.first_mut() {
-        if moved < first.iov_len {
-            // SAFETY: `moved` is less than the piece's length, so the pointer stays inside the piece.
-            first.iov_base = unsafe { first.iov_base.cast::<u8>().add(moved) }.cast();
-            first.iov_len = first.iov_len.saturating_sub(moved);
-            break;
-        }
-        moved = moved.saturating_sub(first.iov_len);
-        pieces = pieces.split_first_mut().map(|(_, rest)| rest).unwrap_or_default();
-    }
-    pieces
-}
-
-type Slice<'a> = vm_memory::VolatileSlice<'a, vm_memory::bitmap::BS<'a, <GuestRam as GuestMemory>::Bitmap>>;
-
-/// The pieces of guest RAM that make up `segment`; an error where it is not RAM.
-fn slices<'a>(
-    memory: &'a GuestRam,
-    segment: Segment,
-    direction: Direction,
-) -> impl Iterator<Item = Result<Slice<'a>, vm_memory::GuestMemoryError>> {
-    let access = match direction {
-        Direction::Read => Permissions::Write,
-        Direction::Write => Permissions::Read,
-    };
-    let (found, failed) = match GuestMemory::get_slices(memory, segment.addr, length(segment.len), access) {
-        Ok(found) => (Some(found), None),
-        Err(error) => (None, Some(Err(error))),
-    };
-    found.into_iter().flatten().chain(failed)
-}
-
-fn length(len: u32) -> usize {
-    usize::try_from(len).unwrap_or(usize::MAX)
-}
-
-fn bad_address() -> io::Error {
-    io::Error::from_raw_os_error(libc::EFAULT)
 }
 
 /// What a file is when it can not be a disk.
@@ -397,22 +313,5 @@ mod tests {
         assert!(refusal(image.path(), false).contains("is_read_only"));
         drop(readers);
         DiskFile::open(&config(image.path(), false)).unwrap();
-    }
-
-    #[test]
-    fn a_partial_transfer_goes_on_where_it_stopped() {
-        let mut bytes = [0_u8; 12];
-        let base = bytes.as_mut_ptr();
-        let lens = |pieces: &[libc::iovec]| {
-            pieces.iter().map(|it| (it.iov_base as usize - base as usize, it.iov_len)).collect::<Vec<_>>()
-        };
-        let piece = |at: usize, len| libc::iovec { iov_base: base.wrapping_add(at).cast(), iov_len: len };
-        let whole = || [piece(0, 4), piece(4, 0), piece(4, 8)];
-        assert_eq!(lens(advance(&mut whole(), 0)), [(0, 4), (4, 0), (4, 8)]);
-        assert_eq!(lens(advance(&mut whole(), 3)), [(3, 1), (4, 0), (4, 8)]);
-        assert_eq!(lens(advance(&mut whole(), 4)), [(4, 8)]);
-        assert_eq!(lens(advance(&mut whole(), 11)), [(11, 1)]);
-        assert_eq!(lens(advance(&mut whole(), 12)), []);
-        assert_eq!(lens(advance(&mut whole(), 13)), []);
     }
 }

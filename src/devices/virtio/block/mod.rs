@@ -10,8 +10,9 @@ use virtio_bindings::virtio_blk::{
 };
 
 use self::config::{CacheType, DriveConfig};
-use self::file::{Direction, DiskFile, SECTOR};
+use self::file::{DiskFile, SECTOR};
 use super::io::{Broken, Io, count};
+use super::pieces::Direction;
 use super::{Chain, Counters, Device, Facts, OpenError};
 use crate::log_limit::LogLimit;
 
