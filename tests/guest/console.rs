@@ -23,15 +23,17 @@ fn a_user_logs_in_on_a_terminal() {
     assert!(!terminal.is_cooked());
     vm.send("root\n");
     vm.expect(PROMPT);
-    vm.send("echo $((6 * 7)) is the answer of $(whoami)\n");
-    vm.expect("\n42 is the answer of root\n");
+    vm.send("echo $((6 * 7)) is the answer of $(id -u)\n");
+    vm.expect("\n42 is the answer of 0\n");
     // Ctrl-C is the guest's.
     vm.expect(PROMPT);
-    vm.send("sleep 10000\n");
+    vm.send("echo sleeps; sleep 10000\n");
+    vm.expect("\nsleeps\n");
     vm.send("\x03");
     vm.expect(PROMPT);
     // The escape key twice is one Ctrl-A.
-    vm.send("head -c 1 | od -An -t x1\n");
+    vm.send("echo reads; head -c 1 | od -An -t x1\n");
+    vm.expect("\nreads\n");
     vm.send("\x01\x01\n");
     vm.expect("\n 01\n");
     vm.expect(PROMPT);

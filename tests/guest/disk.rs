@@ -62,14 +62,16 @@ fn the_guest_s_root_keeps_what_was_written() {
     let root = crate::vm::copy_of("busybox.ext4", folder.path());
     let boot = || {
         let args = ["--rootfs", &root.display().to_string(), "--memory", "256M"];
-        Vm::boot("debian12/bzImage").args(args).pipe().start()
+        let mut vm = Vm::boot("debian12/bzImage").args(args).pipe().start();
+        vm.expect("login: ");
+        vm.send("root\n");
+        vm.expect(crate::console::PROMPT);
+        vm
     };
     let mut first = boot();
-    first.expect(crate::console::PROMPT);
     first.send("echo kept > /root/note; sync; poweroff\n");
     first.ends(0);
     let mut second = boot();
-    second.expect(crate::console::PROMPT);
     second.send("cat /root/note; poweroff\n");
     second.expect("\nkept\n");
     second.ends(0);
