@@ -21,6 +21,7 @@ pub fn look() -> Vec<Check> {
         device("/dev/vhost-net", "faster networks", "modprobe vhost_net"),
         device("/dev/vhost-vsock", "sockets to the guest through the kernel", "modprobe vhost_vsock"),
         cgroup(&read("/proc/self/cgroup"), &read("/sys/fs/cgroup/cgroup.controllers")),
+        quick_start(&read("/proc/mounts"), &read("/sys/module/kvm/parameters/nx_huge_pages")),
         landlock(),
         userfaultfd(),
         io_uring(&read("/proc/sys/kernel/io_uring_disabled")),
@@ -100,6 +101,27 @@ fn cgroup(own: &str, controllers: &str) -> Check {
         (false, _) => {
             Check::missing(NAME, "not there; for limits on a VM (not used yet)", "mount -t cgroup2 none /sys/fs/cgroup")
         }
+    }
+}
+
+/// Since Linux 5.1 a new VM gets a worker thread that is moved into the caller's cgroups. That waits for an RCU grace
+/// period, 10 ms or so, unless cgroups favour such moves (Linux, Documentation/admin-guide/cgroup-v2.rst,
+/// favordynmods) or the worker's purpose, splitting huge pages that code runs on, is switched off.
+fn quick_start(mounts: &str, nx_huge_pages: &str) -> Check {
+    const NAME: &str = "start of a VM";
+    let options = mounts.lines().filter_map(|line| {
+        let mut words = line.split(' ').skip(2);
+        (words.next() == Some("cgroup2")).then(|| words.next()).flatten()
+    });
+    let favoured = options.flat_map(|options| options.split(',')).any(|option| option == "favordynmods");
+    match (favoured, nx_huge_pages.trim()) {
+        (true, _) => Check::good(NAME, "cgroup v2 is mounted with favordynmods"),
+        (_, "never") => Check::good(NAME, "kvm.nx_huge_pages is never"),
+        _ => Check::limited(
+            NAME,
+            "waits some 10 ms for the host's cgroups",
+            "mount -o remount,favordynmods /sys/fs/cgroup (Linux 6.0 or newer)",
+        ),
     }
 }
 
@@ -189,6 +211,11 @@ mod tests {
         assert_eq!(huge_pages("0\n", "0\n").status, Limited);
         assert_eq!(cgroup("0::/user\n", "cpu memory\n").found, "controllers: cpu memory");
         assert_eq!(cgroup("12:cpu:/\n", "").status, Missing);
+        let cgroup2 = |options: &str| format!("proc /proc proc rw 0 0\ncgroup2 /sys/fs/cgroup cgroup2 {options} 0 0\n");
+        assert_eq!(quick_start(&cgroup2("rw,relatime,favordynmods"), "Y\n").status, Good);
+        assert_eq!(quick_start(&cgroup2("rw,relatime"), "never\n").status, Good);
+        assert_eq!(quick_start(&cgroup2("rw,relatime"), "N\n").status, Limited);
+        assert_eq!(quick_start("", "").status, Limited);
         assert_eq!(device("/dev/null", "nothing", "").status, Good);
         assert_eq!(device("/dev/no-such-device", "nothing", "x").status, Missing);
     }
@@ -196,7 +223,7 @@ mod tests {
     #[test]
     fn looking_changes_nothing_and_ends() {
         let checks = look();
-        assert_eq!(checks.len(), 10);
+        assert_eq!(checks.len(), 11);
         assert!(checks.iter().all(|check| !check.needed && (check.status == Good) == check.cure.is_none()));
     }
 }
