@@ -105,6 +105,12 @@ fn each_fault_of_a_document_is_one_line() {
             "vm.json:3: serial.serial_out_path: the directory no does not exist".into(),
         ),
         (
+            "{\"boot-source\": {\"kernel_image_path\": \"disk\"}}".into(),
+            "vm.json:1: boot-source.kernel_image_path: disk is no kernel: it looks like a text; expected is an x86-64 \
+             Linux kernel: an ELF vmlinux or a bzImage (a distribution's /boot/vmlinuz-*)"
+                .into(),
+        ),
+        (
             "{\"boot-source\": {\"kernel_image_path\": \"file/x\"}}".into(),
             "vm.json:1: boot-source.kernel_image_path: file/x does not exist: a part of its path is a file".into(),
         ),

@@ -22,7 +22,9 @@ pub struct Room(TempDir);
 impl Room {
     pub fn new() -> Self {
         let room = Self(TempDir::new().expect("a temporary directory"));
-        room.write("kernel", "not a kernel").write("disk", "not a disk").write("disk2", "another");
+        room.write("kernel", &format!("{:514}HdrS", "not a kernel"))
+            .write("disk", "not a disk")
+            .write("disk2", "another");
         room
     }
 

@@ -184,9 +184,9 @@ fn doctor_speaks_to_people_and_programs() {
 fn doctor_says_what_a_file_is() {
     let room = Room::new();
     std::fs::write(room.path().join("gz"), [0x1f, 0x8b, 8, 0, 0]).expect("write");
-    room.write("empty", "");
+    room.write("empty", "").write("text", "hello\n");
     for (file, wanted) in [
-        ("kernel", "it looks like a text"),
+        ("text", "it looks like a text"),
         ("gz", "it looks like gzip data"),
         ("empty", "it looks like an empty file"),
         (".", "is a directory"),
