@@ -9,6 +9,8 @@
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 
 pub mod bus;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzzing;
 pub mod legacy;
 mod log_limit;
 pub mod memory;

@@ -1,0 +1,147 @@
+//! A driver that does what arbitrary bytes say, for fuzzing: anything at all, with a proper handshake now and then.
+//!
+//! Test threads only. It fails when the device's worker panics, hangs, or does not serve a proper driver afterwards.
+
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::bus::BusDevice;
+use crate::testing::{RAM, Rig};
+use crate::virtio::Device;
+use crate::virtio::registers::offset;
+use crate::virtio::transport::RING_FEATURES;
+
+/// Registers worth more visits than chance gives them.
+const REGISTERS: [u64; 16] = [
+    offset::STATUS,
+    offset::QUEUE_SEL,
+    offset::QUEUE_NUM,
+    offset::QUEUE_READY,
+    offset::QUEUE_NOTIFY,
+    offset::QUEUE_DESC_LOW,
+    offset::QUEUE_DRIVER_LOW,
+    offset::QUEUE_DEVICE_LOW,
+    offset::DEVICE_FEATURES_SEL,
+    offset::DRIVER_FEATURES,
+    offset::DRIVER_FEATURES_SEL,
+    offset::INTERRUPT_ACK,
+    offset::CONFIG,
+    offset::CONFIG + 8,
+    offset::CONFIG_GENERATION,
+    offset::SHM_SEL,
+];
+
+/// Most steps of one run: bounds its time.
+const STEPS: usize = 256;
+/// Where buffers and indirect tables lie.
+const ARENA: u64 = 0x40000;
+
+/// The bytes, taken from the front; zeros after their end.
+struct Bytewise<'a>(&'a [u8]);
+
+impl Bytewise<'_> {
+    fn byte(&mut self) -> u8 {
+        let Some((first, rest)) = self.0.split_first() else { return 0 };
+        self.0 = rest;
+        *first
+    }
+
+    fn half(&mut self) -> u16 {
+        u16::from_le_bytes([self.byte(), self.byte()])
+    }
+
+    fn word(&mut self) -> u32 {
+        u32::from(self.half()) | u32::from(self.half()) << 16
+    }
+
+    /// An address: mostly of a buffer, sometimes at the end of RAM, sometimes anything.
+    fn address(&mut self) -> u64 {
+        match self.byte() % 8 {
+            0 => u64::from(self.word()) << 32 | u64::from(self.word()),
+            1 => RAM.saturating_sub(32).saturating_add(u64::from(self.byte())),
+            2 => u64::from(self.half()),
+            _ => ARENA.saturating_add(u64::from(self.half())),
+        }
+    }
+
+    fn length(&mut self) -> u32 {
+        match self.byte() % 4 {
+            0 => self.word(),
+            1 => u32::from(self.half()),
+            _ => u32::from(self.byte()),
+        }
+    }
+}
+
+/// Lets a driver made of `data` loose on `device`, then has a proper one take over.
+pub fn drive(device: Box<dyn Device>, data: &[u8]) {
+    let mut rig = Rig::new(device);
+    let mut bytes = Bytewise(data);
+    let mut queues = 0_u32; // those that a proper handshake has set up
+    for _ in 0..STEPS {
+        if bytes.0.is_empty() {
+            break;
+        }
+        step(&mut rig, &mut bytes, &mut queues);
+    }
+    rig.settle();
+    let offered = rig.offered();
+    rig.drive(offered);
+    rig.settle();
+}
+
+fn step(rig: &mut Rig, bytes: &mut Bytewise<'_>, queues: &mut u32) {
+    match bytes.byte() % 10 {
+        0 => {
+            let at = REGISTERS.get(usize::from(bytes.byte() % 16)).copied().unwrap_or_default();
+            rig.write(at, bytes.word());
+        }
+        1 => {
+            let data: Vec<u8> = (0..bytes.byte() % 17).map(|_| bytes.byte()).collect();
+            rig.transport().write(u64::from(bytes.half()), &data);
+        }
+        2 => {
+            let mut data = vec![0; usize::from(bytes.byte() % 17)];
+            rig.transport().read(u64::from(bytes.half()), &mut data);
+        }
+        3 | 4 => {
+            let without = u64::from(bytes.word()) << 32 | u64::from(bytes.word());
+            let features = rig.offered() & !(without & !RING_FEATURES);
+            rig.drive(features);
+            *queues = count(rig);
+        }
+        5 | 6 => {
+            let table = if bytes.byte().is_multiple_of(4) { ARENA } else { rig.table(pick(bytes, *queues)) };
+            let (addr, len, flags) = (bytes.address(), bytes.length(), u16::from(bytes.byte() % 8));
+            rig.write_desc(table, u16::from(bytes.byte() % 16), addr, len, flags, u16::from(bytes.byte() % 16));
+        }
+        7 if *queues > 0 => {
+            let queue = pick(bytes, *queues);
+            rig.make_available(queue, u16::from(bytes.byte() % 16));
+            rig.kick(queue);
+        }
+        8 => {
+            let at = GuestAddress(bytes.address());
+            let word = u64::from(bytes.word()) | u64::from(bytes.word()) << 32;
+            let _ = rig.memory().write_obj(word, at);
+        }
+        _ if *queues > 0 => {
+            rig.kick(pick(bytes, *queues));
+            rig.settle();
+        }
+        _ => rig.settle(),
+    }
+}
+
+fn pick(bytes: &mut Bytewise<'_>, queues: u32) -> u32 {
+    u32::from(bytes.byte()).checked_rem(queues).unwrap_or(0)
+}
+
+/// How many queues the device has.
+fn count(rig: &mut Rig) -> u32 {
+    (0_u32..)
+        .take_while(|queue| {
+            rig.write(offset::QUEUE_SEL, *queue);
+            rig.read(offset::QUEUE_NUM_MAX) > 0
+        })
+        .fold(0, |count, _| count.saturating_add(1))
+}
