@@ -65,7 +65,7 @@ pub struct BootSource {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd_path: Option<PathBuf>,
     /// Kernel command line. Where it is absent a default is used; where it says no `root=` and a drive is the root
-    /// device, `root=/dev/vda` is added.
+    /// device, `root=/dev/vda` is added, or `root=PARTUUID=` where it has a `partuuid`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_args: Option<String>,
     /// Words put behind `boot_args`, or behind the default.

@@ -89,7 +89,10 @@ fn what(config: &DeviceConfig) -> String {
         DeviceConfig::Block(drive) => {
             let mode = if drive.is_read_only { "read-only" } else { "read-write" };
             let root = if drive.is_root_device { ", root device" } else { "" };
-            format!("{} ({mode}, {:?}{root})", drive.path_on_host.display(), drive.cache_type)
+            let direct = if drive.direct { ", O_DIRECT" } else { "" };
+            let limited = drive.rate_limiter.is_some_and(|limits| limits.is_limit());
+            let limited = if limited { ", limited" } else { "" };
+            format!("{} ({mode}, {:?}{direct}{limited}{root})", drive.path_on_host.display(), drive.cache_type)
         }
         DeviceConfig::Rng(_) => "getrandom(2)".to_owned(),
     }

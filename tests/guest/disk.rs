@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 use crate::vm::{Vm, host};
 
 /// An empty disk of `size` bytes, all hole.
-fn empty(folder: &Path, name: &str, size: u64) -> PathBuf {
+pub fn empty(folder: &Path, name: &str, size: u64) -> PathBuf {
     let path = folder.join(name);
     File::create(&path).expect("a disk").set_len(size).expect("its size");
     path
 }
 
-fn folder() -> tempfile::TempDir {
+pub fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder")
 }
 
 /// A disk full of bytes that do not repeat.
-fn full(folder: &Path, name: &str, size: usize) -> PathBuf {
+pub fn full(folder: &Path, name: &str, size: usize) -> PathBuf {
     let path = folder.join(name);
     let mut state = 88_172_645_463_325_252_u64;
     let mut bytes = Vec::with_capacity(size);
@@ -33,11 +33,11 @@ fn full(folder: &Path, name: &str, size: usize) -> PathBuf {
     path
 }
 
-fn checksum(path: &Path) -> String {
+pub fn checksum(path: &Path) -> String {
     host("md5sum", &[path.as_os_str()]).split(' ').next().expect("a checksum").to_owned()
 }
 
-fn disk(path: &Path, options: &str) -> [String; 2] {
+pub fn disk(path: &Path, options: &str) -> [String; 2] {
     ["--disk".to_owned(), format!("{}{options}", path.display())]
 }
 

@@ -7,6 +7,7 @@
 mod boot;
 mod console;
 mod cpus_memory;
+mod discard;
 mod disk;
 mod ends;
 mod login;

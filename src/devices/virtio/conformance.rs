@@ -12,7 +12,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::block::config::{CacheType, DriveConfig, IoEngine};
+use super::block::config::{CacheType, DriveConfig};
 use super::registers::offset;
 use super::rng::EntropyConfig;
 use super::transport::RING_FEATURES;
@@ -34,17 +34,16 @@ fn every_config() -> Vec<(DeviceConfig, tempfile::NamedTempFile)> {
         let drive = DriveConfig {
             drive_id: "disk".to_owned(),
             path_on_host: image.path().to_owned(),
-            is_root_device: false,
             is_read_only,
             cache_type,
-            io_engine: IoEngine::Sync,
+            ..DriveConfig::default()
         };
         (DeviceConfig::Block(drive), image)
     };
     vec![
         disk(false, CacheType::Writeback),
         disk(true, CacheType::Unsafe),
-        (DeviceConfig::Rng(EntropyConfig {}), tempfile::NamedTempFile::new().unwrap()),
+        (DeviceConfig::Rng(EntropyConfig::default()), tempfile::NamedTempFile::new().unwrap()),
     ]
 }
 

@@ -79,6 +79,16 @@ impl Held {
     }
 }
 
+/// What a device did with a chain of [`Io::drain_while`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// It is done, with so many bytes written to it.
+    Done(u32),
+    /// Not now: it goes back, and the queue rests until [`super::Device::kicked`] or another call drains it again. The
+    /// driver may send no kick for it: the device must know by itself when to go on.
+    Later,
+}
+
 /// A device's way to the guest during one call.
 pub struct Io<'a> {
     pub(super) memory: &'a GuestRam,
@@ -176,6 +186,15 @@ impl<'a> Io<'a> {
         index: usize,
         mut serve: impl FnMut(&Chain<'_>) -> Result<u32, Broken>,
     ) -> Result<(), Broken> {
+        self.drain_while(index, |chain| serve(chain).map(Served::Done))
+    }
+
+    /// As [`Self::drain`], until `serve` says [`Served::Later`].
+    pub fn drain_while(
+        &mut self,
+        index: usize,
+        mut serve: impl FnMut(&Chain<'_>) -> Result<Served, Broken>,
+    ) -> Result<(), Broken> {
         let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else { return Ok(()) };
         let (memory, signal, shared) = (self.memory, self.signal, self.shared);
         loop {
@@ -188,8 +207,11 @@ impl<'a> Io<'a> {
                 }
                 let Some(chain) = queue.iter(memory)?.next() else { break };
                 let head = chain.head_index();
+                let Served::Done(written) = serve(&Chain::walk(chain, memory, self.room)?)? else {
+                    queue.go_to_previous_position();
+                    return interrupt(queue, memory, signal, shared, untold);
+                };
                 count(&shared.counters.requests, 1);
-                let written = serve(&Chain::walk(chain, memory, self.room)?)?;
                 queue.add_used(memory, head, written)?;
                 untold = untold.saturating_add(1);
                 if untold == BATCH {

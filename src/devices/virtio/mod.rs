@@ -19,7 +19,7 @@ use std::ops::Range;
 use std::os::fd::RawFd;
 
 pub use chain::Chain;
-pub use io::{Broken, Counters, Held, Io};
+pub use io::{Broken, Counters, Held, Io, Served};
 
 use block::Block;
 use block::config::DriveConfig;
@@ -120,6 +120,6 @@ impl OpenError {
 pub fn open(config: &DeviceConfig) -> Result<Box<dyn Device>, OpenError> {
     Ok(match config {
         DeviceConfig::Block(drive) => Box::new(Block::open(drive)?),
-        DeviceConfig::Rng(entropy) => Box::new(Rng::new(entropy)),
+        DeviceConfig::Rng(entropy) => Box::new(Rng::new(entropy)?),
     })
 }

@@ -6,8 +6,9 @@ use std::io;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::io::{Broken, Io, count};
-use super::{Device, Facts};
+use super::io::{Broken, Io, Served, count};
+use super::{Chain, Device, Facts, OpenError};
+use crate::rate_limit::{RateLimiterConfig, Throttle};
 
 /// Device id (virtio 1.2, 5).
 const VIRTIO_ID_RNG: u32 = 4;
@@ -18,39 +19,65 @@ const MOST: u64 = 64 << 10;
 /// A random number generator for the guest, fed by the host's.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct EntropyConfig {}
+pub struct EntropyConfig {
+    /// Limits of the guest's requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiterConfig>,
+}
 
 /// The device.
-pub struct Rng(());
+pub struct Rng {
+    throttle: Option<Throttle>,
+}
 
 impl Rng {
-    /// Opens nothing: getrandom(2) is always there.
-    pub fn new(_config: &EntropyConfig) -> Self {
-        Self(())
+    /// Opens nothing but a timer where there are limits: getrandom(2) is always there.
+    pub fn new(config: &EntropyConfig) -> Result<Self, OpenError> {
+        let throttle = Throttle::new(config.rate_limiter.as_ref());
+        let throttle =
+            throttle.map_err(|error| OpenError::new(format!("create the timer of a rate limiter: {error}")))?;
+        Ok(Self { throttle })
+    }
+
+    /// Gives the driver of `chain` random bytes, and says how many.
+    fn serve(&mut self, chain: &Chain<'_>) -> Result<Served, Broken> {
+        let wanted = chain.writable_len().min(MOST);
+        if !self.throttle.as_mut().is_none_or(|throttle| throttle.allow(wanted)) {
+            return Ok(Served::Later);
+        }
+        let mut room = [0; 1024];
+        let mut done = 0_u64;
+        while done < wanted {
+            let now = usize::try_from(wanted.saturating_sub(done)).unwrap_or(usize::MAX).min(room.len());
+            let part = room.get_mut(..now).unwrap_or_default();
+            fill(part).map_err(|_| Broken("the host has no random bytes"))?;
+            chain.write(done, part).map_err(|_| Broken("a buffer is not in RAM"))?;
+            done = done.saturating_add(u64::try_from(now).unwrap_or(0));
+        }
+        u32::try_from(done).map(Served::Done).map_err(|_| Broken("a buffer is too long"))
     }
 }
 
 impl Device for Rng {
     fn facts(&self) -> Facts {
-        Facts { virtio_id: VIRTIO_ID_RNG, queue_sizes: vec![QUEUE_SIZE], ..Facts::default() }
+        let sources = self.throttle.iter().map(|throttle| throttle.source(0)).collect();
+        Facts { virtio_id: VIRTIO_ID_RNG, queue_sizes: vec![QUEUE_SIZE], sources, ..Facts::default() }
     }
 
     fn kicked(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
         let counters = io.counters();
-        io.drain(queue, |chain| {
-            let wanted = chain.writable_len().min(MOST);
-            let mut room = [0; 1024];
-            let mut done = 0_u64;
-            while done < wanted {
-                let now = usize::try_from(wanted.saturating_sub(done)).unwrap_or(usize::MAX).min(room.len());
-                let part = room.get_mut(..now).unwrap_or_default();
-                fill(part).map_err(|_| Broken("the host has no random bytes"))?;
-                chain.write(done, part).map_err(|_| Broken("a buffer is not in RAM"))?;
-                done = done.saturating_add(u64::try_from(now).unwrap_or(0));
+        io.drain_while(queue, |chain| {
+            let served = self.serve(chain)?;
+            if let Served::Done(bytes) = served {
+                count(&counters.bytes, bytes.into());
             }
-            count(&counters.bytes, done);
-            u32::try_from(done).map_err(|_| Broken("a buffer is too long"))
+            Ok(served)
         })
+    }
+
+    /// The rate limiter's timer.
+    fn ready(&mut self, _token: u16, io: &mut Io<'_>) -> Result<(), Broken> {
+        self.kicked(0, io)
     }
 }
 
@@ -73,12 +100,15 @@ fn fill(buf: &mut [u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
+    use crate::rate_limit::TokenBucketConfig;
     use crate::testing::{Buffer, RAM, Rig};
     use crate::virtio::transport::RING_FEATURES;
 
     fn rig() -> Rig {
-        let mut rig = Rig::new(Box::new(Rng::new(&EntropyConfig {})));
+        let mut rig = Rig::new(Box::new(Rng::new(&EntropyConfig::default()).unwrap()));
         rig.drive(RING_FEATURES);
         rig
     }
@@ -118,8 +148,33 @@ mod tests {
     }
 
     #[test]
+    fn waits_when_it_gave_too_much() {
+        let bucket = TokenBucketConfig { size: 1000, one_time_burst: None, refill_time: 40 };
+        let limit = RateLimiterConfig { bandwidth: Some(bucket), ops: None };
+        let mut rig = Rig::new(Box::new(Rng::new(&EntropyConfig { rate_limiter: Some(limit) }).unwrap()));
+        rig.drive(RING_FEATURES);
+        let begin = Instant::now();
+        let buffer = rig.writable(1000);
+        for _ in 0..4 {
+            rig.post(0, &[buffer]);
+        }
+        rig.kick(0); // the only one: the timer does the rest
+        for _ in 0..4 {
+            assert_eq!(rig.wait_used(0).1, 1000);
+        }
+        assert!(begin.elapsed() > Duration::from_millis(100), "the bucket was filled three times");
+        rig.post(0, &[buffer]);
+        rig.post(0, &[buffer]);
+        rig.kick(0);
+        rig.settle();
+        rig.drive(RING_FEATURES); // a reset forgets what waits, and the next driver is served
+        assert_eq!(rig.request(0, &[buffer]), 1000);
+    }
+
+    #[test]
     fn the_config_has_no_unknown_keys() {
         serde_json::from_str::<EntropyConfig>("{}").unwrap();
+        serde_json::from_str::<EntropyConfig>(r#"{"rate_limiter":{"ops":{"size":1,"refill_time":1}}}"#).unwrap();
         assert!(serde_json::from_str::<EntropyConfig>(r#"{"rate":1}"#).is_err());
     }
 }

@@ -9,11 +9,10 @@ use super::fault::Problem;
 use super::path::JsonPath;
 
 /// Firecracker's keys without a meaning here, by the object that they are in.
-const LATER: [(&str, &[&str]); 5] = [
+const LATER: [(&str, &[&str]); 4] = [
     ("", &["balloon", "cpu-config", "memory-hotplug", "metrics", "mmds-config", "network-interfaces", "pmem", "vsock"]),
     ("machine-config", &["cpu_template"]),
-    ("drives", &["partuuid", "rate_limiter", "socket"]),
-    ("entropy", &["rate_limiter"]),
+    ("drives", &["socket"]),
     ("serial", &["rate_limiter"]),
 ];
 
@@ -95,7 +94,7 @@ mod tests {
     fn what_asks_for_nothing_is_taken_out() {
         let mut document = json!({
             "balloon": null, "pmem": [], "network-interfaces": [], "machine-config": { "cpu_template": "None", "smt": false },
-            "drives": [{ "drive_id": "a", "socket": null, "partuuid": null, "rate_limiter": null }],
+            "drives": [{ "drive_id": "a", "socket": null }],
             "logger": { "level": "WARN" }, "unknown": null
         });
         assert_eq!(settle(&mut document), []);
@@ -110,7 +109,7 @@ mod tests {
     fn what_asks_for_something_is_refused_by_name() {
         let mut document = json!({
             "vsock": { "guest_cid": 3 }, "machine-config": { "cpu_template": "T2" },
-            "drives": [{}, { "rate_limiter": {}, "io_engine": "Async" }], "entropy": { "rate_limiter": {} }
+            "drives": [{}, { "socket": "x", "io_engine": "Async" }], "serial": { "rate_limiter": {} }
         });
         let problems: Vec<_> = settle(&mut document).into_iter().map(|p| format!("{}: {}", p.path, p.text)).collect();
         let refused = |path: &str, key: &str| format!("{path}: `{key}` (Firecracker's) is not in this version of vmm");
@@ -119,9 +118,9 @@ mod tests {
             [
                 refused("vsock", "vsock"),
                 refused("machine-config.cpu_template", "cpu_template"),
-                refused("drives[1].rate_limiter", "rate_limiter"),
+                refused("drives[1].socket", "socket"),
                 refused("drives[1].io_engine", "Async") + "; `Sync` is",
-                refused("entropy.rate_limiter", "rate_limiter"),
+                refused("serial.rate_limiter", "rate_limiter"),
             ]
         );
     }

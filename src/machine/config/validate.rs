@@ -79,6 +79,9 @@ impl VmConfig {
             } else if drive.drive_id == "rng" && self.entropy.is_some() {
                 wrong("drive_id", "`rng` is the random number generator's id; choose another".into());
             }
+            if let Some(text) = drive.partuuid.as_deref().and_then(bad_partuuid) {
+                wrong("partuuid", text);
+            }
             match names.entry(drive.drive_id.as_str()) {
                 std::collections::hash_map::Entry::Vacant(free) => _ = free.insert(index),
                 std::collections::hash_map::Entry::Occupied(first) => {
@@ -132,6 +135,15 @@ pub fn bad_id(id: &str) -> Option<String> {
         return Some(format!("`{id}` contains {bad:?}; letters, digits, `-` and `_` are allowed"));
     }
     (id.len() > ID_MAX).then(|| format!("is {} characters long; at most {ID_MAX} are allowed", id.len()))
+}
+
+/// What is wrong with a PARTUUID: it becomes part of a word of the kernel command line.
+fn bad_partuuid(id: &str) -> Option<String> {
+    if id.is_empty() {
+        return Some("is empty; the partition's PARTUUID (as blkid prints it) is expected".into());
+    }
+    let bad = id.chars().find(|char| !(char.is_ascii_alphanumeric() || "-/=".contains(*char)))?;
+    Some(format!("`{id}` contains {bad:?}; the partition's PARTUUID (as blkid prints it) is expected"))
 }
 
 #[cfg(test)]
@@ -216,6 +228,10 @@ mod tests {
             (
                 json!({ "drives": [drive(&"a".repeat(65), false)] }),
                 "drives[0].drive_id: is 65 characters long; at most 64 are allowed",
+            ),
+            (
+                json!({ "drives": [{ "drive_id": "a", "path_on_host": "a", "partuuid": "x init=y" }] }),
+                "drives[0].partuuid: `x init=y` contains ' '; the partition's PARTUUID (as blkid prints it) is expected",
             ),
             (
                 json!({ "drives": [drive("rng", false)], "entropy": {} }),

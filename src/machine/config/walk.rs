@@ -279,6 +279,6 @@ mod tests {
         );
         assert_eq!(explained(json!({})), ["boot-source: is missing (What the guest boots)"]);
         assert_eq!(explained(json!(3)), ["must be an object in braces, not 3"].map(|text| format!(": {text}")));
-        assert_eq!(with(json!({ "entropy": { "x": 1 } })), ["entropy.x: unknown key; none is known here"]);
+        assert_eq!(with(json!({ "entropy": { "x": 1 } })), ["entropy.x: unknown key; known here: rate_limiter"]);
     }
 }

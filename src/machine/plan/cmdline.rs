@@ -34,7 +34,8 @@ pub fn compose(config: &VmConfig) -> String {
         [words.as_str(), append].iter().flat_map(|text| kernel_words(text)).any(|word| word.starts_with("root="));
     if let Some(drive) = config.root_drive().and_then(|place| config.drives.get(place)).filter(|_| !has_root) {
         let mode = if drive.is_read_only { "ro" } else { "rw" };
-        words = insert(&words, &format!("root=/dev/vda {mode}"));
+        let device = drive.partuuid.as_ref().map_or_else(|| "/dev/vda".to_owned(), |id| format!("PARTUUID={id}"));
+        words = insert(&words, &format!("root={device} {mode}"));
     }
     if !append.is_empty() {
         if !words.is_empty() {
@@ -91,6 +92,16 @@ mod tests {
         assert_eq!(cmdline(None, None, Some(true), true), format!("{default} root=/dev/vda ro"));
         assert_eq!(cmdline(None, Some(" debug "), None, true), format!("{default} debug"));
         assert!(!cmdline(None, None, Some(true), false).contains("console="));
+    }
+
+    #[test]
+    fn the_root_may_be_a_partition() {
+        let drive = serde_json::json!({
+            "drive_id": "r", "path_on_host": "r", "is_root_device": true, "partuuid": "0eaa91a0-01"
+        });
+        let boot = serde_json::json!({ "kernel_image_path": "k", "boot_args": "a" });
+        let config = serde_json::from_value(serde_json::json!({ "boot-source": boot, "drives": [drive] })).unwrap();
+        assert_eq!(compose(&config), "a root=PARTUUID=0eaa91a0-01 rw");
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! `--rootfs` and `--disk`: PATH, then options after commas. Pure.
 
+use serde_json::Value;
+
 /// A disk as the command line names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Disk {
     /// Image file or block device.
     pub path: String,
@@ -9,32 +11,45 @@ pub struct Disk {
     pub read_only: Option<bool>,
     /// `id=`.
     pub id: Option<String>,
-    /// `cache=`, in Firecracker's words.
-    pub cache: Option<&'static str>,
+    /// What else it says: keys of the drive with their values.
+    pub keys: Vec<(&'static str, Value)>,
 }
 
-/// Reads `PATH[,ro|rw][,id=NAME][,cache=unsafe|writeback]`.
+const KNOWN: &str = "ro, rw, id=NAME, cache=unsafe|writeback, direct and partuuid=ID";
+
+/// Reads `PATH[,ro|rw][,id=NAME][,cache=unsafe|writeback][,direct][,partuuid=ID]`.
 pub fn parse(text: &str) -> Result<Disk, String> {
     let mut parts = text.split(',');
     let path = parts.next().unwrap_or_default().to_owned();
     if path.is_empty() {
         return Err("a path is expected before the options".into());
     }
-    let mut disk = Disk { path, read_only: None, id: None, cache: None };
+    let mut disk = Disk { path, ..Disk::default() };
     for option in parts {
-        match option.split_once('=').unwrap_or((option, "")) {
-            ("ro", "") => disk.read_only = Some(true),
-            ("rw", "") => disk.read_only = Some(false),
-            ("id", name) if !name.is_empty() => disk.id = Some(name.to_owned()),
-            ("cache", "unsafe") => disk.cache = Some("Unsafe"),
-            ("cache", "writeback") => disk.cache = Some("Writeback"),
+        let (key, value): (_, Value) = match option.split_once('=').unwrap_or((option, "")) {
+            ("ro", "") => {
+                disk.read_only = Some(true);
+                continue;
+            }
+            ("rw", "") => {
+                disk.read_only = Some(false);
+                continue;
+            }
+            ("id", name) if !name.is_empty() => {
+                disk.id = Some(name.to_owned());
+                continue;
+            }
+            ("cache", "unsafe") => ("cache_type", "Unsafe".into()),
+            ("cache", "writeback") => ("cache_type", "Writeback".into()),
+            ("direct", "") => ("direct", true.into()),
+            ("partuuid", id) if !id.is_empty() => ("partuuid", id.into()),
             _ => {
                 return Err(format!(
-                    "unknown option `{option}`; ro, rw, id=NAME and cache=unsafe|writeback are known (a path with a \
-                     comma in it needs --set or a file)"
+                    "unknown option `{option}`; known are {KNOWN} (a path with a comma in it needs --set or a file)"
                 ));
             }
-        }
+        };
+        disk.keys.push((key, value));
     }
     Ok(disk)
 }
@@ -45,17 +60,24 @@ mod tests {
 
     #[test]
     fn options_follow_the_path() {
-        let plain = Disk { path: "a.img".into(), read_only: None, id: None, cache: None };
+        let plain = Disk { path: "a.img".into(), ..Disk::default() };
         assert_eq!(parse("a.img").unwrap(), plain);
-        let all = Disk { read_only: Some(true), id: Some("x".into()), cache: Some("Unsafe"), ..plain };
-        assert_eq!(parse("a.img,ro,id=x,cache=unsafe").unwrap(), all);
+        let keys = vec![("cache_type", "Unsafe".into()), ("direct", true.into()), ("partuuid", "x-1".into())];
+        let all = Disk { read_only: Some(true), id: Some("x".into()), keys, ..plain };
+        assert_eq!(parse("a.img,ro,id=x,cache=unsafe,direct,partuuid=x-1").unwrap(), all);
     }
 
     #[test]
     fn unknown_options_are_named() {
-        for (text, word) in
-            [("a,r", "`r`"), ("a,id=", "`id=`"), ("a,cache=x", "`cache=x`"), ("a,ro=1", "`ro=1`"), ("", "path")]
-        {
+        for (text, word) in [
+            ("a,r", "`r`"),
+            ("a,id=", "`id=`"),
+            ("a,cache=x", "`cache=x`"),
+            ("a,ro=1", "`ro=1`"),
+            ("a,direct=1", "`direct=1`"),
+            ("a,partuuid=", "`partuuid=`"),
+            ("", "path"),
+        ] {
             assert!(parse(text).unwrap_err().contains(word), "{text}");
         }
     }

@@ -42,10 +42,10 @@ pub struct VmArgs {
     #[arg(long, value_name = "SIZE", value_parser = mebibytes, help_heading = "Machine")]
     pub memory: Option<u64>,
 
-    /// Root file system: a raw image or a block device; the guest's /dev/vda. Options: ,ro ,id=NAME ,cache=unsafe
+    /// Root file system: a raw image or a block device; the guest's /dev/vda. Options as of --disk, and ,partuuid=ID
     #[arg(long, value_name = "PATH[,ro]", value_parser = disk::parse, help_heading = "Devices")]
     pub rootfs: Option<Disk>,
-    /// Another disk. Options: ,ro ,id=NAME ,cache=unsafe. Repeatable
+    /// Another disk. Options: ,ro ,id=NAME ,cache=unsafe ,direct (past the host's page cache). Repeatable
     #[arg(long, value_name = "PATH[,ro][,id=NAME]", value_parser = disk::parse, help_heading = "Devices")]
     pub disk: Vec<Disk>,
     /// A random number generator; there is one anyway unless --config is given
@@ -148,7 +148,7 @@ fn root_edits(disk: &Disk) -> Vec<Edit> {
         Some(id) => Edit::set(root.key("drive_id"), id.as_str(), FLAG),
         None => change(root.key("drive_id"), Change::Default("rootfs".into()), FLAG),
     });
-    edits.extend(disk.cache.map(|cache| Edit::set(root.key("cache_type"), cache, FLAG)));
+    edits.extend(disk.keys.iter().map(|(key, value)| Edit::set(root.key(key), value.clone(), FLAG)));
     edits
 }
 
@@ -160,8 +160,8 @@ fn disk_edit(place: usize, disk: &Disk) -> Edit {
         "is_root_device": false,
         "is_read_only": disk.read_only.unwrap_or(false),
     });
-    if let (Some(drive), Some(cache)) = (drive.as_object_mut(), disk.cache) {
-        drive.insert("cache_type".into(), cache.into());
+    if let Some(drive) = drive.as_object_mut() {
+        drive.extend(disk.keys.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
     }
     let end = JsonPath::keys(["drives"]).join(machine::config::Step::Next);
     Edit::set(end, drive, format!("--disk {}", disk.path))
@@ -259,7 +259,7 @@ mod tests {
             cpus: Some(2),
             memory: Some(512),
             rootfs: Some(disk::parse("r.img,ro").unwrap()),
-            disk: vec![disk::parse("x").unwrap(), disk::parse("y,id=why").unwrap()],
+            disk: vec![disk::parse("x").unwrap(), disk::parse("y,id=why,direct").unwrap()],
             set: vec![setting("machine-config.smt=true").unwrap()],
             log_level: Some("debug".into()),
             ..kernel()
@@ -269,6 +269,7 @@ mod tests {
         let drives: Vec<_> =
             config.drives.iter().map(|d| (d.drive_id.as_str(), d.is_root_device, d.is_read_only)).collect();
         assert_eq!(drives, [("rootfs", true, true), ("disk1", false, false), ("why", false, false)]);
+        assert_eq!(config.drives.iter().map(|drive| drive.direct).collect::<Vec<_>>(), [false, false, true]);
         assert!(config.machine_config.smt && config.entropy.is_some());
         assert_eq!(config.logger.unwrap().level, machine::config::LogLevel::Debug);
         assert!(loaded(VmArgs { no_rng: true, ..kernel() }).entropy.is_none());

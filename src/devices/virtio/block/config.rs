@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::rate_limit::RateLimiterConfig;
+
 /// A disk: a raw image file or a block device of the host (virtio 1.2, 5.2).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DriveConfig {
     /// Name of the drive, unique in the VM. The guest sees its first 20 bytes as the disk's serial number.
@@ -16,6 +18,9 @@ pub struct DriveConfig {
     /// The guest's root file system: `root=/dev/vda` is put on the kernel command line. At most one drive.
     #[serde(default)]
     pub is_root_device: bool,
+    /// The root file system is this partition of the root device: `root=PARTUUID=...` is put on the kernel command line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partuuid: Option<String>,
     /// The guest may only read. The file is opened read-only and may be shared by several VMs.
     #[serde(default)]
     pub is_read_only: bool,
@@ -25,6 +30,12 @@ pub struct DriveConfig {
     /// How requests reach the host's kernel.
     #[serde(default)]
     pub io_engine: IoEngine,
+    /// Go past the host's page cache (O_DIRECT).
+    #[serde(default)]
+    pub direct: bool,
+    /// Limits of the guest's requests: bytes read and written, and requests of any kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiterConfig>,
 }
 
 /// What the guest's flush requests do.

@@ -1,19 +1,18 @@
 //! The file behind a disk: a raw image or a block device of the host.
 //!
-//! The control thread opens and locks it; the disk's worker reads and writes it, straight from and to guest memory.
-#![allow(unsafe_code)] // preadv(2), pwritev(2), fcntl(2) and ioctl(2)
+//! The control thread opens and locks it here; `transfer.rs` is what the disk's worker does with it.
+#![allow(unsafe_code)] // fcntl(2), ioctl(2) and statx(2)
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::config::DriveConfig;
-use crate::memory::GuestRam;
+use super::transfer::{Alignment, Bounce};
 use crate::virtio::OpenError;
-use crate::virtio::chain::Segment;
-use crate::virtio::pieces::{self, Direction, IOV_MAX, Pieces};
+use crate::virtio::pieces::Pieces;
 
 /// Bytes of a sector of the virtio-block interface (virtio 1.2, 5.2.4).
 pub const SECTOR: u64 = 512;
@@ -39,10 +38,14 @@ pub struct Topology {
 
 /// An open, locked disk image.
 pub struct DiskFile {
-    file: File,
+    pub(super) file: File,
     len: u64,
     topology: Option<Topology>,
-    pieces: Pieces,
+    pub(super) is_block_device: bool,
+    /// O_DIRECT, and what it asks for.
+    pub(super) direct: Option<Alignment>,
+    pub(super) pieces: Pieces,
+    pub(super) bounce: Bounce,
 }
 
 impl DiskFile {
@@ -58,8 +61,9 @@ impl DiskFile {
         let mut file = OpenOptions::new()
             .read(true)
             .write(!config.is_read_only)
+            .custom_flags(if config.direct { libc::O_DIRECT } else { 0 })
             .open(path)
-            .map_err(|error| opening.not_openable(&error, config.is_read_only))?;
+            .map_err(|error| opening.not_openable(&error, config))?;
         lock(&file, config.is_read_only, &opening)?;
         let bytes = file.seek(SeekFrom::End(0)).map_err(|error| opening.refused(&error))?;
         let len = bytes.saturating_sub(bytes % SECTOR);
@@ -77,7 +81,9 @@ impl DiskFile {
             );
         }
         let topology = kind.is_block_device().then(|| topology(&file)).flatten();
-        Ok(Self { file, len, topology, pieces: Pieces::default() })
+        let direct = config.direct.then(|| alignment(&file, topology));
+        let (pieces, bounce) = (Pieces::default(), Bounce::default());
+        Ok(Self { file, len, topology, is_block_device: kind.is_block_device(), direct, pieces, bounce })
     }
 
     /// Bytes that the guest sees: a multiple of [`SECTOR`], at least one.
@@ -90,57 +96,21 @@ impl DiskFile {
         self.topology
     }
 
+    /// Bytes of the smallest request that is not slow.
+    pub fn block_size(&self) -> u32 {
+        let direct = self.direct.and_then(|needs| u32::try_from(needs.offset).ok()).unwrap_or(512);
+        self.topology.map_or(direct, |it| it.logical.max(direct))
+    }
+
+    /// Sectors of 512 bytes that the host gives back as one.
+    pub fn discard_sectors(&self) -> u32 {
+        const PAGE: u32 = 4096;
+        self.topology.map_or(PAGE, |it| it.physical.max(it.io_min).min(1 << 20)) / 512
+    }
+
     /// Makes what was written so far safe (fdatasync(2)).
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
-    }
-
-    /// Moves all bytes of `segments` from or to the file at `offset`, or fails; it may have moved some of them then.
-    pub fn transfer(
-        &mut self,
-        direction: Direction,
-        memory: &GuestRam,
-        segments: impl Iterator<Item = Segment> + Clone,
-        offset: u64,
-    ) -> io::Result<()> {
-        self.pieces.clear();
-        let collected = self.pieces.add(direction, memory, segments.clone());
-        let moved = collected.and_then(|()| self.move_all(direction, offset));
-        self.pieces.clear();
-        if direction == Direction::Read {
-            pieces::mark_dirty(memory, segments); // some of it may have arrived even where the read failed
-        }
-        moved
-    }
-
-    fn move_all(&mut self, direction: Direction, offset: u64) -> io::Result<()> {
-        let mut offset = libc::off_t::try_from(offset).map_err(|_| pieces::bad_address())?;
-        let mut rest = self.pieces.as_mut_slice();
-        while !rest.is_empty() {
-            let count = libc::c_int::try_from(rest.len().min(IOV_MAX)).unwrap_or(0);
-            let fd = self.file.as_raw_fd();
-            // SAFETY: the first `count` entries of `rest` are ranges of guest RAM that vm-memory checked as they were added;
-            // the RAM stays mapped while `memory` is borrowed by our caller, and no Rust reference into it exists.
-            let moved = unsafe {
-                match direction {
-                    Direction::Read => libc::preadv(fd, rest.as_ptr(), count, offset),
-                    Direction::Write => libc::pwritev(fd, rest.as_ptr(), count, offset),
-                }
-            };
-            let Ok(moved) = usize::try_from(moved) else {
-                let error = io::Error::last_os_error();
-                if error.kind() == io::ErrorKind::Interrupted {
-                    continue;
-                }
-                return Err(error);
-            };
-            if moved == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into()); // the file shrank
-            }
-            offset = offset.saturating_add(libc::off_t::try_from(moved).unwrap_or(libc::off_t::MAX));
-            rest = pieces::advance(rest, moved);
-        }
-        Ok(())
     }
 }
 
@@ -201,6 +171,24 @@ fn topology(file: &File) -> Option<Topology> {
     sane.then(|| Topology { logical, physical, io_min: ask(BLKIOMIN).unwrap_or(0), io_opt: ask(BLKIOOPT).unwrap_or(0) })
 }
 
+/// What O_DIRECT asks for (statx(2), Linux 6.1); elsewhere what no file system is known to exceed.
+fn alignment(file: &File, topology: Option<Topology>) -> Alignment {
+    let guess = u64::from(topology.map_or(4096, |it| it.logical));
+    // SAFETY: all zeros is a valid struct of integers.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is an empty C string, and the kernel fills the struct behind the pointer.
+    let done = unsafe {
+        let (fd, path) = (file.as_raw_fd(), c"".as_ptr());
+        libc::statx(fd, path, libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, &raw mut found)
+    };
+    let (memory, offset) = (u64::from(found.stx_dio_mem_align), u64::from(found.stx_dio_offset_align));
+    let sane = |bytes: u64| bytes.is_power_of_two() && bytes <= 4096;
+    match done == 0 && found.stx_mask & libc::STATX_DIOALIGN != 0 && sane(memory) && sane(offset) {
+        true => Alignment { memory, offset: offset.max(SECTOR) },
+        false => Alignment { memory: guess, offset: guess },
+    }
+}
+
 /// What errors of opening are about.
 struct Opening<'a> {
     id: &'a str,
@@ -216,11 +204,12 @@ impl Opening<'_> {
         self.error(&cause(error))
     }
 
-    fn not_openable(&self, error: &io::Error, read_only: bool) -> OpenError {
+    fn not_openable(&self, error: &io::Error, config: &DriveConfig) -> OpenError {
         let cure = match error.raw_os_error() {
-            Some(libc::EACCES | libc::EPERM | libc::EROFS) if !read_only => {
+            Some(libc::EACCES | libc::EPERM | libc::EROFS) if !config.is_read_only => {
                 "; a disk that the guest need not write can be opened read-only (is_read_only, --disk PATH,ro)"
             }
+            Some(libc::EINVAL) if config.direct => "; its file system has no O_DIRECT (direct, --disk PATH,direct)",
             Some(libc::EBUSY) => "; the host itself uses it (is it mounted?)",
             _ => "",
         };
@@ -239,16 +228,13 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
-    use crate::virtio::block::config::{CacheType, IoEngine};
 
     fn config(path: &Path, is_read_only: bool) -> DriveConfig {
         DriveConfig {
             drive_id: "rootfs".to_owned(),
             path_on_host: path.to_owned(),
-            is_root_device: false,
             is_read_only,
-            cache_type: CacheType::Writeback,
-            io_engine: IoEngine::Sync,
+            ..DriveConfig::default()
         }
     }
 
@@ -285,14 +271,17 @@ mod tests {
     #[test]
     fn a_refused_open_names_the_cure() {
         let opening = Opening { id: "d", path: Path::new("/x") };
-        let text =
-            |number, read_only| opening.not_openable(&io::Error::from_raw_os_error(number), read_only).to_string();
+        let text = |number, read_only| {
+            let config = DriveConfig { direct: true, ..config(Path::new("/x"), read_only) };
+            opening.not_openable(&io::Error::from_raw_os_error(number), &config).to_string()
+        };
         assert_eq!(
             text(libc::EACCES, false),
             "open disk 'd' at /x: Permission denied; a disk that the guest need not write can be opened read-only \
              (is_read_only, --disk PATH,ro)"
         );
         assert_eq!(text(libc::EACCES, true), "open disk 'd' at /x: Permission denied");
+        assert!(text(libc::EINVAL, false).contains("has no O_DIRECT"));
         assert!(text(libc::EBUSY, false).ends_with("; the host itself uses it (is it mounted?)"));
     }
 

@@ -1,0 +1,145 @@
+//! Blocks that the guest gives back, a host that has none left, a disk past the page cache, and one with limits.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::disk::{checksum, disk, empty, folder, full};
+use crate::vm::{Vm, host};
+
+/// A file system of the host, mounted as long as this lives.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn tmpfs(at: &Path, size: &str) -> Self {
+        std::fs::create_dir(at).expect("a mount point");
+        let options = format!("size={size}");
+        host(
+            "mount",
+            &["-t".as_ref(), "tmpfs".as_ref(), "-o".as_ref(), options.as_ref(), "x".as_ref(), at.as_os_str()],
+        );
+        Self(at.to_owned())
+    }
+
+    /// ext4 of `mib` MiB.
+    fn ext4(folder: &Path, mib: u64) -> Self {
+        let (store, at) = (empty(folder, "store", mib << 20), folder.join("mounted"));
+        std::fs::create_dir(&at).expect("a mount point");
+        host("mke2fs", &["-q".as_ref(), "-t".as_ref(), "ext4".as_ref(), store.as_os_str()]);
+        host("mount", &["-o".as_ref(), "loop".as_ref(), store.as_os_str(), at.as_os_str()]);
+        Self(at)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+fn blocks(path: &Path) -> u64 {
+    File::open(path).and_then(|file| file.metadata()).expect("the image").blocks()
+}
+
+#[test]
+fn a_trim_gives_the_host_its_blocks_back() {
+    let folder = folder();
+    let image = empty(folder.path(), "data.ext4", 64 << 20);
+    host("mke2fs", &["-q".as_ref(), "-t".as_ref(), "ext4".as_ref(), image.as_os_str()]);
+    let script = r"
+        mkdir -p /mnt; mount -t ext4 /dev/vda /mnt
+        echo granularity=$(cat /sys/block/vda/queue/discard_granularity)
+        dd if=/dev/urandom of=/mnt/big bs=1M count=24 2>/dev/null; echo kept > /mnt/letter; sync; echo WRITTEN; read go
+        rm /mnt/big; sync; fstrim /mnt && echo TRIMMED; umount /mnt; read go";
+    for kernel in ["debian12/vmlinux", "debian13/vmlinux"] {
+        let mut vm = Vm::boot(kernel).args(disk(&image, "")).pipe().run(script).start();
+        vm.expect("WRITTEN");
+        let before = blocks(&image);
+        vm.send("\n");
+        vm.expect("TRIMMED");
+        let after = blocks(&image);
+        vm.send("\n");
+        let ended = vm.ends(0);
+        assert_eq!(ended.number("granularity"), 4096);
+        assert!(before >= 24 << 11 && after + (20 << 11) < before, "{before} blocks before, {after} after");
+        let fsck = std::process::Command::new("e2fsck").arg("-fn").arg(&image).output().expect("e2fsck");
+        assert!(fsck.status.success(), "{}", String::from_utf8_lossy(&fsck.stdout));
+    }
+}
+
+#[test]
+fn discarded_and_zeroed_blocks_read_as_zeros() {
+    let folder = folder();
+    let image = full(folder.path(), "image", 16 << 20);
+    let script = r"
+        echo zeroes=$(cat /sys/block/vda/queue/write_zeroes_max_bytes)
+        blkdiscard -o 4194304 -l 4194304 /dev/vda && echo discarded=yes
+        blkdiscard -z -o 1049088 -l 1048576 /dev/vda && echo zeroed=yes
+        sync; echo sum=$(md5sum /dev/vda | cut -d' ' -f1)";
+    let before = blocks(&image);
+    let mut wanted = std::fs::read(&image).expect("the image");
+    wanted[4 << 20..8 << 20].fill(0);
+    let sectors = 1_049_088..1_049_088 + (1 << 20);
+    let ended = Vm::tuned().args(disk(&image, "")).run(script).start().ends(0);
+    assert_eq!(ended.value("discarded"), "yes");
+    assert_eq!(ended.number("zeroes"), 32 << 20);
+    // busybox's blkdiscard may not know -z: what the guest did is what is asked for.
+    if ended.console.contains("zeroed=yes") {
+        wanted[sectors].fill(0);
+    }
+    let copy = folder.path().join("wanted");
+    std::fs::write(&copy, wanted).expect("the wanted bytes");
+    assert_eq!((ended.value("sum"), checksum(&image)), (&*checksum(&copy), checksum(&copy)));
+    assert!(blocks(&image) + (4 << 11) <= before, "a discard makes a hole");
+}
+
+/// Where the host's file system is full, the guest gets I/O errors; what it can still do it does.
+#[test]
+fn a_full_host_disk_is_an_error_in_the_guest() {
+    let folder = folder();
+    let small = Mounted::tmpfs(&folder.path().join("small"), "4M");
+    let image = empty(&small.0, "image", 16 << 20);
+    let script = r"
+        dd if=/dev/urandom of=/dev/vda bs=1M count=2 oflag=direct 2>/dev/null && echo first=yes
+        dd if=/dev/urandom of=/dev/vda bs=1M count=8 seek=4 oflag=direct 2>/dev/null || echo full=yes
+        blkdiscard -o 0 -l 16777216 /dev/vda && echo discarded=yes
+        dd if=/dev/urandom of=/dev/vda bs=1M count=2 seek=4 oflag=direct 2>/dev/null && echo again=yes";
+    let mut vm = Vm::tuned().args(disk(&image, "")).run(script).start();
+    vm.expect_error("No space left on device");
+    let ended = vm.ends(0);
+    let said = ["first", "full", "discarded", "again"].map(|name| ended.value(name).to_owned());
+    assert_eq!(said, ["yes"; 4]);
+}
+
+/// Every byte, both ways, in requests of every size; the images on a file system that has O_DIRECT.
+#[test]
+fn bytes_arrive_unchanged_past_the_page_cache() {
+    let folder = folder();
+    let store = Mounted::ext4(folder.path(), 96);
+    let (from, to) = (full(&store.0, "from", 16 << 20), empty(&store.0, "to", 16 << 20));
+    host("sync", &[]);
+    let script = r"
+        md5sum /dev/vda | { read sum name; echo whole=$sum; }
+        s=0; for bs in 512 4096 65536; do
+            dd if=/dev/vda of=/dev/vdb bs=$bs skip=$s seek=$s count=$((4194304 / bs)) iflag=direct oflag=direct 2>&1 | grep -v records
+            s=$((s + 1)); done
+        dd if=/dev/vda of=/dev/vdb bs=1M conv=fsync 2>/dev/null";
+    let vm = Vm::tuned().args(disk(&from, ",ro,direct")).args(disk(&to, ",direct"));
+    let ended = vm.run(script).start().ends(0);
+    assert_eq!(ended.value("whole"), checksum(&from));
+    assert_eq!(checksum(&to), checksum(&from));
+}
+
+/// 9 MiB, of which 4 are the burst and 1 is in the bucket: the other 4 wait half a second each.
+#[test]
+fn a_limited_disk_takes_its_time() {
+    let folder = folder();
+    let image = empty(folder.path(), "image", 16 << 20);
+    let limit = r#"drives[0].rate_limiter={"bandwidth":{"size":1048576,"refill_time":500,"one_time_burst":4194304}}"#;
+    let script = r"
+        read up idle < /proc/uptime; dd if=/dev/vda of=/dev/null bs=1M count=9 iflag=direct 2>/dev/null && echo read=yes
+        read now idle < /proc/uptime; echo ms=$(((${now%.*}${now#*.} - ${up%.*}${up#*.}) * 10))";
+    let ended = Vm::tuned().args(disk(&image, "")).args(["--set", limit]).run(script).start().ends(0);
+    assert_eq!(ended.value("read"), "yes");
+    assert!(ended.number("ms") >= 1900, "{} ms", ended.number("ms"));
+}
