@@ -17,6 +17,7 @@ mod walk;
 
 use std::path::PathBuf;
 
+use devices::virtio::balloon::BalloonConfig;
 use devices::virtio::block::config::DriveConfig;
 use devices::virtio::rng::EntropyConfig;
 use schemars::JsonSchema;
@@ -41,6 +42,9 @@ pub struct VmConfig {
     /// Disks, in the order in which the guest sees them; the root device comes first.
     #[serde(default)]
     pub drives: Vec<DriveConfig>,
+    /// A memory balloon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonConfig>,
     /// A random number generator for the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entropy: Option<EntropyConfig>,

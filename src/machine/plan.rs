@@ -148,6 +148,7 @@ fn slots(config: &VmConfig) -> Result<Vec<Slot>, PlanError> {
     let drives = root.into_iter().chain(others).filter_map(|place| config.drives.get(place));
     let devices: Vec<_> = drives
         .map(|drive| DeviceConfig::Block(drive.clone()))
+        .chain(config.balloon.iter().map(|balloon| DeviceConfig::Balloon(balloon.clone())))
         .chain(config.entropy.iter().map(|entropy| DeviceConfig::Rng(entropy.clone())))
         .collect();
     if devices.len() > layout::VIRTIO_MMIO_MAX {

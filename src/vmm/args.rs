@@ -3,6 +3,7 @@
 //! Running is the default verb. Everything here is on the main thread and before anything is opened but the
 //! configuration file.
 
+mod balloon;
 mod disk;
 mod vm;
 

@@ -86,6 +86,10 @@ fn size(bytes: u64) -> String {
 /// A device's back end in a few words.
 fn what(config: &DeviceConfig) -> String {
     match config {
+        DeviceConfig::Balloon(balloon) => {
+            let reporting = if balloon.free_page_reporting { ", free pages reported" } else { "" };
+            format!("{} MiB{reporting}", balloon.amount_mib)
+        }
         DeviceConfig::Block(drive) => {
             let mode = if drive.is_read_only { "read-only" } else { "read-write" };
             let root = if drive.is_root_device { ", root device" } else { "" };
@@ -119,6 +123,7 @@ fn document(config: &VmConfig, plan: &Plan) -> Value {
         .iter()
         .map(|slot| {
             let asked = match &slot.config {
+                DeviceConfig::Balloon(balloon) => json!(balloon),
                 DeviceConfig::Block(drive) => json!(drive),
                 DeviceConfig::Rng(entropy) => json!(entropy),
             };

@@ -23,9 +23,10 @@ pub fn device(data: &[u8]) {
         drive.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
         DeviceConfig::Block(serde_json::from_value(drive).expect("a drive"))
     };
-    let config = match choice % 3 {
+    let config = match choice % 4 {
         0 => drive(json!({})),
         1 => drive(json!({ "is_read_only": true, "cache_type": "Unsafe" })),
+        2 => DeviceConfig::Balloon(serde_json::from_value(json!({ "deflate_on_oom": true })).expect("a balloon")),
         _ => DeviceConfig::Rng(serde_json::from_value(json!({})).expect("a random number generator")),
     };
     devices::fuzzing::drive(devices::virtio::open(&config).expect("a device"), data);

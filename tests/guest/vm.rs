@@ -16,7 +16,7 @@ use crate::screen::{Missing, Screen};
 use crate::terminal::Terminal;
 
 /// How long anything may take. In the lab a second of work takes many; a healthy run needs a tenth of this.
-const PATIENCE: Duration = Duration::from_secs(300);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The program under test: cargo's own build, or the one that the variable VMM names (tools/test: the release binary).
 pub fn program() -> OsString {
@@ -177,6 +177,11 @@ impl Running {
     /// Closes the pipe that is standard output, unread.
     pub fn hang_up(&mut self) {
         self.unread = None;
+    }
+
+    /// The monitor's process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends a signal to the monitor.

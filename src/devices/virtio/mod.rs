@@ -3,6 +3,7 @@
 //! Who runs what: a vCPU thread writes registers ([`mmio`]), which drives the status machine ([`transport`]); the
 //! device itself lives alone on its [`worker`] thread, which owns its queues while the driver is up.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use std::os::fd::RawFd;
 pub use chain::Chain;
 pub use io::{Broken, Counters, Held, Io, Served};
 
+use balloon::{Balloon, BalloonConfig};
 use block::Block;
 use block::config::DriveConfig;
 use rng::{EntropyConfig, Rng};
@@ -80,6 +82,8 @@ pub trait Device: Send {
 /// A virtio device that the user asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeviceConfig {
+    /// A memory balloon.
+    Balloon(BalloonConfig),
     /// A disk.
     Block(DriveConfig),
     /// A random number generator.
@@ -90,6 +94,7 @@ impl DeviceConfig {
     /// The device's name, unique in the VM.
     pub fn id(&self) -> String {
         match self {
+            Self::Balloon(_) => "balloon".to_owned(),
             Self::Block(drive) => drive.drive_id.clone(),
             Self::Rng(_) => "rng".to_owned(),
         }
@@ -98,6 +103,7 @@ impl DeviceConfig {
     /// What kind of device it is, as the specification calls it.
     pub fn kind_name(&self) -> &'static str {
         match self {
+            Self::Balloon(_) => "balloon",
             Self::Block(_) => "block",
             Self::Rng(_) => "entropy",
         }
@@ -119,6 +125,7 @@ impl OpenError {
 /// Opens the files of a device and takes its locks.
 pub fn open(config: &DeviceConfig) -> Result<Box<dyn Device>, OpenError> {
     Ok(match config {
+        DeviceConfig::Balloon(balloon) => Box::new(Balloon::open(balloon)?),
         DeviceConfig::Block(drive) => Box::new(Block::open(drive)?),
         DeviceConfig::Rng(entropy) => Box::new(Rng::new(entropy)?),
     })

@@ -9,8 +9,9 @@ use super::fault::Problem;
 use super::path::JsonPath;
 
 /// Firecracker's keys without a meaning here, by the object that they are in.
-const LATER: [(&str, &[&str]); 4] = [
-    ("", &["balloon", "cpu-config", "memory-hotplug", "metrics", "mmds-config", "network-interfaces", "pmem", "vsock"]),
+const LATER: [(&str, &[&str]); 5] = [
+    ("", &["cpu-config", "memory-hotplug", "metrics", "mmds-config", "network-interfaces", "pmem", "vsock"]),
+    ("balloon", &["free_page_hinting"]),
     ("machine-config", &["cpu_template"]),
     ("drives", &["socket"]),
     ("serial", &["rate_limiter"]),
@@ -65,6 +66,7 @@ fn take_out(object: &mut Map<String, Value>, keys: &[&str], path: &JsonPath, pro
         let asks_nothing = match &value {
             Value::Null => true,
             Value::Array(list) => list.is_empty(),
+            Value::Bool(wanted) => !wanted,
             Value::String(name) => *key == "cpu_template" && name == "None",
             _ => false,
         };
@@ -93,14 +95,15 @@ mod tests {
     #[test]
     fn what_asks_for_nothing_is_taken_out() {
         let mut document = json!({
-            "balloon": null, "pmem": [], "network-interfaces": [], "machine-config": { "cpu_template": "None", "smt": false },
+            "balloon": { "free_page_hinting": false }, "pmem": [], "network-interfaces": [],
+            "machine-config": { "cpu_template": "None", "smt": false },
             "drives": [{ "drive_id": "a", "socket": null }],
             "logger": { "level": "WARN" }, "unknown": null
         });
         assert_eq!(settle(&mut document), []);
         let left = json!({
             "machine-config": { "smt": false }, "drives": [{ "drive_id": "a" }], "logger": { "level": "Warning" },
-            "unknown": null
+            "balloon": {}, "unknown": null
         });
         assert_eq!(document, left);
     }

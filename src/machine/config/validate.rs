@@ -22,6 +22,7 @@ impl VmConfig {
         self.check_machine(&mut problems);
         self.check_boot(&mut problems);
         self.check_drives(&mut problems);
+        self.check_balloon(&mut problems);
         self.check_paths(&mut problems);
         problems
     }
@@ -78,6 +79,8 @@ impl VmConfig {
                 wrong("drive_id", text);
             } else if drive.drive_id == "rng" && self.entropy.is_some() {
                 wrong("drive_id", "`rng` is the random number generator's id; choose another".into());
+            } else if drive.drive_id == "balloon" && self.balloon.is_some() {
+                wrong("drive_id", "`balloon` is the memory balloon's id; choose another".into());
             }
             if let Some(text) = drive.partuuid.as_deref().and_then(bad_partuuid) {
                 wrong("partuuid", text);
@@ -94,10 +97,19 @@ impl VmConfig {
                 Some(first) => wrong("is_root_device", format!("drives[{first}] is the root device already")),
             }
         }
-        let devices = self.drives.len() + usize::from(self.entropy.is_some());
+        let devices = self.drives.len() + usize::from(self.entropy.is_some()) + usize::from(self.balloon.is_some());
         if devices > layout::VIRTIO_MMIO_MAX {
             let text = format!("{devices} devices are too many: there is room for {}", layout::VIRTIO_MMIO_MAX);
             problems.push(Problem::new(drives, text));
+        }
+    }
+
+    fn check_balloon(&self, problems: &mut Vec<Problem>) {
+        let (mib, memory) =
+            (self.balloon.as_ref().map_or(0, |balloon| balloon.amount_mib), self.machine_config.mem_size_mib);
+        if u64::from(mib) >= memory && mib > 0 {
+            let text = format!("must be less than the VM's memory ({memory} MiB), not {mib}");
+            problems.push(Problem::new(JsonPath::keys(["balloon", "amount_mib"]), text));
         }
     }
 
@@ -236,6 +248,14 @@ mod tests {
             (
                 json!({ "drives": [drive("rng", false)], "entropy": {} }),
                 "drives[0].drive_id: `rng` is the random number generator's id; choose another",
+            ),
+            (
+                json!({ "drives": [drive("balloon", false)], "balloon": {} }),
+                "drives[0].drive_id: `balloon` is the memory balloon's id; choose another",
+            ),
+            (
+                json!({ "balloon": { "amount_mib": 128 } }),
+                "balloon.amount_mib: must be less than the VM's memory (128 MiB), not 128",
             ),
             (json!({ "drives": many }), "drives: 65 devices are too many: there is room for 64"),
         ] {

@@ -7,6 +7,7 @@ use machine::config::{Change, Edit, HostLimits, JsonPath, Origin, Source, VmConf
 use serde_json::{Value, json};
 
 use super::Failure;
+use super::balloon;
 use super::disk::{self, Disk};
 
 /// The flags that describe a VM.
@@ -48,6 +49,10 @@ pub struct VmArgs {
     /// Another disk. Options: ,ro ,id=NAME ,cache=unsafe ,direct (past the host's page cache). Repeatable
     #[arg(long, value_name = "PATH[,ro][,id=NAME]", value_parser = disk::parse, help_heading = "Devices")]
     pub disk: Vec<Disk>,
+    /// A memory balloon: the memory that the guest is asked to give back, maybe 0. Options: ,deflate_on_oom ,stats=SECONDS
+    /// ,no_reporting (else the guest's free pages go back to the host)
+    #[arg(long, value_name = "SIZE[,OPTION]", value_parser = balloon::parse, help_heading = "Devices")]
+    pub balloon: Option<Value>,
     /// A random number generator; there is one anyway unless --config is given
     #[arg(long, overrides_with = "no_rng", help_heading = "Devices")]
     pub rng: bool,
@@ -116,6 +121,7 @@ impl VmArgs {
         set(&["logger", "level"], text(&self.log_level), "--log-level");
         set(&["logger", "log_path"], text(&self.log_file), "--log-file");
         set(&["on-reboot"], text(&self.on_reboot), "--on-reboot");
+        set(&["balloon"], self.balloon.clone(), "--balloon");
         set(&["entropy"], self.no_rng.then_some(Value::Null), "--no-rng");
         let rng = self.rng || self.config.is_none() && !self.no_rng;
         edits.extend(rng.then(|| change(JsonPath::keys(["entropy"]), Change::Default(json!({})), "--rng")));
@@ -200,7 +206,7 @@ fn serial(text: &str) -> Result<String, String> {
     }
 }
 
-fn mebibytes(text: &str) -> Result<u64, String> {
+pub(super) fn mebibytes(text: &str) -> Result<u64, String> {
     let digits = text.find(|char: char| !char.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let factor = match unit.to_ascii_lowercase().as_str() {

@@ -1,0 +1,400 @@
+//! virtio memory balloon (virtio 1.2, 5.5): memory that the guest does not use goes back to the host. Worker thread.
+//!
+//! What the guest hands over (inflating), or only reports as free, is taken out of its memory with
+//! madvise(MADV_DONTNEED): the host has the pages again, and the guest finds zeros should it use them. Where a page was
+//! a private mapping of the kernel's file, it finds the file's bytes; either way nothing that was ever secret.
+#![allow(unsafe_code)] // madvise(2) of guest memory; timerfd
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{GuestAddress, GuestMemory, Permissions};
+
+use super::chain::{Chain, Segment};
+use super::io::{Broken, Counters, Held, Io, count};
+use super::{Device, Facts, OpenError, Source};
+use crate::memory::GuestRam;
+
+/// Device id (virtio 1.2, 5).
+const VIRTIO_ID_BALLOON: u32 = 5;
+const QUEUE_SIZE: u16 = 128;
+/// Feature bits (5.5.3).
+const STATS_VQ: u64 = 1 << 1;
+const DEFLATE_ON_OOM: u64 = 1 << 2;
+const REPORTING: u64 = 1 << 5;
+/// Bytes of a balloon page, whatever the guest's page size (5.5.6).
+const PAGE: u64 = 4096;
+/// Most page numbers of one request, bytes: Linux sends 256 of them.
+const NUMBERS_MAX: u64 = 64 << 10;
+/// Pages of one MiB.
+const PAGES_PER_MIB: u32 = 256;
+/// Bytes of one statistic: a 16-bit tag and a 64-bit value (5.5.6.3).
+const STATISTIC: usize = 10;
+/// Statistics that the specification and Linux know; more are not read.
+const STATISTICS_MAX: usize = 32;
+/// Where `actual` lies in the configuration space (5.5.4).
+const ACTUAL: usize = 4;
+
+const INFLATE: usize = 0;
+const DEFLATE: usize = 1;
+
+/// A memory balloon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonConfig {
+    /// Memory, MiB, that the guest is asked to give back; less than it has.
+    #[serde(default)]
+    pub amount_mib: u32,
+    /// The guest takes memory back out of the balloon before it kills a process for lack of memory.
+    #[serde(default)]
+    pub deflate_on_oom: bool,
+    /// Seconds between two looks at the guest's memory statistics; 0: none.
+    #[serde(default)]
+    pub stats_polling_interval_s: u16,
+    /// The guest tells which pages are free, and the host takes them until they are used again (in Firecracker this
+    /// must be asked for).
+    #[serde(default = "yes")]
+    pub free_page_reporting: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// The device.
+pub struct Balloon {
+    config: BalloonConfig,
+    /// Pages that the driver says are in the balloon.
+    actual: u32,
+    /// Fires when statistics are due.
+    timer: Option<File>,
+    /// The driver's buffer for the next statistics.
+    waiting: Option<Held>,
+    /// Queues that exist only when their features are negotiated have no fixed places.
+    stats: Option<usize>,
+    reporting: Option<usize>,
+}
+
+impl Balloon {
+    /// Makes the timer for statistics, if they are wanted.
+    pub fn open(config: &BalloonConfig) -> Result<Self, OpenError> {
+        let timer = match config.stats_polling_interval_s {
+            0 => None,
+            seconds => Some(
+                timer(seconds)
+                    .map_err(|error| OpenError::new(format!("make the balloon's statistics timer: {error}")))?,
+            ),
+        };
+        Ok(Self { config: config.clone(), actual: 0, timer, waiting: None, stats: None, reporting: None })
+    }
+
+    /// Takes the pages whose numbers are in `chain` out of guest memory.
+    fn inflate(chain: &Chain<'_>, counters: &Counters) -> Result<u32, Broken> {
+        const OUT: Broken = Broken("page numbers are not in RAM");
+        let len = chain.readable_len();
+        if len > NUMBERS_MAX {
+            return Err(Broken("a request has too many page numbers"));
+        }
+        let mut run = Run::default();
+        let mut numbers = [0_u8; 1024];
+        let mut done = 0;
+        while done < len {
+            let now = usize::try_from(len.saturating_sub(done)).unwrap_or(usize::MAX).min(numbers.len());
+            let part = numbers.get_mut(..now).ok_or(OUT)?;
+            chain.read(done, part).map_err(|_| OUT)?;
+            for number in part.chunks_exact(4) {
+                let number = number.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+                if let Some(whole) = run.add(u64::from(number)) {
+                    release(chain.memory(), whole, counters);
+                }
+            }
+            done = done.saturating_add(u64::try_from(now).unwrap_or(u64::MAX));
+        }
+        if let Some(rest) = run.take() {
+            release(chain.memory(), rest, counters);
+        }
+        Ok(0)
+    }
+
+    /// Takes the free ranges that `chain` consists of out of guest memory (5.5.6.5).
+    fn report(chain: &Chain<'_>, counters: &Counters) -> Result<u32, Broken> {
+        for Segment { addr, len } in chain.writable_part(0..chain.writable_len()) {
+            let Some(end) = addr.0.checked_add(u64::from(len)) else { continue };
+            let (first, last) = (addr.0.div_ceil(PAGE), end / PAGE);
+            if first < last {
+                release(chain.memory(), (first, last.saturating_sub(first)), counters);
+            }
+        }
+        Ok(0)
+    }
+
+    /// The driver's answer to the last request for statistics, and the buffer for the next one.
+    fn read_statistics(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
+        while let Some(held) = io.take(queue, Default::default())? {
+            // A driver that sends a second buffer gets the first one back.
+            if let Some(old) = self.waiting.take() {
+                io.give(queue, old, 0)?;
+                io.tell(queue)?;
+            }
+            let chain = held.chain(io.memory());
+            let known = usize::try_from(chain.readable_len()).unwrap_or(usize::MAX) / STATISTIC;
+            let mut bytes = [0; STATISTIC * STATISTICS_MAX];
+            let bytes = bytes.get_mut(..known.min(STATISTICS_MAX).saturating_mul(STATISTIC)).unwrap_or_default();
+            chain.read(0, bytes).map_err(|_| Broken("statistics are not in RAM"))?;
+            for statistic in bytes.chunks_exact(STATISTIC) {
+                let (tag, value) = statistic.split_at_checked(2).unwrap_or_default();
+                let tag = tag.first_chunk().map_or(0, |tag| u16::from_le_bytes(*tag));
+                let value = value.first_chunk().map_or(0, |value| u64::from_le_bytes(*value));
+                tracing::debug!(tag, value, "the guest's memory");
+            }
+            self.waiting = Some(held);
+        }
+        io.listen(queue, true)?;
+        Ok(())
+    }
+}
+
+impl Device for Balloon {
+    fn facts(&self) -> Facts {
+        let stats = self.timer.is_some();
+        let features = if stats { STATS_VQ } else { 0 }
+            | if self.config.deflate_on_oom { DEFLATE_ON_OOM } else { 0 }
+            | if self.config.free_page_reporting { REPORTING } else { 0 };
+        let queues = 2 + usize::from(stats) + usize::from(self.config.free_page_reporting);
+        let mut config = Vec::with_capacity(8);
+        config.extend(self.config.amount_mib.saturating_mul(PAGES_PER_MIB).to_le_bytes()); // num_pages
+        config.extend(self.actual.to_le_bytes());
+        Facts {
+            virtio_id: VIRTIO_ID_BALLOON,
+            features,
+            queue_sizes: vec![QUEUE_SIZE; queues],
+            config,
+            config_writable: ACTUAL..ACTUAL.saturating_add(4),
+            sources: self.timer.iter().map(|timer| Source { token: 0, fd: timer.as_raw_fd() }).collect(),
+        }
+    }
+
+    /// The driver counts queues without those whose features it did not take, as Linux does.
+    fn started(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
+        let mut next = DEFLATE;
+        let mut place = |feature| {
+            (io.features() & feature != 0).then(|| {
+                next = next.saturating_add(1);
+                next
+            })
+        };
+        (self.stats, self.reporting) = (place(STATS_VQ), place(REPORTING));
+        Ok(())
+    }
+
+    fn kicked(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
+        let counters = io.counters();
+        match queue {
+            INFLATE => io.drain(queue, |chain| Self::inflate(chain, counters)),
+            DEFLATE => io.drain(queue, |_| Ok(0)), // the pages come back as they are touched
+            _ if Some(queue) == self.stats => self.read_statistics(queue, io),
+            _ if Some(queue) == self.reporting => io.drain(queue, |chain| Self::report(chain, counters)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Statistics are due.
+    fn ready(&mut self, _token: u16, io: &mut Io<'_>) -> Result<(), Broken> {
+        if let Some(timer) = &mut self.timer {
+            let _ = timer.read(&mut [0; 8]); // how often it fired
+        }
+        if let (Some(queue), Some(held)) = (self.stats, self.waiting.take()) {
+            io.give(queue, held, 0)?;
+            io.tell(queue)?;
+        }
+        Ok(())
+    }
+
+    fn stopping(&mut self) {
+        (self.waiting, self.stats, self.reporting) = (None, None, None);
+    }
+
+    fn wrote_config(&mut self, offset: usize, data: &[u8]) {
+        let mut actual = self.actual.to_le_bytes();
+        let at = offset.saturating_sub(ACTUAL);
+        for (to, from) in actual.iter_mut().skip(at).zip(data) {
+            *to = *from;
+        }
+        self.actual = u32::from_le_bytes(actual);
+    }
+}
+
+/// Neighbouring page numbers, ascending or descending, that can be released at once: the first and how many.
+#[derive(Debug, Default)]
+struct Run(Option<(u64, u64)>);
+
+impl Run {
+    /// Adds a page; returns the run before, if the page is not its neighbour.
+    fn add(&mut self, page: u64) -> Option<(u64, u64)> {
+        match &mut self.0 {
+            Some((first, len)) if page == first.saturating_add(*len) => *len = len.saturating_add(1),
+            Some((first, len)) if page.saturating_add(1) == *first => (*first, *len) = (page, len.saturating_add(1)),
+            run => return run.replace((page, 1)),
+        }
+        None
+    }
+
+    fn take(&mut self) -> Option<(u64, u64)> {
+        self.0.take()
+    }
+}
+
+/// Gives pages back to the host. Those that are not RAM are passed over.
+fn release(memory: &GuestRam, (first, pages): (u64, u64), counters: &Counters) {
+    let (Some(start), Some(bytes)) = (first.checked_mul(PAGE), pages.checked_mul(PAGE)) else { return };
+    let Ok(len) = usize::try_from(bytes) else { return };
+    let Ok(slices) = GuestMemory::get_slices(memory, GuestAddress(start), len, Permissions::Write) else { return };
+    for slice in slices.map_while(Result::ok) {
+        let address = slice.ptr_guard_mut().as_ptr().cast();
+        // SAFETY: the slice is whole pages of guest RAM, which stays mapped while `memory` is borrowed; no Rust
+        // reference into it exists, and the guest gave up what is in it.
+        let done = unsafe { libc::madvise(address, slice.len(), libc::MADV_DONTNEED) };
+        match done {
+            0 => {
+                slice.bitmap().mark_dirty(0, slice.len()); // its content has changed
+                count(&counters.bytes, u64::try_from(slice.len()).unwrap_or(0));
+            }
+            _ => count(&counters.failed, 1), // the host's 2 MiB pages can not be given back in parts
+        }
+    }
+}
+
+/// A timer that fires every so many seconds.
+fn timer(seconds: u16) -> io::Result<File> {
+    // SAFETY: takes no pointers; returns a new file descriptor or an error.
+    let fd = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
+    let file = unsafe { File::from_raw_fd(fd) };
+    let every = libc::timespec { tv_sec: i64::from(seconds), tv_nsec: 0 };
+    let times = libc::itimerspec { it_interval: every, it_value: every };
+    // SAFETY: the descriptor is a timer's, and the kernel only reads the structure behind the pointer.
+    match unsafe { libc::timerfd_settime(fd, 0, &raw const times, std::ptr::null_mut()) } {
+        0 => Ok(file),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+    use crate::testing::{Buffer, RAM, Rig};
+    use crate::virtio::transport::RING_FEATURES;
+
+    const PAGES: std::ops::Range<u64> = 0x100..0x110;
+
+    fn config() -> BalloonConfig {
+        serde_json::from_str(r#"{ "amount_mib": 3, "stats_polling_interval_s": 1 }"#).unwrap()
+    }
+
+    /// A rig whose pages are full of 0x77, with a driver that takes `features`.
+    fn rig(features: u64) -> Rig {
+        let mut rig = Rig::new(Box::new(Balloon::open(&config()).unwrap()));
+        rig.drive(RING_FEATURES | features);
+        for page in PAGES {
+            rig.memory().write_slice(&[0x77; 4096], GuestAddress(page << 12)).unwrap();
+        }
+        rig
+    }
+
+    /// Which of the pages are still there.
+    fn left(rig: &Rig) -> Vec<u64> {
+        let first = |page: u64| rig.memory().read_obj::<u8>(GuestAddress(page << 12)).unwrap();
+        let last = |page: u64| rig.memory().read_obj::<u8>(GuestAddress((page << 12) + 4095)).unwrap();
+        PAGES.filter(|page| (first(*page), last(*page)) == (0x77, 0x77)).collect()
+    }
+
+    fn numbers(pages: &[u32]) -> Vec<u8> {
+        pages.iter().flat_map(|page| page.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn inflating_takes_exactly_the_pages_named() {
+        let mut rig = rig(0);
+        let request = rig.readable(&numbers(&[0x103, 0x104, 0x102, 0x108, 0x10f, 0x10e]));
+        assert_eq!(rig.request(0, &[request]), 0);
+        let gone = [0x102, 0x103, 0x104, 0x108, 0x10e, 0x10f];
+        assert_eq!(left(&rig), PAGES.filter(|page| !gone.contains(page)).collect::<Vec<_>>());
+        let request = rig.readable(&numbers(&[0x103]));
+        assert_eq!(rig.request(1, &[request]), 0, "deflating is answered");
+        assert!(!rig.needs_reset());
+    }
+
+    #[test]
+    fn pages_that_are_not_ram_are_passed_over() {
+        let mut rig = rig(0);
+        let request = rig.readable(&numbers(&[u32::MAX, (RAM >> 12) as u32, 0x100, 0x7fff_ffff]));
+        assert_eq!(rig.request(0, &[request]), 0);
+        assert_eq!(left(&rig), (0x101..0x110).collect::<Vec<_>>());
+        let odd = rig.readable(&[1, 2, 3]);
+        assert_eq!(rig.request(0, &[odd]), 0);
+        assert!(!rig.needs_reset());
+    }
+
+    #[test]
+    fn too_many_numbers_break_it() {
+        let mut rig = rig(0);
+        rig.post(0, &[Buffer { addr: 0x40000, len: 65_540, writable: false }]);
+        rig.kick(0);
+        rig.settle();
+        assert!(rig.needs_reset());
+    }
+
+    #[test]
+    fn reported_ranges_go_page_by_page() {
+        // The driver took reporting and no statistics: its third queue is the one for reports.
+        let mut rig = rig(REPORTING);
+        let range = |addr: u64, len: u32| Buffer { addr, len, writable: true };
+        let ranges =
+            [range(0x10_2800, 0x2000), range(0x10_8000, 0x3000), range(RAM - 4096, 1 << 20), range(u64::MAX, 9)];
+        assert_eq!(rig.request(2, &ranges), 0);
+        let gone = [0x103, 0x108, 0x109, 0x10a];
+        assert_eq!(left(&rig), PAGES.filter(|page| !gone.contains(page)).collect::<Vec<_>>());
+        assert!(!rig.needs_reset());
+    }
+
+    #[test]
+    fn statistics_are_asked_for_again_and_again() {
+        let mut rig = rig(STATS_VQ | REPORTING);
+        for round in 0..2 {
+            let mut statistics = vec![4, 0];
+            statistics.extend(u64::to_le_bytes(round));
+            let buffer = rig.readable(&statistics);
+            let head = rig.post(2, &[buffer]);
+            rig.kick(2);
+            assert_eq!(rig.wait_used(2), (head, 0)); // by the timer
+        }
+        assert!(!rig.needs_reset());
+    }
+
+    #[test]
+    fn the_configuration_says_what_is_wanted_and_what_is_there() {
+        let mut rig = rig(0);
+        assert_eq!(rig.config(0, 8), [768_u32.to_le_bytes(), 0_u32.to_le_bytes()].concat());
+        rig.write(crate::virtio::registers::offset::CONFIG + 4, 700);
+        assert_eq!(rig.config(0, 8), [768_u32.to_le_bytes(), 700_u32.to_le_bytes()].concat());
+        rig.write(crate::virtio::registers::offset::CONFIG, 1);
+        assert_eq!(rig.config(0, 4), 768_u32.to_le_bytes());
+    }
+
+    #[test]
+    fn runs_grow_both_ways() {
+        let mut run = Run::default();
+        assert_eq!([5, 6, 4, 9, 8, 20].map(|page| run.add(page)), [None, None, None, Some((4, 3)), None, Some((8, 2))]);
+        assert_eq!((run.take(), run.take()), (Some((20, 1)), None));
+        assert_eq!((Run::default().add(u64::MAX), Run::default().add(0)), (None, None));
+    }
+}
