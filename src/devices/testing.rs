@@ -413,7 +413,13 @@ impl Rig {
     pub fn wait_interrupt(&mut self) -> u32 {
         let mut events = [EpollEvent::default()];
         let patience = i32::try_from(PATIENCE.as_millis()).unwrap_or(i32::MAX);
-        let ready = self.epoll.wait(patience, &mut events).expect("wait for an interrupt");
+        // A device with an io_uring has the thread that made it interrupted.
+        let ready = loop {
+            match self.epoll.wait(patience, &mut events) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                ready => break ready.expect("wait for an interrupt"),
+            }
+        };
         assert!(ready == 1, "no interrupt came; status {:#x}", self.status());
         self.take_interrupt().expect("the interrupt is pending")
     }

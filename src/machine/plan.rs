@@ -8,6 +8,7 @@ mod map;
 use std::path::PathBuf;
 
 use devices::virtio::DeviceConfig;
+use devices::virtio::block::config::DriveConfig;
 use serde::Serialize;
 
 pub use cmdline::{DEFAULT_CMDLINE, SERIAL_CMDLINE, compose as compose_cmdline};
@@ -141,13 +142,21 @@ fn ram(mib: u64) -> Result<Vec<RamRange>, PlanError> {
     Ok(ram)
 }
 
+/// Queues of a device that may have several: one for each vCPU, up to 4.
+fn default_queues(cpus: u32) -> u16 {
+    u16::try_from(cpus.clamp(1, 4)).unwrap_or(4)
+}
+
 /// The root drive comes first, so that it is /dev/vda; then the other drives as listed; then the rest.
 fn slots(config: &VmConfig) -> Result<Vec<Slot>, PlanError> {
     let root = config.root_drive();
     let others = (0..config.drives.len()).filter(|place| Some(*place) != root);
     let drives = root.into_iter().chain(others).filter_map(|place| config.drives.get(place));
     let devices: Vec<_> = drives
-        .map(|drive| DeviceConfig::Block(drive.clone()))
+        .map(|drive| {
+            let queues = drive.num_queues.unwrap_or_else(|| default_queues(config.machine_config.vcpu_count));
+            DeviceConfig::Block(DriveConfig { num_queues: Some(queues), ..drive.clone() })
+        })
         .chain(config.balloon.iter().map(|balloon| DeviceConfig::Balloon(balloon.clone())))
         .chain(config.entropy.iter().map(|entropy| DeviceConfig::Rng(entropy.clone())))
         .collect();
@@ -234,6 +243,18 @@ mod tests {
         assert_eq!(plan.devices[4].gpa, layout::VIRTIO_MMIO + 4 * layout::VIRTIO_MMIO_LEN);
         assert_eq!(plan.devices.iter().map(|slot| slot.gsi).collect::<Vec<_>>(), [16, 17, 18, 19, 20]);
         assert!(plan.devices.iter().enumerate().all(|(place, slot)| slot.index == place));
+    }
+
+    #[test]
+    fn a_disk_has_a_queue_for_each_cpu_up_to_four() {
+        for (cpus, asked, wanted) in [(1, None, 1), (3, None, 3), (64, None, 4), (1, Some(7), 7)] {
+            let mut config = drives(1);
+            config.machine_config.vcpu_count = cpus;
+            config.drives[0].num_queues = asked;
+            let plan = Plan::of(&config).unwrap();
+            let DeviceConfig::Block(drive) = &plan.devices[0].config else { panic!("a disk comes first") };
+            assert_eq!(drive.num_queues, Some(wanted));
+        }
     }
 
     #[test]

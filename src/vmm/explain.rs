@@ -96,7 +96,13 @@ fn what(config: &DeviceConfig) -> String {
             let direct = if drive.direct { ", O_DIRECT" } else { "" };
             let limited = drive.rate_limiter.is_some_and(|limits| limits.is_limit());
             let limited = if limited { ", limited" } else { "" };
-            format!("{} ({mode}, {:?}{direct}{limited}{root})", drive.path_on_host.display(), drive.cache_type)
+            let queues = drive.num_queues.unwrap_or(1);
+            format!(
+                "{} ({mode}, {:?}, {:?}, queues: {queues}{direct}{limited}{root})",
+                drive.path_on_host.display(),
+                drive.cache_type,
+                drive.io_engine
+            )
         }
         DeviceConfig::Rng(_) => "getrandom(2)".to_owned(),
     }

@@ -75,7 +75,6 @@ fn each_fault_of_a_document_is_one_line() {
         ),
         (drive(", \"socket\": \"x\""), format!("vm.json:3: drives[0].socket: {}", later("socket"))),
         (drive(", \"socket\": \"s\""), format!("vm.json:3: drives[0].socket: {}", later("socket"))),
-        (drive(", \"io_engine\": \"Async\""), format!("vm.json:3: drives[0].io_engine: {}; `Sync` is", later("Async"))),
         (drive(", \"cache\": 1"), "vm.json:3: drives[0].cache: unknown key; did you mean `cache_type`?".into()),
         (
             with("\"drives\": [{\"drive_id\": \"a b\", \"path_on_host\": \"disk\"}]"),
@@ -171,7 +170,7 @@ fn all_faults_come_together_and_the_file_decides_the_status() {
             "vm.json:4: machine-config.mem: unknown key; did you mean `mem_size_mib`?",
             "vm.json:5: vsock: `vsock` (Firecracker's) is not in this version of vmm",
             "--set drives[0].x: unknown key; known here: cache_type, direct, drive_id, io_engine, is_read_only, \
-             is_root_device, partuuid, path_on_host, rate_limiter",
+             is_root_device, num_queues, partuuid, path_on_host, rate_limiter",
             "--log-level: must be \"Off\", \"Error\", \"Warning\", \"Info\", \"Debug\" or \"Trace\", not \"loud\"",
             "--memory: must be at least 32, not 1",
             "--disk .: path_on_host: . is a directory, not a disk image or a block device",
@@ -257,7 +256,8 @@ fn wrong_command_lines_exit_with_153() {
         ("--kernel k --disk ,ro", "a path is expected before the options"),
         (
             "--kernel k --disk d,readonly",
-            "unknown option `readonly`; known are ro, rw, id=NAME, cache=unsafe|writeback, direct and partuuid=ID",
+            "unknown option `readonly`; known are ro, rw, id=NAME, cache=unsafe|writeback, engine=sync|async, queues=N, direct and \
+             partuuid=ID",
         ),
         ("--kernel k --set smt", "PATH=VALUE is expected, as in machine-config.smt=true"),
         ("--kernel k --set a..b=1", "`a..b` is no place in a configuration"),

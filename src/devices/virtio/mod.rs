@@ -72,6 +72,12 @@ pub trait Device: Send {
         Ok(())
     }
 
+    /// [`Self::stopping`] comes next, and the queues are still here: what is in flight can be waited for and given back.
+    /// Not called where the device is broken.
+    fn finish(&mut self, _io: &mut Io<'_>) -> Result<(), Broken> {
+        Ok(())
+    }
+
     /// The driver is gone or the machine pauses; the queues go away after this. Nothing may touch guest memory later.
     fn stopping(&mut self) {}
 

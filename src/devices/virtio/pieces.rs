@@ -25,8 +25,8 @@ pub enum Direction {
 #[derive(Debug, Default)]
 pub struct Pieces(Vec<libc::iovec>);
 
-// SAFETY: the vector is empty between transfers, and within one it does not change threads; an empty vector holds no
-// pointer that could be used.
+// SAFETY: the vector is empty between transfers, and within one, however long it is in flight, it does not change
+// threads; an empty vector holds no pointer that could be used.
 unsafe impl Send for Pieces {}
 
 impl Pieces {
@@ -55,6 +55,13 @@ impl Pieces {
     /// The vectors, for a system call while the memory that they were made of is borrowed.
     pub fn as_mut_slice(&mut self) -> &mut [libc::iovec] {
         self.0.as_mut_slice()
+    }
+
+    /// Leaves out the first `moved` bytes, for good.
+    pub fn skip(&mut self, moved: usize) {
+        let rest = advance(&mut self.0, moved).len();
+        let gone = self.0.len().saturating_sub(rest);
+        self.0.drain(..gone);
     }
 
     /// How many there are.

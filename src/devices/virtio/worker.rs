@@ -285,6 +285,7 @@ impl Loop {
     }
 
     fn stop(&mut self, ops: &mut EventOps) -> Vec<Queue> {
+        self.call(|device, io| device.finish(io));
         let Some(up) = self.up.take() else { return Vec::new() };
         for Source { token, fd } in &self.sources {
             let _ = ops.remove(Events::with_data_raw(*fd, watch(*token), EventSet::IN));

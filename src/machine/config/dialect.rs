@@ -45,7 +45,6 @@ pub(super) fn settle(document: &mut Value) -> Vec<Problem> {
                 for (index, element) in list.iter_mut().enumerate() {
                     if let Value::Object(object) = element {
                         take_out(object, keys, &path.index(index), &mut problems);
-                        engine(object, &path.index(index), &mut problems);
                     }
                 }
             }
@@ -77,15 +76,6 @@ fn take_out(object: &mut Map<String, Value>, keys: &[&str], path: &JsonPath, pro
     }
 }
 
-/// `io_engine: "Async"` is Firecracker's too.
-fn engine(drive: &mut Map<String, Value>, path: &JsonPath, problems: &mut Vec<Problem>) {
-    if drive.get("io_engine").and_then(Value::as_str) == Some("Async") {
-        drive.remove("io_engine");
-        let text = "`Async` (Firecracker's) is not in this version of vmm; `Sync` is";
-        problems.push(Problem::new(path.key("io_engine"), text));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -112,7 +102,7 @@ mod tests {
     fn what_asks_for_something_is_refused_by_name() {
         let mut document = json!({
             "vsock": { "guest_cid": 3 }, "machine-config": { "cpu_template": "T2" },
-            "drives": [{}, { "socket": "x", "io_engine": "Async" }], "serial": { "rate_limiter": {} }
+            "drives": [{}, { "socket": "x" }], "serial": { "rate_limiter": {} }
         });
         let problems: Vec<_> = settle(&mut document).into_iter().map(|p| format!("{}: {}", p.path, p.text)).collect();
         let refused = |path: &str, key: &str| format!("{path}: `{key}` (Firecracker's) is not in this version of vmm");
@@ -122,7 +112,6 @@ mod tests {
                 refused("vsock", "vsock"),
                 refused("machine-config.cpu_template", "cpu_template"),
                 refused("drives[1].socket", "socket"),
-                refused("drives[1].io_engine", "Async") + "; `Sync` is",
                 refused("serial.rate_limiter", "rate_limiter"),
             ]
         );

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use devices::virtio::block::config::MAX_QUEUES;
+
 use super::fault::Problem;
 use super::path::JsonPath;
 use super::{HugePages, VmConfig};
@@ -84,6 +86,9 @@ impl VmConfig {
             }
             if let Some(text) = drive.partuuid.as_deref().and_then(bad_partuuid) {
                 wrong("partuuid", text);
+            }
+            if let Some(queues) = drive.num_queues.filter(|queues| !(1..=MAX_QUEUES).contains(queues)) {
+                wrong("num_queues", format!("must be 1 to {MAX_QUEUES}, not {queues}"));
             }
             match names.entry(drive.drive_id.as_str()) {
                 std::collections::hash_map::Entry::Vacant(free) => _ = free.insert(index),
@@ -244,6 +249,10 @@ mod tests {
             (
                 json!({ "drives": [{ "drive_id": "a", "path_on_host": "a", "partuuid": "x init=y" }] }),
                 "drives[0].partuuid: `x init=y` contains ' '; the partition's PARTUUID (as blkid prints it) is expected",
+            ),
+            (
+                json!({ "drives": [{ "drive_id": "a", "path_on_host": "a", "num_queues": 17 }] }),
+                "drives[0].num_queues: must be 1 to 16, not 17",
             ),
             (
                 json!({ "drives": [drive("rng", false)], "entropy": {} }),

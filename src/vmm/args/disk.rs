@@ -15,9 +15,9 @@ pub struct Disk {
     pub keys: Vec<(&'static str, Value)>,
 }
 
-const KNOWN: &str = "ro, rw, id=NAME, cache=unsafe|writeback, direct and partuuid=ID";
+const KNOWN: &str = "ro, rw, id=NAME, cache=unsafe|writeback, engine=sync|async, queues=N, direct and partuuid=ID";
 
-/// Reads `PATH[,ro|rw][,id=NAME][,cache=unsafe|writeback][,direct][,partuuid=ID]`.
+/// Reads `PATH`, then any of [`KNOWN`] after commas.
 pub fn parse(text: &str) -> Result<Disk, String> {
     let mut parts = text.split(',');
     let path = parts.next().unwrap_or_default().to_owned();
@@ -41,6 +41,9 @@ pub fn parse(text: &str) -> Result<Disk, String> {
             }
             ("cache", "unsafe") => ("cache_type", "Unsafe".into()),
             ("cache", "writeback") => ("cache_type", "Writeback".into()),
+            ("engine", "sync") => ("io_engine", "Sync".into()),
+            ("engine", "async") => ("io_engine", "Async".into()),
+            ("queues", number) if number.parse::<u16>().is_ok() => ("num_queues", number.parse::<u16>().ok().into()),
             ("direct", "") => ("direct", true.into()),
             ("partuuid", id) if !id.is_empty() => ("partuuid", id.into()),
             _ => {
@@ -62,9 +65,11 @@ mod tests {
     fn options_follow_the_path() {
         let plain = Disk { path: "a.img".into(), ..Disk::default() };
         assert_eq!(parse("a.img").unwrap(), plain);
-        let keys = vec![("cache_type", "Unsafe".into()), ("direct", true.into()), ("partuuid", "x-1".into())];
+        let engine = [("io_engine", "Async".into()), ("num_queues", 2.into())];
+        let keys = [("cache_type", "Unsafe".into()), ("direct", true.into()), ("partuuid", "x-1".into())];
+        let keys = keys.into_iter().chain(engine).collect();
         let all = Disk { read_only: Some(true), id: Some("x".into()), keys, ..plain };
-        assert_eq!(parse("a.img,ro,id=x,cache=unsafe,direct,partuuid=x-1").unwrap(), all);
+        assert_eq!(parse("a.img,ro,id=x,cache=unsafe,direct,partuuid=x-1,engine=async,queues=2").unwrap(), all);
     }
 
     #[test]
@@ -75,6 +80,8 @@ mod tests {
             ("a,cache=x", "`cache=x`"),
             ("a,ro=1", "`ro=1`"),
             ("a,direct=1", "`direct=1`"),
+            ("a,queues=x", "`queues=x`"),
+            ("a,engine=", "`engine=`"),
             ("a,partuuid=", "`partuuid=`"),
             ("", "path"),
         ] {

@@ -46,7 +46,7 @@ pub struct VmArgs {
     /// Root file system: a raw image or a block device; the guest's /dev/vda. Options as of --disk, and ,partuuid=ID
     #[arg(long, value_name = "PATH[,ro]", value_parser = disk::parse, help_heading = "Devices")]
     pub rootfs: Option<Disk>,
-    /// Another disk. Options: ,ro ,id=NAME ,cache=unsafe ,direct (past the host's page cache). Repeatable
+    /// Another disk. Options: ,ro ,id=NAME ,cache=unsafe ,engine=async ,queues=N ,direct (past the host's page cache). Repeatable
     #[arg(long, value_name = "PATH[,ro][,id=NAME]", value_parser = disk::parse, help_heading = "Devices")]
     pub disk: Vec<Disk>,
     /// A memory balloon: the memory that the guest is asked to give back, maybe 0. Options: ,deflate_on_oom ,stats=SECONDS

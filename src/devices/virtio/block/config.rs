@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::rate_limit::RateLimiterConfig;
 
+/// Most queues of a disk.
+pub const MAX_QUEUES: u16 = 16;
+
 /// A disk: a raw image file or a block device of the host (virtio 1.2, 5.2).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +33,10 @@ pub struct DriveConfig {
     /// How requests reach the host's kernel.
     #[serde(default)]
     pub io_engine: IoEngine,
+    /// Number of queues of the disk. Where it is absent: one for each vCPU, at most 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16))]
+    pub num_queues: Option<u16>,
     /// Go past the host's page cache (O_DIRECT).
     #[serde(default)]
     pub direct: bool,
@@ -51,7 +58,9 @@ pub enum CacheType {
 /// How requests reach the host's kernel.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum IoEngine {
-    /// preadv(2) and pwritev(2) on the device's own thread.
+    /// preadv(2) and pwritev(2) on the device's own thread, one request at a time.
     #[default]
     Sync,
+    /// io_uring(7): many requests at a time.
+    Async,
 }

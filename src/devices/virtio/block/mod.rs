@@ -1,25 +1,30 @@
 //! virtio-block (virtio 1.2, 5.2) over a file of the host. Runs on its worker thread; touches guest memory and the file.
+//!
+//! Two engines: `Sync` serves one request after the other; `Async` (`flight.rs`) keeps many in flight in an io_uring.
 
 pub mod config;
 pub mod file;
+mod flight;
 pub mod request;
+mod ring;
 mod transfer;
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
-    VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
 };
 
-use self::config::{CacheType, DriveConfig};
+use self::config::{CacheType, DriveConfig, IoEngine, MAX_QUEUES};
 use self::file::{DiskFile, SECTOR};
 use self::request::{
     Disk, Extent, Failure, HEADER, MAX_DISCARD_SECTORS, MAX_DISCARD_SEG, MAX_WRITE_ZEROES_SECTORS,
     MAX_WRITE_ZEROES_SEG, Request,
 };
+use self::ring::Ring;
 use super::io::{Broken, Io, Served, count};
 use super::pieces::Direction;
-use super::{Chain, Counters, Device, Facts, OpenError};
+use super::{Chain, Counters, Device, Facts, OpenError, Source};
 use crate::log_limit::LogLimit;
 use crate::rate_limit::Throttle;
 
@@ -28,11 +33,14 @@ const VIRTIO_ID_BLOCK: u32 = 2;
 const QUEUE_SIZE: u16 = 256;
 /// Most data buffers of one request: the queue's size less the header and the status byte.
 const SEG_MAX: u32 = 254;
-/// Token of the rate limiter's timer.
+/// Tokens of the rate limiter's timer and of the ring.
 const TIMER: u16 = 0;
+const RING: u16 = 1;
 
 /// The device.
 pub struct Block {
+    /// What is in flight; declared before the file that it uses.
+    ring: Option<Ring>,
     file: DiskFile,
     id: String,
     serial: [u8; VIRTIO_BLK_ID_BYTES as usize],
@@ -41,6 +49,7 @@ pub struct Block {
     /// The driver knows no flushes and takes every write that is done for safe (5.2.6.2).
     write_through: bool,
     throttle: Option<Throttle>,
+    queues: u16,
 }
 
 /// How a request ended: how many bytes of data the guest got.
@@ -58,7 +67,18 @@ impl Block {
         let throttle = Throttle::new(config.rate_limiter.as_ref());
         let throttle =
             throttle.map_err(|error| OpenError::new(format!("create the timer of disk '{id}''s limits: {error}")))?;
-        Ok(Self { file, id, serial, read_only, cache, write_through: false, throttle })
+        let ring = (config.io_engine == IoEngine::Async).then(Ring::new).transpose();
+        let ring = ring.map_err(|error| {
+            let text = format!("open disk '{id}': this host gives no io_uring ({error}); use io_engine Sync");
+            OpenError::new(text)
+        })?;
+        let queues = config.num_queues.unwrap_or(1).clamp(1, MAX_QUEUES);
+        Ok(Self { ring, file, id, serial, read_only, cache, write_through: false, throttle, queues })
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        let timer = self.throttle.iter().map(|throttle| throttle.source(TIMER));
+        timer.chain(self.ring.iter().map(|ring| ring.source(RING))).collect()
     }
 
     fn features(&self) -> u64 {
@@ -68,6 +88,7 @@ impl Block {
             | u64::from(self.read_only) << VIRTIO_BLK_F_RO
             | u64::from(!self.read_only) << VIRTIO_BLK_F_DISCARD
             | u64::from(!self.read_only) << VIRTIO_BLK_F_WRITE_ZEROES
+            | u64::from(self.queues > 1) << VIRTIO_BLK_F_MQ
             | u64::from(flush) << VIRTIO_BLK_F_FLUSH
             | u64::from(self.file.topology().is_some()) << VIRTIO_BLK_F_TOPOLOGY
     }
@@ -90,7 +111,7 @@ impl Block {
         config.extend(u16::try_from(io_min).unwrap_or(0).to_le_bytes());
         config.extend(io_opt.to_le_bytes());
         config.extend([0; 2]); // writeback: not offered; unused
-        config.extend([0; 2]); // num_queues: not offered
+        config.extend(self.queues.to_le_bytes()); // num_queues
         for limit in [
             MAX_DISCARD_SECTORS,
             MAX_DISCARD_SEG,
@@ -106,18 +127,30 @@ impl Block {
 
     /// Serves one request and says how many bytes were written to the chain, or that its time has not come.
     fn serve(&mut self, chain: &Chain<'_>, counters: &Counters) -> Result<Served, Broken> {
-        let status_at = chain.writable_len().checked_sub(1).ok_or(Broken("a request has no room for its status"))?;
-        let disk =
-            Disk { size: self.file.size(), read_only: self.read_only, flushes: self.cache == CacheType::Writeback };
-        let outcome = match Request::read(chain, status_at, disk) {
+        let (status_at, request) = self.read(chain)?;
+        let outcome = match request {
             Err(failure) => Err(failure),
-            Ok(request) if !self.throttle.as_mut().is_none_or(|throttle| throttle.allow(request.bytes())) => {
-                return Ok(Served::Later);
-            }
-            Ok(request) => self.run(&request, chain, status_at, counters).inspect(|_| {
-                count(&counters.bytes, request.bytes());
-            }),
+            Ok(request) if !self.allow(&request) => return Ok(Served::Later),
+            Ok(request) => self.run(&request, chain, status_at, counters),
         };
+        self.answer(chain, status_at, outcome, counters).map(Served::Done)
+    }
+
+    /// The request of a chain, and where its status byte belongs.
+    fn read(&self, chain: &Chain<'_>) -> Result<(u64, Result<Request, Failure>), Broken> {
+        let status_at = chain.writable_len().checked_sub(1).ok_or(Broken("a request has no room for its status"))?;
+        let flushes = self.cache == CacheType::Writeback;
+        let disk = Disk { size: self.file.size(), read_only: self.read_only, flushes };
+        Ok((status_at, Request::read(chain, status_at, disk)))
+    }
+
+    /// Whether the limits let a request through now.
+    fn allow(&mut self, request: &Request) -> bool {
+        self.throttle.as_mut().is_none_or(|throttle| throttle.allow(request.bytes()))
+    }
+
+    /// Writes the status byte, and says how many bytes of the chain were written.
+    fn answer(&self, chain: &Chain<'_>, status_at: u64, outcome: Outcome, counters: &Counters) -> Result<u32, Broken> {
         let (status, data) = match outcome {
             Ok(data) => (VIRTIO_BLK_S_OK, data),
             Err(failure) => {
@@ -130,7 +163,7 @@ impl Block {
         // The used length is what was written from the chain's beginning on without a gap (2.7.8.2): the status byte
         // counts where all data before it was written.
         let used = if data == status_at { data.saturating_add(1) } else { data };
-        u32::try_from(used).map(Served::Done).map_err(|_| Broken("a request is too long"))
+        u32::try_from(used).map_err(|_| Broken("a request is too long"))
     }
 
     fn run(&mut self, request: &Request, chain: &Chain<'_>, room: u64, counters: &Counters) -> Outcome {
@@ -138,11 +171,13 @@ impl Block {
             Request::In { offset, len } => {
                 let to = chain.writable_part(0..*len);
                 self.file.transfer(Direction::Read, chain.memory(), to, *offset).map_err(Failure::Host)?;
+                count(&counters.bytes, *len);
                 Ok(*len)
             }
             Request::Out { offset, len } => {
                 let from = chain.readable_part(HEADER..len.saturating_add(HEADER));
                 self.file.transfer(Direction::Write, chain.memory(), from, *offset).map_err(Failure::Host)?;
+                count(&counters.bytes, *len);
                 if self.write_through { self.flush(counters) } else { Ok(0) }
             }
             Request::Flush => self.flush(counters),
@@ -197,9 +232,9 @@ impl Device for Block {
         Facts {
             virtio_id: VIRTIO_ID_BLOCK,
             features: self.features(),
-            queue_sizes: vec![QUEUE_SIZE],
+            queue_sizes: vec![QUEUE_SIZE; usize::from(self.queues)],
             config: self.config(),
-            sources: self.throttle.iter().map(|throttle| throttle.source(TIMER)).collect(),
+            sources: self.sources(),
             ..Facts::default()
         }
     }
@@ -212,12 +247,26 @@ impl Device for Block {
 
     fn kicked(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
         let counters = io.counters();
+        if self.ring.is_some() {
+            return self.pump(queue, io);
+        }
         io.drain_while(queue, |chain| self.serve(chain, counters))
     }
 
-    /// The rate limiter's timer.
-    fn ready(&mut self, _token: u16, io: &mut Io<'_>) -> Result<(), Broken> {
-        self.kicked(0, io)
+    /// The rate limiter's timer, or the ring: where something waited it can go on.
+    fn ready(&mut self, token: u16, io: &mut Io<'_>) -> Result<(), Broken> {
+        if token == RING && !self.land(io)? {
+            return Ok(());
+        }
+        (0..usize::from(self.queues)).try_for_each(|queue| self.kicked(queue, io))
+    }
+
+    fn finish(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
+        self.land_all(io)
+    }
+
+    fn stopping(&mut self) {
+        self.drop_all();
     }
 }
 

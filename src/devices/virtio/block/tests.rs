@@ -1,5 +1,7 @@
 //! The disk as a driver sees it: requests of every kind and shape, right ones and wrong ones (virtio 1.2, 5.2.6).
 
+mod engines;
+
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
@@ -11,7 +13,7 @@ use virtio_bindings::virtio_blk::{
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::config::{CacheType, DriveConfig};
+use super::config::{CacheType, DriveConfig, IoEngine};
 use super::*;
 use crate::rate_limit::{RateLimiterConfig, TokenBucketConfig};
 use crate::testing::{Buffer, RAM, Rig};

@@ -51,9 +51,13 @@ impl Bounce {
 }
 
 /// How the bytes of a request go.
-enum Way {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Between guest memory and the file.
     Straight,
+    /// Over a buffer that is aligned as O_DIRECT wants it.
     Bounced,
+    /// Over the host's page cache.
     Cached,
 }
 
@@ -78,6 +82,23 @@ impl DiskFile {
             pieces::mark_dirty(memory, segments); // some of it may have arrived even where the read failed
         }
         moved
+    }
+
+    /// How the bytes of `segments` would go.
+    pub fn way_of(
+        &mut self,
+        direction: Direction,
+        memory: &GuestRam,
+        segments: impl Iterator<Item = Segment>,
+        offset: u64,
+    ) -> Way {
+        if self.direct.is_none() {
+            return Way::Straight;
+        }
+        self.pieces.clear();
+        let way = self.pieces.add(direction, memory, segments).map_or(Way::Cached, |()| self.way(offset));
+        self.pieces.clear();
+        way
     }
 
     /// How the collected pieces can go.
