@@ -16,7 +16,7 @@ use devices::legacy::i8042::I8042;
 use devices::legacy::pm::Pm;
 use devices::legacy::pvpanic::Pvpanic;
 use devices::legacy::serial::{Serial, SerialOut};
-use devices::seams::{Interrupt, Notify};
+use devices::seams::{Doorbell, Interrupt, Notify};
 use devices::virtio::mmio::MmioTransport;
 use devices::virtio::registers::{Registers, offset};
 use devices::virtio::worker::{Worker, WorkerHandle};
@@ -255,10 +255,25 @@ fn attach_virtio(
     for (queue, doorbell) in (0..).zip(transport.doorbells()) {
         vm.bind_doorbell(doorbell, slot.gpa + offset::QUEUE_NOTIFY, queue)?;
     }
+    ignore_acknowledgements(vm, slot)?;
     let registers = transport.registers().clone();
     show_registers(vm, slot, &registers)?;
     buses.mmio.insert(slot.gpa, layout::VIRTIO_MMIO_LEN, Arc::new(Mutex::new(transport))).doing(doing)?;
     Ok((worker, registers))
+}
+
+/// Lets the write of 1 to InterruptACK (virtio 1.2, 4.2.2) end in the host's kernel, where otherwise every interrupt would
+/// cost an exit to this process. Bit 0 of InterruptStatus, "look at the rings", then stays set until the driver resets the
+/// device or acknowledges a change of configuration with it (3), which comes here.
+///
+/// That is sound because interrupts here are edges: each one is an event of its own, whatever the bit was before. A driver
+/// that finds the bit set looks at its rings, in vain at worst; the bit can never be missing. (Clearing it later could lose
+/// one: between the driver's write and the look at it, the next buffers may have been used and signalled.) Linux'
+/// vm_interrupt reads the status once per interrupt; a driver that read until it is 0 would not end.
+fn ignore_acknowledgements(vm: &Vm, slot: &Slot) -> Result<(), HostError> {
+    const USED_BUFFER: u32 = 1;
+    let nobody = Doorbell::new().doing(|| format!("attach device '{}'", slot.id))?;
+    vm.bind_doorbell(&nobody, slot.gpa + offset::INTERRUPT_ACK, USED_BUFFER)
 }
 
 /// Lets the guest read a device's registers as memory: reads then cost no exit, and writes still make one.
