@@ -19,6 +19,7 @@ use std::path::PathBuf;
 
 use devices::virtio::balloon::BalloonConfig;
 use devices::virtio::block::config::DriveConfig;
+use devices::virtio::net::config::NetConfig;
 use devices::virtio::rng::EntropyConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,9 @@ pub struct VmConfig {
     /// Disks, in the order in which the guest sees them; the root device comes first.
     #[serde(default)]
     pub drives: Vec<DriveConfig>,
+    /// Network interfaces, in the order in which the guest sees them.
+    #[serde(default)]
+    pub network_interfaces: Vec<NetConfig>,
     /// A memory balloon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<BalloonConfig>,

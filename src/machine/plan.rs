@@ -157,6 +157,7 @@ fn slots(config: &VmConfig) -> Result<Vec<Slot>, PlanError> {
             let queues = drive.num_queues.unwrap_or_else(|| default_queues(config.machine_config.vcpu_count));
             DeviceConfig::Block(DriveConfig { num_queues: Some(queues), ..drive.clone() })
         })
+        .chain(config.network_interfaces.iter().map(|net| DeviceConfig::Net(net.clone())))
         .chain(config.balloon.iter().map(|balloon| DeviceConfig::Balloon(balloon.clone())))
         .chain(config.entropy.iter().map(|entropy| DeviceConfig::Rng(entropy.clone())))
         .collect();
@@ -196,6 +197,9 @@ fn files(config: &VmConfig) -> Vec<FileUse> {
     for drive in &config.drives {
         let mode = if drive.is_read_only { FileMode::Read } else { FileMode::ReadWrite };
         add(&drive.path_on_host, mode, format!("drive {}", drive.drive_id));
+    }
+    if config.network_interfaces.iter().any(|net| net.host_dev_name.is_some()) {
+        add(&"/dev/net/tun".into(), FileMode::ReadWrite, "network".into());
     }
     add(&"/dev/kvm".into(), FileMode::ReadWrite, "KVM".into());
     add(&config.boot_source.kernel_image_path, FileMode::Read, "kernel".into());

@@ -5,6 +5,7 @@
 
 mod balloon;
 mod disk;
+mod net;
 mod vm;
 
 use std::ffi::OsString;

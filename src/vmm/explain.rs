@@ -104,6 +104,13 @@ fn what(config: &DeviceConfig) -> String {
                 drive.io_engine
             )
         }
+        DeviceConfig::Net(net) => {
+            let end = match (&net.host_dev_name, net.host_fd) {
+                (Some(name), _) => format!("TAP {name}"),
+                (None, fd) => format!("file descriptor {}", fd.unwrap_or(-1)),
+            };
+            net.guest_mac.as_ref().map_or(end.clone(), |mac| format!("{end}, {mac}"))
+        }
         DeviceConfig::Rng(_) => "getrandom(2)".to_owned(),
     }
 }
@@ -131,6 +138,7 @@ fn document(config: &VmConfig, plan: &Plan) -> Value {
             let asked = match &slot.config {
                 DeviceConfig::Balloon(balloon) => json!(balloon),
                 DeviceConfig::Block(drive) => json!(drive),
+                DeviceConfig::Net(net) => json!(net),
                 DeviceConfig::Rng(entropy) => json!(entropy),
             };
             json!({

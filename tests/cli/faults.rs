@@ -67,7 +67,31 @@ fn each_fault_of_a_document_is_one_line() {
             "vm.json:3: logger.level: must be \"Off\", \"Error\", \"Warning\", \"Info\", \"Debug\" or \"Trace\", not \"loud\"".into(),
         ),
         (with("\"vsock\": {\"guest_cid\": 3}"), format!("vm.json:3: vsock: {}", later("vsock"))),
-        (with("\"network-interfaces\": [{}]"), format!("vm.json:3: network-interfaces: {}", later("network-interfaces"))),
+        (
+            with("\"network-interfaces\": [{\"iface_id\": \"a\", \"host_dev_name\": \"t\", \"rx_rate_limiter\": {}}]"),
+            format!("vm.json:3: network-interfaces[0].rx_rate_limiter: {}", later("rx_rate_limiter")),
+        ),
+        (
+            with("\"network-interfaces\": [{\"iface_id\": \"a\"}]"),
+            "vm.json:3: network-interfaces[0].host_dev_name: is missing (or host_fd): the host's end of the interface".into(),
+        ),
+        (
+            with("\"network-interfaces\": [{\"iface_id\": \"a\", \"host_dev_name\": \"a/b\"}]"),
+            "vm.json:3: network-interfaces[0].host_dev_name: `a/b` contains '/'".into(),
+        ),
+        (
+            with("\"network-interfaces\": [{\"iface_id\": \"a\", \"host_dev_name\": \"t\", \"guest_mac\": \"01:00:00:00:00:00\"}]"),
+            "vm.json:3: network-interfaces[0].guest_mac: `01:00:00:00:00:00`: it is a group address: the lowest bit of its first byte is 1".into(),
+        ),
+        (
+            with("\"network-interfaces\": [{\"iface_id\": \"a\", \"host_fd\": 3, \"mtu\": 60}]"),
+            "vm.json:3: network-interfaces[0].mtu: must be at least 68, not 60".into(),
+        ),
+        (
+            with("\"network-interfaces\": [{\"iface_id\": \"a\", \"host_dev_name\": \"t\"},\n{\"iface_id\": \"b\", \"host_dev_name\": \"t\"}]"),
+            "vm.json:4: network-interfaces[1].host_dev_name: `t` is network-interfaces[0]'s already".into(),
+        ),
+        (with("\"balloon\": {\"amount_mib\": 128}"), "vm.json:3: balloon.amount_mib: must be less than the VM's memory (128 MiB), not 128".into()),
         (with("\"cpu-config\": {}"), format!("vm.json:3: cpu-config: {}", later("cpu-config"))),
         (
             with("\"machine-config\": {\"cpu_template\": \"T2\"}"),

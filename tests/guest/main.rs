@@ -12,6 +12,7 @@ mod disk;
 mod disk_options;
 mod ends;
 mod login;
+mod net;
 mod rng;
 mod screen;
 mod terminal;

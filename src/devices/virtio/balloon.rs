@@ -214,6 +214,14 @@ impl Device for Balloon {
         Ok(())
     }
 
+    /// The statistics buffer is the driver's again.
+    fn finish(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
+        if let (Some(queue), Some(held)) = (self.stats, self.waiting.take()) {
+            io.put_back(queue, held);
+        }
+        Ok(())
+    }
+
     fn stopping(&mut self) {
         (self.waiting, self.stats, self.reporting) = (None, None, None);
     }

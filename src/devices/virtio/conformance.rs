@@ -92,6 +92,7 @@ fn identifies_itself() {
         let id = match config {
             DeviceConfig::Balloon(_) => 5,
             DeviceConfig::Block(_) => 2,
+            DeviceConfig::Net(_) => 1,
             DeviceConfig::Rng(_) => 4,
         };
         assert_eq!(rig.read(offset::DEVICE_ID), id, "{}", config.kind_name());

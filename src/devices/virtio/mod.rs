@@ -10,6 +10,7 @@ pub mod chain;
 mod conformance;
 pub mod io;
 pub mod mmio;
+pub mod net;
 pub mod pieces;
 pub mod registers;
 pub mod rng;
@@ -25,6 +26,8 @@ pub use io::{Broken, Counters, Held, Io, Served};
 use balloon::{Balloon, BalloonConfig};
 use block::Block;
 use block::config::DriveConfig;
+use net::Net;
+use net::config::NetConfig;
 use rng::{EntropyConfig, Rng};
 
 /// What a virtio device is, as data.
@@ -92,6 +95,8 @@ pub enum DeviceConfig {
     Balloon(BalloonConfig),
     /// A disk.
     Block(DriveConfig),
+    /// A network interface.
+    Net(NetConfig),
     /// A random number generator.
     Rng(EntropyConfig),
 }
@@ -102,6 +107,7 @@ impl DeviceConfig {
         match self {
             Self::Balloon(_) => "balloon".to_owned(),
             Self::Block(drive) => drive.drive_id.clone(),
+            Self::Net(net) => net.iface_id.clone(),
             Self::Rng(_) => "rng".to_owned(),
         }
     }
@@ -111,6 +117,7 @@ impl DeviceConfig {
         match self {
             Self::Balloon(_) => "balloon",
             Self::Block(_) => "block",
+            Self::Net(_) => "net",
             Self::Rng(_) => "entropy",
         }
     }
@@ -133,6 +140,7 @@ pub fn open(config: &DeviceConfig) -> Result<Box<dyn Device>, OpenError> {
     Ok(match config {
         DeviceConfig::Balloon(balloon) => Box::new(Balloon::open(balloon)?),
         DeviceConfig::Block(drive) => Box::new(Block::open(drive)?),
+        DeviceConfig::Net(net) => Box::new(Net::open(net)?),
         DeviceConfig::Rng(entropy) => Box::new(Rng::new(entropy)?),
     })
 }

@@ -9,11 +9,12 @@ use super::fault::Problem;
 use super::path::JsonPath;
 
 /// Firecracker's keys without a meaning here, by the object that they are in.
-const LATER: [(&str, &[&str]); 5] = [
-    ("", &["cpu-config", "memory-hotplug", "metrics", "mmds-config", "network-interfaces", "pmem", "vsock"]),
+const LATER: [(&str, &[&str]); 6] = [
+    ("", &["cpu-config", "memory-hotplug", "metrics", "mmds-config", "pmem", "vsock"]),
     ("balloon", &["free_page_hinting"]),
     ("machine-config", &["cpu_template"]),
     ("drives", &["socket"]),
+    ("network-interfaces", &["rx_rate_limiter", "tx_rate_limiter"]),
     ("serial", &["rate_limiter"]),
 ];
 
@@ -93,7 +94,7 @@ mod tests {
         assert_eq!(settle(&mut document), []);
         let left = json!({
             "machine-config": { "smt": false }, "drives": [{ "drive_id": "a" }], "logger": { "level": "Warning" },
-            "balloon": {}, "unknown": null
+            "balloon": {}, "network-interfaces": [], "unknown": null
         });
         assert_eq!(document, left);
     }

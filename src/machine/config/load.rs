@@ -74,13 +74,16 @@ fn parse(source: Source<'_>) -> Result<Value, Faults> {
     })
 }
 
+/// The keys whose values are lists.
+const LISTS: [&str; 2] = ["drives", "network-interfaces"];
+
 fn typed(document: &Value) -> Result<VmConfig, String> {
     // serde would also take a list of values for an object.
     let is_list = |value: &Value| value.is_array();
     let members = document.as_object().into_iter().flatten();
-    let listed = members.clone().any(|(key, value)| key != "drives" && is_list(value));
-    let drives = members.filter(|(key, _)| *key == "drives").filter_map(|(_, value)| value.as_array()).flatten();
-    if is_list(document) || listed || drives.into_iter().any(is_list) {
+    let listed = members.clone().any(|(key, value)| !LISTS.contains(&key.as_str()) && is_list(value));
+    let elements = members.filter(|(key, _)| LISTS.contains(&key.as_str())).filter_map(|(_, value)| value.as_array());
+    if is_list(document) || listed || elements.flatten().any(is_list) {
         return Err("a list where an object is expected".into());
     }
     VmConfig::deserialize(document).map_err(|error| error.to_string())

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use devices::virtio::block::config::MAX_QUEUES;
+use devices::virtio::net::config::{MTU_MIN, Mac, NetConfig, bad_name};
 
 use super::fault::Problem;
 use super::path::JsonPath;
@@ -24,6 +25,7 @@ impl VmConfig {
         self.check_machine(&mut problems);
         self.check_boot(&mut problems);
         self.check_drives(&mut problems);
+        self.check_interfaces(&mut problems);
         self.check_balloon(&mut problems);
         self.check_paths(&mut problems);
         problems
@@ -102,10 +104,63 @@ impl VmConfig {
                 Some(first) => wrong("is_root_device", format!("drives[{first}] is the root device already")),
             }
         }
-        let devices = self.drives.len() + usize::from(self.entropy.is_some()) + usize::from(self.balloon.is_some());
+        let devices = self.drives.len()
+            + usize::from(self.entropy.is_some())
+            + usize::from(self.balloon.is_some())
+            + self.network_interfaces.len();
         if devices > layout::VIRTIO_MMIO_MAX {
             let text = format!("{devices} devices are too many: there is room for {}", layout::VIRTIO_MMIO_MAX);
             problems.push(Problem::new(drives, text));
+        }
+    }
+
+    fn check_interfaces(&self, problems: &mut Vec<Problem>) {
+        let list = JsonPath::keys(["network-interfaces"]);
+        for (index, net) in self.network_interfaces.iter().enumerate() {
+            let path = list.index(index);
+            let mut wrong = |key, text: String| problems.push(Problem::new(path.key(key), text));
+            let earlier = self.network_interfaces.iter().take(index);
+            let same = |like: &dyn Fn(&NetConfig) -> bool| earlier.clone().position(like);
+            if let Some(text) = bad_id(&net.iface_id) {
+                wrong("iface_id", text);
+            } else if let Some(first) = same(&|other| other.iface_id == net.iface_id) {
+                wrong("iface_id", format!("`{}` is network-interfaces[{first}]'s id already", net.iface_id));
+            } else if self.drives.iter().any(|drive| drive.drive_id == net.iface_id) {
+                wrong("iface_id", format!("`{}` is a drive's id already", net.iface_id));
+            }
+            match (&net.host_dev_name, net.host_fd) {
+                (None, None) => {
+                    wrong("host_dev_name", "is missing (or host_fd): the host's end of the interface".into())
+                }
+                (Some(_), Some(_)) => wrong("host_fd", "is given beside host_dev_name; one of them is enough".into()),
+                (None, Some(fd)) if fd < 0 => wrong("host_fd", format!("{fd} is no file descriptor")),
+                (None, Some(fd)) if same(&|other| other.host_fd == Some(fd)).is_some() => {
+                    wrong("host_fd", format!("{fd} is another interface's already"));
+                }
+                (None, Some(_)) => {}
+                (Some(name), None) => {
+                    if let Some(text) = bad_name(name) {
+                        wrong("host_dev_name", text);
+                    } else if let Some(first) = same(&|other| other.host_dev_name.as_ref() == Some(name)) {
+                        wrong("host_dev_name", format!("`{name}` is network-interfaces[{first}]'s already"));
+                    }
+                }
+            }
+            match net.guest_mac.as_deref().map(|text| (text, Mac::parse(text))) {
+                Some((text, Err(why))) => wrong("guest_mac", format!("`{text}`: {why}")),
+                Some((text, Ok(mac))) => {
+                    let has = |other: &NetConfig| {
+                        other.guest_mac.as_deref().and_then(|text| Mac::parse(text).ok()) == Some(mac)
+                    };
+                    if let Some(first) = same(&has) {
+                        wrong("guest_mac", format!("`{text}` is network-interfaces[{first}]'s already"));
+                    }
+                }
+                None => {}
+            }
+            if let Some(mtu) = net.mtu.filter(|mtu| *mtu < MTU_MIN) {
+                wrong("mtu", format!("must be at least {MTU_MIN}, not {mtu}"));
+            }
         }
     }
 

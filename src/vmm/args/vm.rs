@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::Failure;
 use super::balloon;
 use super::disk::{self, Disk};
+use super::net;
 
 /// The flags that describe a VM.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -49,6 +50,9 @@ pub struct VmArgs {
     /// Another disk. Options: ,ro ,id=NAME ,cache=unsafe ,engine=async ,queues=N ,direct (past the host's page cache). Repeatable
     #[arg(long, value_name = "PATH[,ro][,id=NAME]", value_parser = disk::parse, help_heading = "Devices")]
     pub disk: Vec<Disk>,
+    /// A network interface over a TAP device (or ,fd=N). Options: ,mac=ADDRESS ,mtu=N ,id=NAME. Repeatable
+    #[arg(long, value_name = "tap=NAME[,mac=..]", value_parser = net::parse, help_heading = "Devices")]
+    pub net: Vec<Value>,
     /// A memory balloon: the memory that the guest is asked to give back, maybe 0. Options: ,deflate_on_oom ,stats=SECONDS
     /// ,no_reporting (else the guest's free pages go back to the host)
     #[arg(long, value_name = "SIZE[,OPTION]", value_parser = balloon::parse, help_heading = "Devices")]
@@ -129,6 +133,7 @@ impl VmArgs {
         edits.extend(self.append.iter().map(|words| change(append.clone(), Change::Words(words.clone()), "--append")));
         edits.extend(self.rootfs.iter().flat_map(root_edits));
         edits.extend(self.disk.iter().enumerate().map(|(place, disk)| disk_edit(place, disk)));
+        edits.extend(self.net.iter().enumerate().map(|(place, net)| net_edit(place, net)));
         let settings = self.set.iter();
         edits.extend(
             settings.map(|set| Edit::set(set.path.clone(), set.value.clone(), format!("--set {}", set.written))),
@@ -171,6 +176,16 @@ fn disk_edit(place: usize, disk: &Disk) -> Edit {
     }
     let end = JsonPath::keys(["drives"]).join(machine::config::Step::Next);
     Edit::set(end, drive, format!("--disk {}", disk.path))
+}
+
+/// `--net` adds a network interface; `eth0`, `eth1`, ... are their names as the guest's.
+fn net_edit(place: usize, net: &Value) -> Edit {
+    let mut net = net.clone();
+    if let Some(net) = net.as_object_mut() {
+        net.entry("iface_id").or_insert_with(|| format!("eth{place}").into());
+    }
+    let end = JsonPath::keys(["network-interfaces"]).join(machine::config::Step::Next);
+    Edit::set(end, net, "--net")
 }
 
 fn read(path: &Path) -> Result<String, String> {

@@ -1,0 +1,110 @@
+//! What the user asks of a network interface (Firecracker's `network-interfaces[]`).
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A network interface: frames to and from a TAP device of the host (virtio 1.2, 5.1). One of `host_dev_name` and
+/// `host_fd` says which.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// Name of the interface, unique in the VM.
+    pub iface_id: String,
+    /// TAP device on the host: opened if it exists, else created, which takes CAP_NET_ADMIN.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_dev_name: Option<String>,
+    /// Inherited file descriptor instead: a TAP device, or a socket that keeps frames apart (datagrams, packets).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_fd: Option<i32>,
+    /// Address of the guest's interface, as `02:00:00:00:00:01`. Without it the guest makes one up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_mac: Option<String>,
+    /// Largest packet, bytes, that the guest shall send; 68 to 65535. Without it the guest takes 1500.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+}
+
+/// Longest name of an interface of the host (IFNAMSIZ with its NUL).
+pub const NAME_MAX: usize = 15;
+/// Least MTU that IPv4 allows (RFC 791).
+pub const MTU_MIN: u16 = 68;
+
+/// An Ethernet address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// Reads `xx:xx:xx:xx:xx:xx`; what is wrong otherwise.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        const FORM: &str = "six bytes as in 02:00:00:00:00:01 are expected";
+        let mut mac = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut mac {
+            let part =
+                parts.next().filter(|part| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit()));
+            *byte = part.and_then(|part| u8::from_str_radix(part, 16).ok()).ok_or(FORM)?;
+        }
+        if parts.next().is_some() {
+            return Err(FORM);
+        }
+        if mac.first().is_some_and(|first| first & 1 != 0) {
+            return Err("it is a group address: the lowest bit of its first byte is 1");
+        }
+        if mac == [0; 6] {
+            return Err("all zeros is no address");
+        }
+        Ok(Self(mac))
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// What is wrong with the name of an interface of the host.
+pub fn bad_name(name: &str) -> Option<String> {
+    if name.is_empty() || name == "." || name == ".." {
+        return Some(format!("`{name}` is no name of a network interface"));
+    }
+    if name.len() > NAME_MAX {
+        return Some(format!("`{name}` is {} bytes long; at most {NAME_MAX} are allowed", name.len()));
+    }
+    let bad = name.chars().find(|char| char.is_whitespace() || "/:%\0".contains(*char));
+    bad.map(|bad| format!("`{name}` contains {bad:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_written() {
+        assert_eq!(Mac::parse("02:aB:00:00:00:0f").unwrap().to_string(), "02:ab:00:00:00:0f");
+        for (text, why) in [
+            ("", "six bytes"),
+            ("02:00:00:00:00", "six bytes"),
+            ("02:00:00:00:00:01:02", "six bytes"),
+            ("2:0:0:0:0:1", "six bytes"),
+            ("02:00:00:00:00:+1", "six bytes"),
+            ("03:00:00:00:00:01", "group address"),
+            ("00:00:00:00:00:00", "all zeros"),
+        ] {
+            assert!(Mac::parse(text).unwrap_err().contains(why), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_are_checked() {
+        assert_eq!(bad_name("tap0"), None);
+        for (name, why) in
+            [("", "no name"), ("a/b", "'/'"), ("a b", "' '"), ("sixteen-bytes-xx", "16 bytes"), ("tap%d", "'%'")]
+        {
+            assert!(bad_name(name).is_some_and(|text| text.contains(why)), "{name}");
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! `--net`: `key=value` pairs between commas. Pure.
+
+use serde_json::{Map, Value, json};
+
+/// Reads `tap=NAME|fd=N[,mac=ADDRESS][,mtu=N][,id=NAME]` into an element of `network-interfaces`.
+pub fn parse(text: &str) -> Result<Value, String> {
+    const KNOWN: &str = "tap=NAME, fd=N, mac=ADDRESS, mtu=N and id=NAME are known";
+    let mut net = Map::new();
+    for option in text.split(',') {
+        let (key, value) = match option.split_once('=') {
+            Some(("tap", name)) if !name.is_empty() => ("host_dev_name", json!(name)),
+            Some(("id", name)) if !name.is_empty() => ("iface_id", json!(name)),
+            Some(("mac", address)) if !address.is_empty() => ("guest_mac", json!(address)),
+            Some(("fd", number)) if number.parse::<u16>().is_ok() => {
+                ("host_fd", json!(number.parse::<u16>().unwrap_or(0)))
+            }
+            Some(("mtu", number)) if number.parse::<u16>().is_ok() => {
+                ("mtu", json!(number.parse::<u16>().unwrap_or(0)))
+            }
+            _ => return Err(format!("unknown option `{option}`; {KNOWN}")),
+        };
+        if net.insert(key.to_owned(), value).is_some() {
+            return Err(format!("`{option}` comes twice"));
+        }
+    }
+    if !net.contains_key("host_dev_name") && !net.contains_key("host_fd") {
+        return Err("tap=NAME or fd=N is expected".into());
+    }
+    Ok(Value::Object(net))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_become_keys() {
+        assert_eq!(parse("tap=tap0").unwrap(), json!({ "host_dev_name": "tap0" }));
+        assert_eq!(
+            parse("fd=3,mac=02:00:00:00:00:01,mtu=9000,id=lan").unwrap(),
+            json!({ "host_fd": 3, "guest_mac": "02:00:00:00:00:01", "mtu": 9000, "iface_id": "lan" })
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, word) in [
+            ("", "``"),
+            ("tap0", "`tap0`"),
+            ("tap=", "`tap=`"),
+            ("mac=x", "tap=NAME"),
+            ("tap=a,tap=b", "`tap=b`"),
+            ("fd=x", "`fd=x`"),
+        ] {
+            assert!(parse(text).unwrap_err().contains(word), "{text}");
+        }
+    }
+}
