@@ -21,6 +21,7 @@ use devices::virtio::balloon::BalloonConfig;
 use devices::virtio::block::config::DriveConfig;
 use devices::virtio::net::config::NetConfig;
 use devices::virtio::rng::EntropyConfig;
+use devices::virtio::vsock::VsockConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +53,9 @@ pub struct VmConfig {
     /// A random number generator for the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entropy: Option<EntropyConfig>,
+    /// Sockets between the guest and UNIX sockets of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
     /// The first serial port.
     #[serde(default)]
     pub serial: SerialConfig,

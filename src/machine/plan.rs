@@ -160,6 +160,7 @@ fn slots(config: &VmConfig) -> Result<Vec<Slot>, PlanError> {
         .chain(config.network_interfaces.iter().map(|net| DeviceConfig::Net(net.clone())))
         .chain(config.balloon.iter().map(|balloon| DeviceConfig::Balloon(balloon.clone())))
         .chain(config.entropy.iter().map(|entropy| DeviceConfig::Rng(entropy.clone())))
+        .chain(config.vsock.iter().map(|vsock| DeviceConfig::Vsock(vsock.clone())))
         .collect();
     if devices.len() > layout::VIRTIO_MMIO_MAX {
         return Err(PlanError::TooManyDevices(devices.len()));

@@ -112,6 +112,7 @@ fn what(config: &DeviceConfig) -> String {
             net.guest_mac.as_ref().map_or(end.clone(), |mac| format!("{end}, {mac}"))
         }
         DeviceConfig::Rng(_) => "getrandom(2)".to_owned(),
+        DeviceConfig::Vsock(vsock) => format!("CID {}, {}", vsock.guest_cid, vsock.uds_path.display()),
     }
 }
 
@@ -140,6 +141,7 @@ fn document(config: &VmConfig, plan: &Plan) -> Value {
                 DeviceConfig::Block(drive) => json!(drive),
                 DeviceConfig::Net(net) => json!(net),
                 DeviceConfig::Rng(entropy) => json!(entropy),
+                DeviceConfig::Vsock(vsock) => json!(vsock),
             };
             json!({
                 "slot": slot.index, "id": slot.id, "kind": slot.config.kind_name(), "gpa": slot.gpa, "gsi": slot.gsi,

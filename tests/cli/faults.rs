@@ -66,7 +66,7 @@ fn each_fault_of_a_document_is_one_line() {
             with("\"logger\": {\"level\": \"loud\"}"),
             "vm.json:3: logger.level: must be \"Off\", \"Error\", \"Warning\", \"Info\", \"Debug\" or \"Trace\", not \"loud\"".into(),
         ),
-        (with("\"vsock\": {\"guest_cid\": 3}"), format!("vm.json:3: vsock: {}", later("vsock"))),
+        (with("\"metrics\": {\"metrics_path\": \"m\"}"), format!("vm.json:3: metrics: {}", later("metrics"))),
         (
             with("\"network-interfaces\": [{\"iface_id\": \"a\", \"host_dev_name\": \"t\", \"rx_rate_limiter\": {}}]"),
             format!("vm.json:3: network-interfaces[0].rx_rate_limiter: {}", later("rx_rate_limiter")),
@@ -183,7 +183,7 @@ fn all_faults_come_together_and_the_file_decides_the_status() {
     let room = Room::new();
     room.write(
         "vm.json",
-        "{\n\"boot-source\": {\"kernel_image_path\": \"none\"},\n\"machine-config\": {\"vcpu_count\": 0,\n\"mem\": 1},\n\"vsock\": {}}",
+        "{\n\"boot-source\": {\"kernel_image_path\": \"none\"},\n\"machine-config\": {\"vcpu_count\": 0,\n\"mem\": 1},\n\"metrics\": {}}",
     );
     let outcome = room.line("--config vm.json --memory 1 --disk . --set drives[0].x=1 --log-level loud");
     assert_eq!(
@@ -192,7 +192,7 @@ fn all_faults_come_together_and_the_file_decides_the_status() {
             "vm.json:2: boot-source.kernel_image_path: none does not exist",
             "vm.json:3: machine-config.vcpu_count: must be at least 1, not 0",
             "vm.json:4: machine-config.mem: unknown key; did you mean `mem_size_mib`?",
-            "vm.json:5: vsock: `vsock` (Firecracker's) is not in this version of vmm",
+            "vm.json:5: metrics: `metrics` (Firecracker's) is not in this version of vmm",
             "--set drives[0].x: unknown key; known here: cache_type, direct, drive_id, io_engine, is_read_only, \
              is_root_device, num_queues, partuuid, path_on_host, rate_limiter",
             "--log-level: must be \"Off\", \"Error\", \"Warning\", \"Info\", \"Debug\" or \"Trace\", not \"loud\"",
@@ -235,8 +235,8 @@ fn faults_of_flags_name_the_flag() {
             "--set machine-config.cpus: unknown key; did you mean `vcpu_count`?",
         ),
         (
-            "--kernel kernel --set vsock={\"guest_cid\":3}",
-            "--set vsock: `vsock` (Firecracker's) is not in this version of vmm",
+            "--kernel kernel --set metrics={\"metrics_path\":\"m\"}",
+            "--set metrics: `metrics` (Firecracker's) is not in this version of vmm",
         ),
         (
             "--kernel kernel --set drives[1].drive_id=a",

@@ -17,3 +17,4 @@ mod rng;
 mod screen;
 mod terminal;
 mod vm;
+mod vsock;

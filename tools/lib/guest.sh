@@ -22,10 +22,13 @@ put() { cp -l "$1" "$2" 2>/dev/null || cp "$1" "$2"; }
 base_tree() {
     mkdir -p "$1"/{bin,dev,proc,sys}
     cp /bin/busybox "$1/bin/"
-    gcc -static -nostdlib -no-pie -Os -ffreestanding -fno-stack-protector -fno-asynchronous-unwind-tables \
-        -Wl,--build-id=none,-z,noseparate-code -s -o "$1/bin/mark" "$TOOLS/lib/guest/mark.c"
+    local program
+    for program in mark vsock; do
+        gcc -static -nostdlib -no-pie -Os -ffreestanding -fno-stack-protector -fno-asynchronous-unwind-tables \
+            -Wl,--build-id=none,-z,noseparate-code -s -o "$1/bin/$program" "$TOOLS/lib/guest/$program.c"
+        input "$program.c" 1 "$TOOLS/lib/guest/$program.c"
+    done
     input busybox-static "$(version_of busybox-static)" /bin/busybox
-    input mark.c 1 "$TOOLS/lib/guest/mark.c"
 }
 
 # make_initrd OUT [KERNEL_DIR]: with the modules of that kernel, or with none.

@@ -17,6 +17,7 @@ use super::block::config::{CacheType, DriveConfig, IoEngine};
 use super::registers::offset;
 use super::rng::EntropyConfig;
 use super::transport::RING_FEATURES;
+use super::vsock::VsockConfig;
 use super::{Broken, Device, DeviceConfig, Facts, Io, open};
 use crate::bus::BusDevice;
 use crate::seams::GuestEvent;
@@ -43,13 +44,27 @@ fn every_config() -> Vec<(DeviceConfig, tempfile::NamedTempFile)> {
         };
         (DeviceConfig::Block(drive), image)
     };
+    let name = tempfile::NamedTempFile::new().unwrap();
+    let uds_path = name.path().with_extension("sock");
+    let vsock = (DeviceConfig::Vsock(VsockConfig { guest_cid: 3, uds_path, vsock_id: None }), name);
     vec![
         disk(false, CacheType::Writeback, IoEngine::Sync),
         disk(true, CacheType::Unsafe, IoEngine::Sync),
         disk(false, CacheType::Writeback, IoEngine::Async),
         (balloon(), tempfile::NamedTempFile::new().unwrap()),
         (DeviceConfig::Rng(EntropyConfig::default()), tempfile::NamedTempFile::new().unwrap()),
+        vsock,
     ]
+}
+
+/// Those of them whose queue 0 answers requests; a vsock's has nothing to say by itself.
+fn for_every_server(test: impl Fn(&DeviceConfig, &mut Rig)) {
+    for (config, _kept) in every_config() {
+        if !matches!(config, DeviceConfig::Vsock(_)) {
+            let mut rig = Rig::new(open(&config).unwrap());
+            test(&config, &mut rig);
+        }
+    }
 }
 
 fn for_every_device(test: impl Fn(&DeviceConfig, &mut Rig)) {
@@ -94,6 +109,7 @@ fn identifies_itself() {
             DeviceConfig::Block(_) => 2,
             DeviceConfig::Net(_) => 1,
             DeviceConfig::Rng(_) => 4,
+            DeviceConfig::Vsock(_) => 19,
         };
         assert_eq!(rig.read(offset::DEVICE_ID), id, "{}", config.kind_name());
         assert_eq!(rig.read(offset::SHM_LEN_LOW), u32::MAX);
@@ -106,7 +122,7 @@ fn identifies_itself() {
 
 #[test]
 fn serves_requests_with_every_set_of_ring_features() {
-    for_every_device(|config, rig| {
+    for_every_server(|config, rig| {
         let offered = rig.offered();
         for features in [V1, V1 | EVENT_IDX, V1 | 1 << VIRTIO_RING_F_INDIRECT_DESC, offered] {
             rig.drive(features); // a second, third, ... driver on the same device
@@ -130,7 +146,7 @@ fn serves_requests_with_every_set_of_ring_features() {
 
 #[test]
 fn many_requests_by_one_kick_fill_the_ring() {
-    for_every_device(|_, rig| {
+    for_every_server(|_, rig| {
         rig.drive(V1 | EVENT_IDX);
         let request = any_request(rig);
         rig.write(offset::QUEUE_SEL, 0);
@@ -215,7 +231,7 @@ fn refuses_queues_that_can_not_work() {
 
 #[test]
 fn the_status_only_goes_forward() {
-    for_every_device(|config, rig| {
+    for_every_server(|config, rig| {
         rig.write(offset::STATUS, 0);
         for out_of_order in [2, 4, 8, 0x40, 0x100, 0xffff_ff00] {
             rig.write(offset::STATUS, out_of_order);
@@ -239,7 +255,7 @@ fn the_status_only_goes_forward() {
 
 #[test]
 fn a_kick_before_driver_ok_is_served_after_it_and_not_before() {
-    for_every_device(|_, rig| {
+    for_every_server(|_, rig| {
         rig.kick(0);
         rig.begin();
         assert!(rig.negotiate(V1));
@@ -257,7 +273,7 @@ fn a_kick_before_driver_ok_is_served_after_it_and_not_before() {
 
 #[test]
 fn a_write_to_queue_notify_is_a_kick() {
-    for_every_device(|_, rig| {
+    for_every_server(|_, rig| {
         rig.drive(V1);
         let request = any_request(rig);
         rig.post(0, &request);
@@ -311,7 +327,7 @@ const LIES: [(&str, Lie); 10] = [
 
 #[test]
 fn a_lying_driver_gets_needs_reset_and_may_start_again() {
-    for_every_device(|config, rig| {
+    for_every_server(|config, rig| {
         for (lie, tell) in LIES {
             rig.begin();
             assert!(rig.negotiate(rig_features()));
@@ -344,7 +360,7 @@ fn rig_features() -> u64 {
 
 #[test]
 fn an_indirect_table_may_be_long_but_not_endless() {
-    for_every_device(|_, rig| {
+    for_every_server(|_, rig| {
         for (count, fits) in [(1024_u16, true), (1025, false), (40_000, false)] {
             rig.drive(V1);
             rig.free_all();
@@ -367,7 +383,7 @@ fn an_indirect_table_may_be_long_but_not_endless() {
 /// interrupt may depend on it.
 #[test]
 fn interrupts_come_whether_or_not_the_last_one_was_acknowledged() {
-    for_every_device(|_, rig| {
+    for_every_server(|_, rig| {
         rig.drive(V1);
         let request = any_request(rig);
         for _ in 0..20 {
@@ -387,7 +403,7 @@ fn interrupts_come_whether_or_not_the_last_one_was_acknowledged() {
 
 #[test]
 fn without_event_idx_the_no_interrupt_flag_is_honoured() {
-    for_every_device(|_, rig| {
+    for_every_server(|_, rig| {
         rig.drive(V1);
         let request = any_request(rig);
         rig.set_avail_flags(0, 1);
@@ -404,7 +420,7 @@ fn without_event_idx_the_no_interrupt_flag_is_honoured() {
 
 #[test]
 fn with_event_idx_the_driver_chooses_when_to_be_interrupted() {
-    for_every_device(|_, rig| {
+    for_every_server(|_, rig| {
         rig.drive(V1 | EVENT_IDX);
         let request = any_request(rig);
         rig.set_used_event(0, 2); // interrupt after the third
@@ -424,7 +440,7 @@ fn with_event_idx_the_driver_chooses_when_to_be_interrupted() {
 
 #[test]
 fn config_space_is_read_at_any_width_and_written_only_where_it_may_be() {
-    for_every_device(|config, rig| {
+    for_every_server(|config, rig| {
         let before = rig.config(0, 0xf00);
         for at in 0..16 {
             for width in [1, 2, 4, 8] {
@@ -447,7 +463,7 @@ fn config_space_is_read_at_any_width_and_written_only_where_it_may_be() {
 
 #[test]
 fn a_queue_can_be_taken_from_a_running_device() {
-    for_every_device(|_, rig| {
+    for_every_server(|_, rig| {
         rig.drive(V1);
         rig.write(offset::QUEUE_SEL, 0);
         rig.write(offset::QUEUE_READY, 0);
@@ -633,7 +649,7 @@ proptest! {
 
     #[test]
     fn random_register_accesses_do_no_harm(accesses in prop::collection::vec(any_access(), 1..80)) {
-        for_every_device(|config, rig| {
+        for_every_server(|config, rig| {
             for access in &accesses {
                 match access {
                     Access::Read(at, len) => rig.transport().read(*at, &mut vec![0; *len]),
@@ -658,7 +674,7 @@ proptest! {
         header in any::<[u8; 16]>(),
         features in prop_oneof![Just(V1), Just(V1 | EVENT_IDX)],
     ) {
-        for_every_device(|config, rig| {
+        for_every_server(|config, rig| {
             rig.begin();
             assert!(rig.negotiate(features));
             assert!(rig.set_up_queue(0, 8));

@@ -15,6 +15,7 @@ pub mod pieces;
 pub mod registers;
 pub mod rng;
 pub mod transport;
+pub mod vsock;
 pub mod worker;
 
 use std::ops::Range;
@@ -29,6 +30,7 @@ use block::config::DriveConfig;
 use net::Net;
 use net::config::NetConfig;
 use rng::{EntropyConfig, Rng};
+use vsock::{Vsock, VsockConfig};
 
 /// What a virtio device is, as data.
 #[derive(Debug, Clone, Default)]
@@ -99,6 +101,8 @@ pub enum DeviceConfig {
     Net(NetConfig),
     /// A random number generator.
     Rng(EntropyConfig),
+    /// Sockets between guest and host.
+    Vsock(VsockConfig),
 }
 
 impl DeviceConfig {
@@ -109,6 +113,7 @@ impl DeviceConfig {
             Self::Block(drive) => drive.drive_id.clone(),
             Self::Net(net) => net.iface_id.clone(),
             Self::Rng(_) => "rng".to_owned(),
+            Self::Vsock(_) => "vsock".to_owned(),
         }
     }
 
@@ -119,6 +124,7 @@ impl DeviceConfig {
             Self::Block(_) => "block",
             Self::Net(_) => "net",
             Self::Rng(_) => "entropy",
+            Self::Vsock(_) => "vsock",
         }
     }
 }
@@ -142,5 +148,6 @@ pub fn open(config: &DeviceConfig) -> Result<Box<dyn Device>, OpenError> {
         DeviceConfig::Block(drive) => Box::new(Block::open(drive)?),
         DeviceConfig::Net(net) => Box::new(Net::open(net)?),
         DeviceConfig::Rng(entropy) => Box::new(Rng::new(entropy)?),
+        DeviceConfig::Vsock(vsock) => Box::new(Vsock::open(vsock)?),
     })
 }

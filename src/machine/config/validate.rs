@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use devices::virtio::block::config::MAX_QUEUES;
 use devices::virtio::net::config::{MTU_MIN, Mac, NetConfig, bad_name};
+use devices::virtio::vsock::VsockConfig;
 
 use super::fault::Problem;
 use super::path::JsonPath;
@@ -27,6 +28,7 @@ impl VmConfig {
         self.check_drives(&mut problems);
         self.check_interfaces(&mut problems);
         self.check_balloon(&mut problems);
+        self.check_vsock(&mut problems);
         self.check_paths(&mut problems);
         problems
     }
@@ -107,6 +109,7 @@ impl VmConfig {
         let devices = self.drives.len()
             + usize::from(self.entropy.is_some())
             + usize::from(self.balloon.is_some())
+            + usize::from(self.vsock.is_some())
             + self.network_interfaces.len();
         if devices > layout::VIRTIO_MMIO_MAX {
             let text = format!("{devices} devices are too many: there is room for {}", layout::VIRTIO_MMIO_MAX);
@@ -173,6 +176,16 @@ impl VmConfig {
         }
     }
 
+    fn check_vsock(&self, problems: &mut Vec<Problem>) {
+        let found = self.vsock.iter().flat_map(VsockConfig::problems);
+        problems.extend(found.map(|(key, text)| Problem::new(JsonPath::keys(["vsock", key]), text)));
+        let taken = self.drives.iter().position(|drive| self.vsock.is_some() && drive.drive_id == "vsock");
+        if let Some(index) = taken {
+            let path = JsonPath::keys(["drives"]).index(index).key("drive_id");
+            problems.push(Problem::new(path, "`vsock` is the vsock's id; choose another"));
+        }
+    }
+
     fn check_paths(&self, problems: &mut Vec<Problem>) {
         for (path, file) in self.paths() {
             if file.as_os_str().is_empty() {
@@ -191,6 +204,7 @@ impl VmConfig {
         let single = [
             (JsonPath::keys(["boot-source", "kernel_image_path"]), Some(&self.boot_source.kernel_image_path)),
             (JsonPath::keys(["boot-source", "initrd_path"]), self.boot_source.initrd_path.as_ref()),
+            (JsonPath::keys(["vsock", "uds_path"]), self.vsock.as_ref().map(|vsock| &vsock.uds_path)),
             (JsonPath::keys(["serial", "serial_out_path"]), self.serial.serial_out_path.as_ref()),
             (JsonPath::keys(["logger", "log_path"]), self.logger.as_ref().and_then(|logger| logger.log_path.as_ref())),
         ];

@@ -63,6 +63,9 @@ pub struct VmArgs {
     /// No random number generator
     #[arg(long, help_heading = "Devices")]
     pub no_rng: bool,
+    /// Sockets between guest and host over the UNIX socket PATH; the guest's CID is 3 unless cid= says otherwise
+    #[arg(long, value_name = "PATH[,cid=N]", value_parser = vsock, help_heading = "Devices")]
+    pub vsock: Option<Vsock>,
     /// Where the serial port's output goes instead of standard output
     #[arg(long, value_name = "file:PATH", value_parser = serial, conflicts_with = "no_serial", help_heading = "Devices")]
     pub serial: Option<String>,
@@ -76,6 +79,13 @@ pub struct VmArgs {
     /// File for the monitor's own log instead of standard error
     #[arg(long, value_name = "FILE", alias = "log-path", help_heading = "Log")]
     pub log_file: Option<String>,
+}
+
+/// `--vsock PATH[,cid=N]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vsock {
+    path: String,
+    cid: Option<u32>,
 }
 
 /// `--set PATH=VALUE`.
@@ -131,6 +141,14 @@ impl VmArgs {
         edits.extend(rng.then(|| change(JsonPath::keys(["entropy"]), Change::Default(json!({})), "--rng")));
         let append = JsonPath::keys(["boot-source", "boot_args_append"]);
         edits.extend(self.append.iter().map(|words| change(append.clone(), Change::Words(words.clone()), "--append")));
+        if let Some(vsock) = &self.vsock {
+            let path = |key| JsonPath::keys(["vsock", key]);
+            edits.push(Edit::set(path("uds_path"), vsock.path.as_str(), "--vsock"));
+            edits.push(match vsock.cid {
+                Some(cid) => Edit::set(path("guest_cid"), cid, "--vsock"),
+                None => change(path("guest_cid"), Change::Default(3.into()), "--vsock"),
+            });
+        }
         edits.extend(self.rootfs.iter().flat_map(root_edits));
         edits.extend(self.disk.iter().enumerate().map(|(place, disk)| disk_edit(place, disk)));
         edits.extend(self.net.iter().enumerate().map(|(place, net)| net_edit(place, net)));
@@ -214,6 +232,18 @@ fn setting(text: &str) -> Result<Setting, String> {
     Ok(Setting { path, value, written: written.to_owned() })
 }
 
+fn vsock(text: &str) -> Result<Vsock, String> {
+    let (path, option) = text.split_once(',').map_or((text, None), |(path, option)| (path, Some(option)));
+    if path.is_empty() {
+        return Err("a path is expected before the options".into());
+    }
+    let cid = option.map(|option| {
+        let number = option.strip_prefix("cid=").and_then(|number| number.parse().ok());
+        number.ok_or_else(|| format!("unknown option `{option}`; cid=NUMBER is known"))
+    });
+    Ok(Vsock { path: path.to_owned(), cid: cid.transpose()? })
+}
+
 fn serial(text: &str) -> Result<String, String> {
     match text.strip_prefix("file:") {
         Some(path) if !path.is_empty() => Ok(path.to_owned()),
@@ -270,6 +300,24 @@ mod tests {
             assert_eq!((set.path.to_string().as_str(), set.value), (path, value));
         }
         assert!(setting("a").is_err() && setting("=1").is_err() && setting("a..b=1").is_err());
+    }
+
+    #[test]
+    fn a_vsock_has_a_path_and_perhaps_a_cid() {
+        for (text, path, cid) in [("a", "a", 3), ("/x/y.sock,cid=77", "/x/y.sock", 77)] {
+            let config = loaded(VmArgs { vsock: Some(vsock(text).unwrap()), ..kernel() }).vsock.unwrap();
+            assert_eq!((config.uds_path.to_str(), config.guest_cid), (Some(path), cid), "{text}");
+        }
+        for text in ["", ",cid=3", "a,cid=", "a,cid=x", "a,cid=-1", "a,cid=4294967296", "a,port=1", "a,cid=3,cid=4"] {
+            assert!(vsock(text).is_err(), "{text}");
+        }
+        for bad in ["a,cid=0", "a,cid=2", "a,cid=4294967295"] {
+            let failure = VmArgs { vsock: Some(vsock(bad).unwrap()), ..kernel() }.load(None).unwrap_err();
+            assert!(failure.to_string().contains("must be from 3 to 4294967294"), "{failure}");
+        }
+        let long = "x".repeat(97);
+        let failure = VmArgs { vsock: Some(vsock(&long).unwrap()), ..kernel() }.load(None).unwrap_err();
+        assert!(failure.to_string().contains("97 bytes long; at most 96"), "{failure}");
     }
 
     #[test]

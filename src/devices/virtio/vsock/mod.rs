@@ -1,0 +1,423 @@
+//! virtio-vsock (virtio 1.2, 5.10): sockets between the guest and UNIX sockets of the host, by Firecracker's convention.
+//! Runs on its worker thread; touches guest memory and sockets, and waits for nothing.
+//!
+//! A host process connects to `uds_path`, says `CONNECT port\n` and is answered `OK hostport\n`; what the guest
+//! connects to at CID 2, port P goes to the UNIX socket `<uds_path>_<P>`. One inner epoll watches all sockets; its own
+//! descriptor is what the worker waits for.
+
+mod connection;
+mod packet;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, VecDeque};
+use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use self::connection::{Connection, Phase, Ports};
+use self::packet::{HEADER, HOST_CID, Header, TYPE_STREAM, op};
+use self::socket::{Listener, PATH_MAX};
+use super::chain::Segments;
+use super::io::{Broken, Io, count};
+use super::pieces::Pieces;
+use super::{Chain, Device, Facts, OpenError, Source};
+
+/// Device id (virtio 1.2, 5).
+const VIRTIO_ID_VSOCK: u32 = 19;
+/// VIRTIO_VSOCK_F_STREAM.
+const F_STREAM: u64 = 1;
+const QUEUE_SIZE: u16 = 256;
+/// The queues (5.10.2), towards the guest and from it.
+const RX: usize = 0;
+const TX: usize = 1;
+/// Most connections: with the bytes kept for each, this bounds the device's memory.
+pub const MAX_CONNECTIONS: usize = 4096;
+/// Most resets that wait for a place in the guest's ring; then its packets wait, too.
+const MAX_REPLIES: usize = 256;
+/// Packets of one queue in one call, then the other queue and the host have their turn.
+const BUDGET: u32 = 256;
+/// Ports of the host's ends begin here.
+const FIRST_PORT: u32 = 1 << 30;
+/// The listener's name in the inner epoll; connections have the numbers above.
+const LISTENER: u64 = 0;
+
+/// Sockets between the guest and UNIX sockets of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's address: at least 3.
+    #[schemars(range(min = 3, max = 4_294_967_294_u32))]
+    pub guest_cid: u32,
+    /// UNIX socket to make: who connects to it and says `CONNECT port` reaches the guest's port. What the guest
+    /// connects to at CID 2, port P goes to the UNIX socket at this path with `_P` behind it.
+    pub uds_path: PathBuf,
+    /// Accepted for old files, without a meaning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock_id: Option<String>,
+}
+
+impl VsockConfig {
+    /// What is wrong with it, by key.
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        let mut problems = Vec::new();
+        if self.guest_cid < 3 || self.guest_cid == u32::MAX {
+            problems.push(("guest_cid", format!("must be from 3 to 4294967294, not {}", self.guest_cid)));
+        }
+        let most = PATH_MAX.saturating_sub("_4294967295".len());
+        let len = self.uds_path.as_os_str().len();
+        if len > most {
+            problems
+                .push(("uds_path", format!("is {len} bytes long; at most {most} fit a socket's path and its port")));
+        }
+        problems
+    }
+}
+
+/// The device.
+pub struct Vsock {
+    cid: u64,
+    listener: Listener,
+    epoll: Epoll,
+    /// Something may wait in the inner epoll.
+    unpolled: bool,
+    connections: HashMap<u64, Connection>,
+    by_ports: HashMap<Ports, u64>,
+    /// Connections that may have something for the guest, in turn.
+    queued: VecDeque<u64>,
+    /// Resets for the guest that belong to no connection.
+    replies: VecDeque<Header>,
+    /// The guest's packets wait for room in `replies`.
+    held_up: bool,
+    /// A connection could not be accepted for want of descriptors.
+    accept_again: bool,
+    last: u64,
+    last_port: u32,
+    room: Segments,
+    pieces: Pieces,
+}
+
+impl Vsock {
+    /// Makes the listening socket.
+    pub fn open(config: &VsockConfig) -> Result<Self, OpenError> {
+        if config.vsock_id.is_some() {
+            tracing::warn!("vsock.vsock_id has no meaning any more and is ignored");
+        }
+        socket::allow_many_descriptors();
+        let listener = Listener::bind(&config.uds_path)?;
+        let failed = |error| OpenError::new(format!("the vsock can not watch its sockets: {error}"));
+        let epoll = Epoll::new().map_err(failed)?;
+        let events = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, LISTENER);
+        epoll.ctl(ControlOperation::Add, listener.as_raw_fd(), events).map_err(failed)?;
+        Ok(Self {
+            cid: u64::from(config.guest_cid),
+            listener,
+            epoll,
+            unpolled: true,
+            connections: HashMap::new(),
+            by_ports: HashMap::new(),
+            queued: VecDeque::new(),
+            replies: VecDeque::new(),
+            held_up: false,
+            accept_again: true,
+            last: LISTENER,
+            last_port: FIRST_PORT,
+            room: Segments::default(),
+            pieces: Pieces::default(),
+        })
+    }
+
+    /// Looks at what happened to the sockets.
+    fn poll(&mut self, io: &Io<'_>) {
+        let mut events = [EpollEvent::default(); 64];
+        for _ in 0..BUDGET {
+            let got = self.epoll.wait(0, &mut events).unwrap_or(0);
+            if got == 0 {
+                self.unpolled = false;
+                return;
+            }
+            for event in events.iter().take(got) {
+                match event.data() {
+                    LISTENER => self.accept_again = true,
+                    id => self.woke(id, event.event_set()),
+                }
+            }
+            if io.is_wanted() {
+                break;
+            }
+        }
+        io.ring(RX);
+    }
+
+    fn accept(&mut self) {
+        while self.accept_again {
+            match self.listener.accept() {
+                Ok(stream) if self.connections.len() < MAX_CONNECTIONS => {
+                    if let Some(id) = self.watch(&stream) {
+                        self.connections.insert(id, Connection::greeting(stream));
+                    }
+                }
+                Ok(_refused) => {}
+                Err(error) => match error.kind() {
+                    ErrorKind::WouldBlock => self.accept_again = false,
+                    ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
+                    // No descriptors or no memory: again when something else happens.
+                    _ => return,
+                },
+            }
+        }
+    }
+
+    fn watch(&mut self, stream: &UnixStream) -> Option<u64> {
+        self.last = self.last.wrapping_add(1);
+        let all = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        let added = self.epoll.ctl(ControlOperation::Add, stream.as_raw_fd(), EpollEvent::new(all, self.last));
+        // What the socket has to say at once is an event of the inner epoll, too.
+        added.ok().map(|()| self.last)
+    }
+
+    /// A connection's socket has changed.
+    fn woke(&mut self, id: u64, events: EventSet) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.heard(events.intersects(EventSet::HANG_UP | EventSet::ERROR));
+        if connection.phase == Phase::Greeting {
+            match connection.greeted() {
+                None => return,
+                Some(Err(())) => return self.remove(id),
+                Some(Ok(guest)) => {
+                    let ports = Ports { host: self.free_port(guest), guest };
+                    self.by_ports.insert(ports, id);
+                    if let Some(connection) = self.connections.get_mut(&id) {
+                        connection.ask(ports);
+                    }
+                }
+            }
+        } else if connection.flush() {
+            return self.remove(id);
+        }
+        self.queue(id);
+    }
+
+    fn free_port(&mut self, guest: u32) -> u32 {
+        // There are far fewer connections than ports.
+        loop {
+            self.last_port = self.last_port.wrapping_add(1).max(FIRST_PORT);
+            if !self.by_ports.contains_key(&Ports { host: self.last_port, guest }) {
+                return self.last_port;
+            }
+        }
+    }
+
+    fn queue(&mut self, id: u64) {
+        if let Some(connection) = self.connections.get_mut(&id)
+            && !std::mem::replace(&mut connection.queued, true)
+        {
+            self.queued.push_back(id);
+        }
+    }
+
+    fn remove(&mut self, id: u64) {
+        if let Some(connection) = self.connections.remove(&id)
+            && self.by_ports.get(&connection.ports) == Some(&id)
+        {
+            self.by_ports.remove(&connection.ports);
+        }
+    }
+
+    /// Serves the guest's packets.
+    fn transmit(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
+        let mut done = 0_u32;
+        io.listen(TX, false)?;
+        let more = loop {
+            self.held_up = self.replies.len() >= MAX_REPLIES;
+            if self.held_up {
+                break false;
+            }
+            if done == BUDGET || io.is_wanted() {
+                break true;
+            }
+            if let Some(held) = io.take(TX, std::mem::take(&mut self.room))? {
+                self.packet(&held.chain(io.memory()), io)?;
+                self.room = io.give(TX, held, 0)?;
+                done = done.saturating_add(1);
+            } else if !io.listen(TX, true)? {
+                break false;
+            }
+        };
+        if more {
+            io.ring(TX);
+        }
+        if done > 0 { io.tell(TX) } else { Ok(()) }
+    }
+
+    /// One packet of the guest. What makes no sense is answered with a reset, or not at all.
+    fn packet(&mut self, chain: &Chain<'_>, io: &Io<'_>) -> Result<(), Broken> {
+        let mut bytes = [0; HEADER];
+        let failed = &io.counters().failed;
+        if chain.readable_len() < u64::try_from(HEADER).unwrap_or(0) {
+            count(failed, 1);
+            return Ok(());
+        }
+        chain.read(0, &mut bytes).map_err(|_| Broken("a buffer is not in RAM"))?;
+        let header = Header::parse(&bytes);
+        if header.src_cid != self.cid {
+            count(failed, 1);
+            return Ok(());
+        }
+        let ports = Ports { host: header.dst_port, guest: header.src_port };
+        let id = self.by_ports.get(&ports).copied().filter(|_| header.dst_cid == HOST_CID);
+        let room = chain.readable_len().saturating_sub(u64::try_from(HEADER).unwrap_or(0));
+        let sane = header.kind == TYPE_STREAM && header.dst_cid == HOST_CID && u64::from(header.len) <= room;
+        let Some((id, connection)) = id.and_then(|id| Some((id, self.connections.get_mut(&id)?))) else {
+            match header.op {
+                op::REQUEST if sane => self.connect(&header, ports),
+                op::RST => {}
+                _ => self.replies.push_back(header.reset()),
+            }
+            return Ok(());
+        };
+        connection.credit(&header);
+        match header.op {
+            _ if !sane => connection.phase = Phase::Dead,
+            op::RESPONSE => connection.answered(),
+            op::RW => {
+                count(&io.counters().bytes, u64::from(header.len));
+                connection.data(chain, header.len, &mut self.pieces)?;
+            }
+            op::CREDIT_UPDATE => {}
+            op::CREDIT_REQUEST => connection.credit_wanted(),
+            op::SHUTDOWN => connection.shut(header.flags),
+            op::RST => {
+                self.by_ports.remove(&ports);
+                if connection.reset() {
+                    self.remove(id);
+                }
+                return Ok(());
+            }
+            _ => connection.phase = Phase::Dead,
+        }
+        if connection.phase == Phase::Dead {
+            count(failed, 1);
+        }
+        self.queue(id);
+        Ok(())
+    }
+
+    /// The guest wants to reach a port of the host.
+    fn connect(&mut self, header: &Header, ports: Ports) {
+        let room = self.connections.len() < MAX_CONNECTIONS;
+        let stream = room.then(|| socket::connect(&self.listener.path_of(ports.host)).ok()).flatten();
+        let watched = stream.and_then(|stream| Some((self.watch(&stream)?, stream)));
+        let Some((id, stream)) = watched else { return self.replies.push_back(header.reset()) };
+        let mut connection = Connection::accepted(stream, ports);
+        connection.credit(header);
+        self.connections.insert(id, connection);
+        self.by_ports.insert(ports, id);
+        self.queue(id);
+    }
+
+    /// Puts packets into the guest's buffers while there are both.
+    fn receive(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
+        let mut done = 0_u32;
+        while !(self.replies.is_empty() && self.queued.is_empty()) {
+            if done == BUDGET || io.is_wanted() {
+                io.ring(RX);
+                break;
+            }
+            let Some(held) = io.take(RX, std::mem::take(&mut self.room))? else {
+                if io.listen(RX, true)? {
+                    continue;
+                }
+                break;
+            };
+            match self.fill(&held.chain(io.memory()))? {
+                Some(written) => {
+                    count(&io.counters().bytes, u64::from(written));
+                    self.room = io.give(RX, held, written)?;
+                    done = done.saturating_add(1);
+                }
+                None => self.room = io.put_back(RX, held),
+            }
+        }
+        if self.held_up && self.replies.len() < MAX_REPLIES {
+            io.ring(TX);
+        }
+        if done == 0 {
+            return Ok(());
+        }
+        io.tell(RX)
+    }
+
+    /// The next packet for the guest: resets first, then the connections in turn.
+    fn fill(&mut self, chain: &Chain<'_>) -> Result<Option<u32>, Broken> {
+        if let Some(reset) = self.replies.pop_front() {
+            chain.write(0, &reset.to_bytes()).map_err(|_| Broken("a receive buffer is too short or not in RAM"))?;
+            return Ok(u32::try_from(HEADER).ok());
+        }
+        while let Some(id) = self.queued.pop_front() {
+            let Some(connection) = self.connections.get_mut(&id) else { continue };
+            connection.queued = false;
+            if let Some(written) = connection.next_packet(self.cid, chain, &mut self.pieces)? {
+                if connection.phase == Phase::Dead {
+                    self.remove(id);
+                } else {
+                    self.queue(id);
+                }
+                return Ok(Some(written));
+            }
+        }
+        Ok(None)
+    }
+
+    fn serve(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
+        if self.unpolled {
+            self.poll(io);
+        }
+        self.accept();
+        self.receive(io)
+    }
+}
+
+impl Device for Vsock {
+    fn facts(&self) -> Facts {
+        Facts {
+            virtio_id: VIRTIO_ID_VSOCK,
+            features: F_STREAM,
+            queue_sizes: vec![QUEUE_SIZE; 3],
+            config: self.cid.to_le_bytes().to_vec(),
+            sources: vec![Source { token: 0, fd: self.epoll.as_raw_fd() }],
+            ..Facts::default()
+        }
+    }
+
+    fn kicked(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
+        match queue {
+            RX => io.listen(RX, false).map(drop)?,
+            TX => self.transmit(io)?,
+            _ => return Ok(()), // no events: they are for a guest that moves to another host
+        }
+        self.serve(io)
+    }
+
+    fn ready(&mut self, _token: u16, io: &mut Io<'_>) -> Result<(), Broken> {
+        self.unpolled = true;
+        self.serve(io)
+    }
+
+    fn stopping(&mut self) {
+        // The guest knows of no connection after this.
+        self.connections.clear();
+        self.by_ports.clear();
+        self.queued.clear();
+        self.replies.clear();
+        self.held_up = false;
+        self.unpolled = true;
+        self.accept_again = true;
+    }
+}

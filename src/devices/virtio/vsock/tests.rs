@@ -1,0 +1,509 @@
+//! The vsock device under a driver that speaks packets, honest ones and others.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::connection::BUF_ALLOC;
+use super::packet::{HEADER, HOST_CID, Header, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op};
+use super::*;
+use crate::testing::{Buffer, PATIENCE, Rig};
+use crate::virtio::transport::RING_FEATURES;
+
+const CID: u64 = 3;
+const PLENTY: u32 = 1 << 30;
+/// Bytes of each receive buffer, as Linux has them.
+const PLACE: u32 = 4096;
+
+struct Guest {
+    rig: Rig,
+    folder: tempfile::TempDir,
+    /// The receive buffers, by their heads.
+    places: HashMap<u16, Buffer>,
+    tx: u64,
+}
+
+impl Guest {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut rig = Rig::new(Box::new(Vsock::open(&config(folder.path().join("v"))).unwrap()));
+        rig.drive(RING_FEATURES | F_STREAM);
+        let tx = rig.alloc(128 << 10);
+        let mut guest = Self { rig, folder, places: HashMap::new(), tx };
+        for _ in 0..128 {
+            let place = guest.rig.writable(PLACE);
+            guest.place(place);
+        }
+        guest.rig.kick(0);
+        guest
+    }
+
+    fn place(&mut self, place: Buffer) {
+        let head = self.rig.post(0, &[place]);
+        self.places.insert(head, place);
+    }
+
+    fn path(&self, port: Option<u32>) -> PathBuf {
+        self.folder.path().join(port.map_or("v".to_owned(), |port| format!("v_{port}")))
+    }
+
+    fn listen(&self, port: u32) -> UnixListener {
+        UnixListener::bind(self.path(Some(port))).unwrap()
+    }
+
+    /// A host's connection, with its greeting.
+    fn dial(&self, port: u32) -> UnixStream {
+        let mut host = UnixStream::connect(self.path(None)).unwrap();
+        host.set_read_timeout(Some(PATIENCE)).unwrap();
+        host.write_all(format!("CONNECT {port}\n").as_bytes()).unwrap();
+        host
+    }
+
+    fn send_raw(&mut self, bytes: &[u8]) {
+        let memory = self.rig.memory();
+        vm_memory::Bytes::write_slice(&**memory, bytes, vm_memory::GuestAddress(self.tx)).unwrap();
+        let buffer = Buffer { addr: self.tx, len: u32::try_from(bytes.len()).unwrap(), writable: false };
+        self.rig.request(1, &[buffer]);
+    }
+
+    fn send(&mut self, header: Header, data: &[u8]) {
+        self.send_raw(&[&header.to_bytes(), data].concat());
+    }
+
+    /// A packet of an honest guest with much room.
+    fn say(&mut self, op: u16, ports: (u32, u32), flags: u32, data: &[u8]) {
+        let len = u32::try_from(data.len()).unwrap();
+        self.send(Header { op, flags, len, ..header(ports) }, data);
+    }
+
+    fn try_hear(&mut self) -> Option<(Header, Vec<u8>)> {
+        let (head, len) = self.rig.take_used(0)?;
+        Some(self.read(head, len))
+    }
+
+    fn read(&mut self, head: u16, len: u32) -> (Header, Vec<u8>) {
+        let place = self.places.remove(&head).unwrap();
+        let bytes = self.rig.bytes(Buffer { len, ..place });
+        let header = Header::parse(bytes[..HEADER].try_into().unwrap());
+        assert_eq!(usize::try_from(header.len).unwrap(), bytes.len() - HEADER);
+        assert_eq!(header.dst_cid, CID);
+        self.place(place);
+        self.rig.kick(0);
+        (header, bytes[HEADER..].to_vec())
+    }
+
+    /// Waits for the next packet.
+    fn hear(&mut self) -> (Header, Vec<u8>) {
+        let (head, len) = self.rig.wait_used(0);
+        self.read(head, len)
+    }
+
+    fn hears(&mut self, op: u16) -> Header {
+        let (header, _) = self.hear();
+        assert_eq!(header.op, op, "{header:?}");
+        header
+    }
+
+    /// No packet comes although the device had every chance.
+    fn hears_nothing(&mut self) {
+        self.rig.kick(0);
+        self.rig.settle();
+        assert_eq!(self.try_hear(), None);
+    }
+
+    /// A connection of the host that the guest accepted: guest port 5000, and the host's port.
+    fn up(&mut self) -> (UnixStream, (u32, u32)) {
+        let mut host = self.dial(5000);
+        let request = self.hears(op::REQUEST);
+        assert_eq!((request.src_cid, request.dst_port, request.kind), (HOST_CID, 5000, TYPE_STREAM));
+        let ports = (5000, request.src_port);
+        self.say(op::RESPONSE, ports, 0, &[]);
+        assert_eq!(line(&mut host), format!("OK {}", ports.1));
+        (host, ports)
+    }
+}
+
+fn config(uds_path: PathBuf) -> VsockConfig {
+    VsockConfig { guest_cid: u32::try_from(CID).unwrap(), uds_path, vsock_id: None }
+}
+
+/// From a port of the guest to one of the host.
+fn header((src_port, dst_port): (u32, u32)) -> Header {
+    Header {
+        src_cid: CID,
+        dst_cid: HOST_CID,
+        src_port,
+        dst_port,
+        kind: TYPE_STREAM,
+        buf_alloc: PLENTY,
+        ..Header::default()
+    }
+}
+
+fn line(host: &mut UnixStream) -> String {
+    let mut text = String::new();
+    let mut byte = [0];
+    while host.read(&mut byte).unwrap() == 1 && byte != *b"\n" {
+        text.push(char::from(byte[0]));
+    }
+    text
+}
+
+#[test]
+fn the_host_connects_and_bytes_go_both_ways() {
+    let mut guest = Guest::new();
+    assert_eq!(guest.rig.config(0, 8), CID.to_le_bytes());
+    let (mut host, ports) = guest.up();
+    host.write_all(b"from the host").unwrap();
+    let (header, data) = guest.hear();
+    assert_eq!((header.op, data.as_slice()), (op::RW, b"from the host".as_slice()));
+    guest.say(op::RW, ports, 0, b"from the guest");
+    let mut got = [0; 14];
+    host.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"from the guest");
+}
+
+#[test]
+fn the_guest_connects_and_bytes_go_both_ways() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(80);
+    guest.say(op::REQUEST, (1234, 80), 0, &[]);
+    let response = guest.hears(op::RESPONSE);
+    assert_eq!((response.src_port, response.dst_port, response.buf_alloc), (80, 1234, BUF_ALLOC));
+    let (mut host, _) = listener.accept().unwrap();
+    guest.say(op::RW, (1234, 80), 0, b"hello");
+    let mut got = [0; 5];
+    host.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"hello");
+    host.write_all(b"answer").unwrap();
+    assert_eq!(guest.hear().1, b"answer");
+}
+
+#[test]
+fn what_nobody_listens_for_is_refused_on_both_sides() {
+    let mut guest = Guest::new();
+    guest.say(op::REQUEST, (1234, 81), 0, &[]);
+    assert_eq!(guest.hears(op::RST).dst_port, 1234);
+    let mut host = guest.dial(9);
+    let request = guest.hears(op::REQUEST);
+    guest.say(op::RST, (9, request.src_port), 0, &[]);
+    assert_eq!(line(&mut host), "", "closed without OK");
+    for greeting in ["HELLO 5\n", "CONNECT x\n", "CONNECT 4294967296\n", "\n", "CONNECT 5 and no end of line"] {
+        let mut host = UnixStream::connect(guest.path(None)).unwrap();
+        host.set_read_timeout(Some(PATIENCE)).unwrap();
+        host.write_all(greeting.as_bytes()).unwrap();
+        assert!(matches!(host.read(&mut [0; 8]), Ok(0) | Err(_)), "{greeting}");
+    }
+    guest.hears_nothing();
+}
+
+#[test]
+fn a_greeting_may_come_in_pieces_with_data_behind_it() {
+    let mut guest = Guest::new();
+    let mut host = UnixStream::connect(guest.path(None)).unwrap();
+    for part in ["CONN", "ECT 50", "00\nand data"] {
+        guest.rig.settle();
+        host.write_all(part.as_bytes()).unwrap();
+    }
+    let request = guest.hears(op::REQUEST);
+    guest.say(op::RESPONSE, (5000, request.src_port), 0, &[]);
+    assert_eq!(guest.hear().1, b"and data");
+}
+
+#[test]
+fn the_guest_s_credit_limits_the_host() {
+    let mut guest = Guest::new();
+    let mut host = guest.dial(5000);
+    let ports = (5000, guest.hears(op::REQUEST).src_port);
+    guest.send(Header { op: op::RESPONSE, buf_alloc: 10, ..header(ports) }, &[]);
+    line(&mut host);
+    host.write_all(&[7; 25]).unwrap();
+    assert_eq!(guest.hear().1.len(), 10);
+    guest.hears(op::CREDIT_REQUEST);
+    guest.hears_nothing();
+    // An answer without news is no reason to ask again.
+    guest.send(Header { op: op::CREDIT_UPDATE, buf_alloc: 10, ..header(ports) }, &[]);
+    guest.hears_nothing();
+    guest.send(Header { op: op::CREDIT_UPDATE, buf_alloc: 10, fwd_cnt: 10, ..header(ports) }, &[]);
+    assert_eq!(guest.hear().1.len(), 10);
+    // A guest that takes more back than it got has no credit either.
+    guest.hears(op::CREDIT_REQUEST);
+    guest.send(Header { op: op::CREDIT_UPDATE, buf_alloc: 10, fwd_cnt: 21, ..header(ports) }, &[]);
+    guest.hears_nothing();
+}
+
+#[test]
+fn a_host_that_does_not_read_limits_its_guest_and_nobody_else() {
+    let mut guest = Guest::new();
+    let (mut stalled, stalled_ports) = guest.up();
+    let (mut other, other_ports) = guest.up();
+    // Fill the socket first: all of that is handed on and comes back as credit.
+    let chunk: Vec<u8> = (0..16_384_u32).map(|at| at.to_le_bytes()[1]).collect();
+    let (mut sent, mut fwd) = (0_u32, 0_u32);
+    loop {
+        guest.say(op::CREDIT_REQUEST, stalled_ports, 0, &[]);
+        fwd = guest.hear().0.fwd_cnt.max(fwd);
+        while let Some((header, _)) = guest.try_hear() {
+            fwd = header.fwd_cnt;
+        }
+        if BUF_ALLOC - (sent - fwd) < 16_384 {
+            break;
+        }
+        guest.say(op::RW, stalled_ports, 0, &chunk);
+        sent += 16_384;
+    }
+    assert!(sent - fwd > BUF_ALLOC - 16_384);
+    guest.say(op::RW, other_ports, 0, b"goes on");
+    let mut got = [0; 7];
+    other.read_exact(&mut got).unwrap();
+    // All of it arrives, in order, when the host reads; and the guest gets its credit back unasked.
+    let mut all = vec![0; usize::try_from(sent).unwrap()];
+    stalled.read_exact(&mut all).unwrap();
+    assert!(all.chunks(chunk.len()).all(|part| part == chunk));
+    assert!(guest.hears(op::CREDIT_UPDATE).fwd_cnt > fwd);
+    // More than the credit is a lie.
+    for _ in 0..1000 {
+        guest.say(op::RW, stalled_ports, 0, &chunk);
+        if let Some((header, _)) = std::iter::from_fn(|| guest.try_hear()).find(|(header, _)| header.op == op::RST) {
+            assert_eq!(header.src_port, stalled_ports.1);
+            return;
+        }
+    }
+    panic!("a guest may send without credit");
+}
+
+#[test]
+fn the_guest_s_half_close_is_answered() {
+    let mut guest = Guest::new();
+    let (mut host, ports) = guest.up();
+    guest.say(op::RW, ports, 0, b"question");
+    guest.say(op::SHUTDOWN, ports, SHUTDOWN_SEND, &[]);
+    let mut question = String::new();
+    host.read_to_string(&mut question).unwrap();
+    assert_eq!(question, "question");
+    host.write_all(b"answer").unwrap();
+    assert_eq!(guest.hear().1, b"answer");
+    drop(host);
+    assert_eq!(guest.hears(op::SHUTDOWN).flags & SHUTDOWN_SEND, SHUTDOWN_SEND);
+    guest.say(op::SHUTDOWN, ports, SHUTDOWN_BOTH, &[]);
+    while guest.hear().0.op != op::RST {}
+    guest.hears_nothing();
+}
+
+#[test]
+fn the_host_s_half_close_is_passed_on() {
+    let mut guest = Guest::new();
+    let (mut host, ports) = guest.up();
+    host.write_all(b"question").unwrap();
+    host.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(guest.hear().1, b"question");
+    assert_eq!(guest.hears(op::SHUTDOWN).flags, SHUTDOWN_SEND);
+    guest.say(op::RW, ports, 0, b"answer");
+    guest.say(op::SHUTDOWN, ports, SHUTDOWN_BOTH, &[]);
+    guest.hears(op::RST);
+    let mut answer = String::new();
+    host.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "answer");
+}
+
+#[test]
+fn a_receiver_that_is_gone_is_known_at_the_other_end() {
+    let mut guest = Guest::new();
+    let (mut host, ports) = guest.up();
+    guest.say(op::SHUTDOWN, ports, SHUTDOWN_RECEIVE, &[]);
+    assert!(host.write_all(b"to nobody").is_err());
+    let (host, _) = guest.up();
+    drop(host);
+    let (header, _) = guest.hear();
+    assert_eq!(header.op, op::SHUTDOWN);
+}
+
+#[test]
+fn resets_end_a_connection_on_both_sides() {
+    let mut guest = Guest::new();
+    let (mut host, ports) = guest.up();
+    guest.say(op::RST, ports, 0, &[]);
+    assert_eq!(host.read(&mut [0; 8]).unwrap(), 0);
+    guest.say(op::RW, ports, 0, b"late");
+    guest.hears(op::RST);
+    // A driver that starts anew knows no connections.
+    let (mut host, ports) = guest.up();
+    guest.rig.drive(RING_FEATURES | F_STREAM);
+    assert_eq!(host.read(&mut [0; 8]).unwrap(), 0);
+    guest.places.clear();
+    let place = guest.rig.writable(PLACE);
+    guest.place(place);
+    guest.say(op::RW, ports, 0, b"late");
+    guest.hears(op::RST);
+}
+
+#[test]
+fn a_thousand_connections_at_once() {
+    let mut guest = Guest::new();
+    socket::allow_many_descriptors();
+    let mut hosts = Vec::new();
+    for _ in 0..1000 {
+        hosts.push(guest.up());
+    }
+    for (index, (host, _)) in hosts.iter_mut().enumerate() {
+        host.write_all(&u32::try_from(index).unwrap().to_le_bytes()).unwrap();
+    }
+    let mut seen = HashMap::new();
+    for _ in 0..1000 {
+        let (header, data) = guest.hear();
+        seen.insert(header.src_port, data);
+    }
+    for (index, (_, ports)) in hosts.iter().enumerate() {
+        assert_eq!(seen[&ports.1], u32::try_from(index).unwrap().to_le_bytes());
+    }
+    drop(hosts);
+    for _ in 0..1000 {
+        while guest.hear().0.flags & SHUTDOWN_SEND == 0 {}
+    }
+}
+
+#[test]
+fn lies_are_reset_or_ignored() {
+    let mut guest = Guest::new();
+    guest.send_raw(&[1; 43]);
+    guest.send(Header { op: op::RW, src_cid: 4, ..header((1, 2)) }, &[]);
+    guest.say(op::RST, (1, 2), 0, &[]);
+    guest.hears_nothing();
+    assert_eq!(guest.rig.transport().worker().counters().failed.load(Ordering::Relaxed), 2);
+    for lie in [
+        Header { op: 0, ..header((1, 2)) },
+        Header { op: 99, ..header((1, 2)) },
+        Header { op: op::RW, ..header((1, 2)) },
+        Header { op: op::REQUEST, kind: 2, ..header((1, 2)) },
+        Header { op: op::REQUEST, dst_cid: 9, ..header((1, 2)) },
+        Header { op: op::REQUEST, len: 1, ..header((1, 2)) },
+    ] {
+        guest.send(lie, &[]);
+        let (reset, _) = guest.hear();
+        assert_eq!(reset, Header { buf_alloc: 0, ..lie.reset() });
+    }
+    for lie in [
+        Header { op: 0, ..Header::default() },
+        Header { op: op::RW, len: u32::MAX, ..Header::default() },
+        Header { op: op::RW, len: 1, ..Header::default() },
+        Header { op: op::RESPONSE, ..Header::default() },
+        Header { op: op::REQUEST, ..Header::default() },
+    ] {
+        let (mut host, ports) = guest.up();
+        guest.send(Header { op: lie.op, len: lie.len, ..header(ports) }, &[]);
+        guest.hears(op::RST);
+        assert!(matches!(host.read(&mut [0; 8]), Ok(0)), "{lie:?}");
+    }
+    let (_host, ports) = guest.up();
+    guest.send(Header { kind: 7, op: op::RW, ..header(ports) }, &[]);
+    guest.hears(op::RST);
+}
+
+#[test]
+fn a_receive_buffer_without_room_for_a_header_breaks_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut rig = Rig::new(Box::new(Vsock::open(&config(folder.path().join("v"))).unwrap()));
+    rig.drive(RING_FEATURES);
+    let place = rig.writable(43);
+    rig.post(0, &[place]);
+    let packet = rig.readable(&Header { op: op::RW, ..header((1, 2)) }.to_bytes());
+    rig.post(1, &[packet]);
+    rig.kick(1);
+    rig.settle();
+    assert!(rig.needs_reset());
+}
+
+#[test]
+fn without_receive_buffers_nothing_piles_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut rig = Rig::new(Box::new(Vsock::open(&config(folder.path().join("v"))).unwrap()));
+    rig.drive(RING_FEATURES);
+    let packet = rig.readable(&Header { op: op::RW, ..header((1, 2)) }.to_bytes());
+    let mut served = 0;
+    for _ in 0..4 {
+        (0..128).for_each(|_| _ = rig.post(1, &[packet]));
+        rig.kick(1);
+        rig.settle();
+        rig.settle();
+        served += std::iter::from_fn(|| rig.take_used(1)).count();
+        if served < 256 {
+            continue;
+        }
+        break;
+    }
+    assert_eq!(served, MAX_REPLIES);
+    (0..100).for_each(|_| _ = rig.post(1, &[packet]));
+    rig.kick(1);
+    rig.settle();
+    assert!(rig.take_used(1).is_none(), "packets wait while resets do");
+    let place = rig.writable(PLACE);
+    (0..128).for_each(|_| _ = rig.post(0, &[place]));
+    rig.kick(0);
+    let since = Instant::now();
+    while rig.take_used(1).is_none() {
+        assert!(since.elapsed() < PATIENCE, "they are served when there is room again");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn the_socket_s_file_comes_and_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("v");
+    drop(UnixListener::bind(&path).unwrap()); // stale: its file stays
+    assert!(path.exists());
+    let first = Vsock::open(&config(path.clone())).unwrap();
+    let refused = Vsock::open(&config(path.clone())).map(drop).unwrap_err().to_string();
+    assert!(refused.contains("another process listens there") && refused.contains("/v"), "{refused}");
+    assert!(UnixStream::connect(&path).is_ok(), "the first one goes on");
+    drop(first);
+    assert!(!path.exists());
+    std::fs::write(&path, "a note").unwrap();
+    let refused = Vsock::open(&config(path.clone())).map(drop).unwrap_err().to_string();
+    assert!(refused.contains("a file that is no socket"), "{refused}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "a note");
+    let refused = Vsock::open(&config(folder.path().join("no/v"))).map(drop).unwrap_err().to_string();
+    assert!(refused.contains("No such file"), "{refused}");
+    // Somebody else's file is not removed.
+    std::fs::remove_file(&path).unwrap();
+    let replaced = Vsock::open(&config(path.clone())).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, "another").unwrap();
+    drop(replaced);
+    assert!(path.exists());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// Any packets at all; then a proper connection works.
+    #[test]
+    fn random_packets_do_no_harm(packets in proptest::collection::vec(
+        (0_u16..10, 0_u32..4, 0_u32..4, any::<(u32, u32, u32)>(), 0_u32..300, 0_usize..200, 0_u64..4, 0_u16..3), 1..60,
+    )) {
+        let mut guest = Guest::new();
+        let _listeners = [guest.listen(0), guest.listen(1)];
+        let _hosts = [guest.dial(0), guest.dial(1)];
+        for (op, from, to, (flags, buf_alloc, fwd_cnt), len, data, cid, kind) in packets {
+            let to = if to == 3 { FIRST_PORT + 1 } else { to };
+            let buf_alloc = if cid == 0 { buf_alloc } else { 100 };
+            let dst_cid = if cid == 1 { 1 } else { HOST_CID };
+            let kind = if kind == 0 { 0 } else { TYPE_STREAM };
+            let lie = Header { src_cid: CID, dst_cid, src_port: from, dst_port: to, len, kind, op, flags, buf_alloc, fwd_cnt };
+            guest.send(lie, &vec![9; data]);
+            while guest.try_hear().is_some() {}
+        }
+        prop_assert!(!guest.rig.needs_reset());
+        let mut host = guest.dial(7777);
+        let request = loop {
+            let (header, _) = guest.hear();
+            if header.dst_port == 7777 { break header; }
+        };
+        guest.say(op::RESPONSE, (7777, request.src_port), 0, &[]);
+        prop_assert_eq!(line(&mut host), format!("OK {}", request.src_port));
+    }
+}
