@@ -68,25 +68,19 @@ fn a_trim_gives_the_host_its_blocks_back() {
 }
 
 #[test]
-fn discarded_and_zeroed_blocks_read_as_zeros() {
+fn discarded_blocks_read_as_zeros() {
     let folder = folder();
     let image = full(folder.path(), "image", 16 << 20);
     let script = r"
         echo zeroes=$(cat /sys/block/vda/queue/write_zeroes_max_bytes)
         blkdiscard -o 4194304 -l 4194304 /dev/vda && echo discarded=yes
-        blkdiscard -z -o 1049088 -l 1048576 /dev/vda && echo zeroed=yes
         sync; echo sum=$(md5sum /dev/vda | cut -d' ' -f1)";
     let before = blocks(&image);
     let mut wanted = std::fs::read(&image).expect("the image");
     wanted[4 << 20..8 << 20].fill(0);
-    let sectors = 1_049_088..1_049_088 + (1 << 20);
     let ended = Vm::tuned().args(disk(&image, "")).run(script).start().ends(0);
     assert_eq!(ended.value("discarded"), "yes");
     assert_eq!(ended.number("zeroes"), 32 << 20);
-    // busybox's blkdiscard may not know -z: what the guest did is what is asked for.
-    if ended.console.contains("zeroed=yes") {
-        wanted[sectors].fill(0);
-    }
     let copy = folder.path().join("wanted");
     std::fs::write(&copy, wanted).expect("the wanted bytes");
     assert_eq!((ended.value("sum"), checksum(&image)), (&*checksum(&copy), checksum(&copy)));

@@ -18,8 +18,8 @@ pub fn look() -> Vec<Check> {
             &read("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages"),
         ),
         device("/dev/net/tun", "networks", "modprobe tun; in a container, pass the device in"),
-        device("/dev/vhost-net", "faster networks", "modprobe vhost_net"),
-        device("/dev/vhost-vsock", "sockets to the guest through the kernel", "modprobe vhost_vsock"),
+        device("/dev/vhost-net", "faster networks (not used yet)", "modprobe vhost_net"),
+        device("/dev/vhost-vsock", "sockets to the guest through the kernel (not used yet)", "modprobe vhost_vsock"),
         cgroup(&read("/proc/self/cgroup"), &read("/sys/fs/cgroup/cgroup.controllers")),
         quick_start(&read("/proc/mounts"), &read("/sys/module/kvm/parameters/nx_huge_pages")),
         landlock(),
@@ -79,12 +79,12 @@ fn device(path: &str, purpose: &str, cure: &str) -> Check {
         Ok(_) => Check::good(path, format!("can be opened; for {purpose}")),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             let cure = format!("root, or setfacl -m u:USER:rw {path}");
-            Check::limited(path, format!("this user may not open it; for {purpose} (not used yet)"), cure)
+            Check::limited(path, format!("this user may not open it; for {purpose}"), cure)
         }
         Err(_) if Path::new(path).exists() => {
-            Check::limited(path, format!("is there but does not answer; for {purpose} (not used yet)"), cure)
+            Check::limited(path, format!("is there but does not answer; for {purpose}"), cure)
         }
-        Err(_) => Check::missing(path, format!("does not exist; for {purpose} (not used yet)"), cure),
+        Err(_) => Check::missing(path, format!("does not exist; for {purpose}"), cure),
     }
 }
 
@@ -175,12 +175,12 @@ fn io_uring(disabled: &str) -> Check {
         (Ok(_), _) => Check::good(NAME, "works"),
         (Err(_), setting @ ("1" | "2")) => Check::limited(
             NAME,
-            format!("kernel.io_uring_disabled is {setting}; for faster disks (not used yet)"),
+            format!("kernel.io_uring_disabled is {setting}; for disks with io_engine Async"),
             "sysctl kernel.io_uring_disabled=0",
         ),
         (Err(error), _) => Check::limited(
             NAME,
-            format!("{error}; for faster disks (not used yet)"),
+            format!("{error}; for disks with io_engine Async"),
             "a kernel with CONFIG_IO_URING; in a container, a seccomp profile that allows it",
         ),
     }
