@@ -1,7 +1,6 @@
 //! Disks: what the guest writes is in the image, what it must not write is not, and no image has two writers.
 
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::vm::{Vm, host};
@@ -17,9 +16,8 @@ pub fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder")
 }
 
-/// A disk full of bytes that do not repeat.
-pub fn full(folder: &Path, name: &str, size: usize) -> PathBuf {
-    let path = folder.join(name);
+/// So many bytes that do not repeat.
+pub fn noise(size: usize) -> Vec<u8> {
     let mut state = 88_172_645_463_325_252_u64;
     let mut bytes = Vec::with_capacity(size);
     while bytes.len() < size {
@@ -29,7 +27,14 @@ pub fn full(folder: &Path, name: &str, size: usize) -> PathBuf {
         state ^= state << 17;
         bytes.extend(state.to_le_bytes());
     }
-    File::create(&path).expect("a disk").write_all(&bytes).expect("its content");
+    bytes.truncate(size);
+    bytes
+}
+
+/// A disk full of them.
+pub fn full(folder: &Path, name: &str, size: usize) -> PathBuf {
+    let path = folder.join(name);
+    std::fs::write(&path, noise(size)).expect("a disk");
     path
 }
 

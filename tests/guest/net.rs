@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::thread::{self, JoinHandle};
 
+use crate::disk::{checksum, noise};
 use crate::vm::{Vm, host};
 
 /// Runs busybox' ip, which is there where the lab is.
@@ -20,18 +21,7 @@ fn guest_side(net: u8) -> String {
 fn md5(bytes: &[u8]) -> String {
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), bytes).expect("writing it");
-    host("md5sum", &[file.path().as_os_str()]).split(' ').next().expect("a sum").to_owned()
-}
-
-fn noise(len: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    std::iter::repeat_with(next).flatten().take(len).collect()
+    checksum(file.path())
 }
 
 /// Sends `bytes` to the first caller.

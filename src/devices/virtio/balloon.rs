@@ -3,16 +3,17 @@
 //! What the guest hands over (inflating), or only reports as free, is taken out of its memory with
 //! madvise(MADV_DONTNEED): the host has the pages again, and the guest finds zeros should it use them. Where a page was
 //! a private mapping of the kernel's file, it finds the file's bytes; either way nothing that was ever secret.
-#![allow(unsafe_code)] // madvise(2) of guest memory; timerfd
+#![allow(unsafe_code)] // madvise(2) of guest memory
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemory, Permissions};
+use vmm_sys_util::timerfd::TimerFd;
 
 use super::chain::{Chain, Segment};
 use super::io::{Broken, Counters, Held, Io, count};
@@ -71,7 +72,7 @@ pub struct Balloon {
     /// Pages that the driver says are in the balloon.
     actual: u32,
     /// Fires when statistics are due.
-    timer: Option<File>,
+    timer: Option<TimerFd>,
     /// The driver's buffer for the next statistics.
     waiting: Option<Held>,
     /// Queues that exist only when their features are negotiated have no fixed places.
@@ -205,7 +206,7 @@ impl Device for Balloon {
     /// Statistics are due.
     fn ready(&mut self, _token: u16, io: &mut Io<'_>) -> Result<(), Broken> {
         if let Some(timer) = &mut self.timer {
-            let _ = timer.read(&mut [0; 8]); // how often it fired
+            let _ = timer.wait(); // it has fired: this says how often, and starts it again
         }
         if let (Some(queue), Some(held)) = (self.stats, self.waiting.take()) {
             io.give(queue, held, 0)?;
@@ -277,21 +278,11 @@ fn release(memory: &GuestRam, (first, pages): (u64, u64), counters: &Counters) {
 }
 
 /// A timer that fires every so many seconds.
-fn timer(seconds: u16) -> io::Result<File> {
-    // SAFETY: takes no pointers; returns a new file descriptor or an error.
-    let fd = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
-    let file = unsafe { File::from_raw_fd(fd) };
-    let every = libc::timespec { tv_sec: i64::from(seconds), tv_nsec: 0 };
-    let times = libc::itimerspec { it_interval: every, it_value: every };
-    // SAFETY: the descriptor is a timer's, and the kernel only reads the structure behind the pointer.
-    match unsafe { libc::timerfd_settime(fd, 0, &raw const times, std::ptr::null_mut()) } {
-        0 => Ok(file),
-        _ => Err(io::Error::last_os_error()),
-    }
+fn timer(seconds: u16) -> io::Result<TimerFd> {
+    let every = Duration::from_secs(seconds.into());
+    let mut timer = TimerFd::new()?;
+    timer.reset(every, Some(every))?;
+    Ok(timer)
 }
 
 #[cfg(test)]

@@ -74,6 +74,17 @@ impl VmConfig {
         }
     }
 
+    /// What is wrong with an id that belongs to a device of which there is only one.
+    fn reserved(&self, id: &str) -> Option<String> {
+        let owner = match id {
+            "balloon" if self.balloon.is_some() => "the memory balloon",
+            "rng" if self.entropy.is_some() => "the random number generator",
+            "vsock" if self.vsock.is_some() => "the vsock",
+            _ => return None,
+        };
+        Some(format!("`{id}` is {owner}'s id; choose another"))
+    }
+
     fn check_drives(&self, problems: &mut Vec<Problem>) {
         let drives = JsonPath::keys(["drives"]);
         let mut names = HashMap::new();
@@ -83,10 +94,8 @@ impl VmConfig {
             let mut wrong = |key, text: String| problems.push(Problem::new(path.key(key), text));
             if let Some(text) = bad_id(&drive.drive_id) {
                 wrong("drive_id", text);
-            } else if drive.drive_id == "rng" && self.entropy.is_some() {
-                wrong("drive_id", "`rng` is the random number generator's id; choose another".into());
-            } else if drive.drive_id == "balloon" && self.balloon.is_some() {
-                wrong("drive_id", "`balloon` is the memory balloon's id; choose another".into());
+            } else if let Some(text) = self.reserved(&drive.drive_id) {
+                wrong("drive_id", text);
             }
             if let Some(text) = drive.partuuid.as_deref().and_then(bad_partuuid) {
                 wrong("partuuid", text);
@@ -125,6 +134,8 @@ impl VmConfig {
             let earlier = self.network_interfaces.iter().take(index);
             let same = |like: &dyn Fn(&NetConfig) -> bool| earlier.clone().position(like);
             if let Some(text) = bad_id(&net.iface_id) {
+                wrong("iface_id", text);
+            } else if let Some(text) = self.reserved(&net.iface_id) {
                 wrong("iface_id", text);
             } else if let Some(first) = same(&|other| other.iface_id == net.iface_id) {
                 wrong("iface_id", format!("`{}` is network-interfaces[{first}]'s id already", net.iface_id));
@@ -179,11 +190,6 @@ impl VmConfig {
     fn check_vsock(&self, problems: &mut Vec<Problem>) {
         let found = self.vsock.iter().flat_map(VsockConfig::problems);
         problems.extend(found.map(|(key, text)| Problem::new(JsonPath::keys(["vsock", key]), text)));
-        let taken = self.drives.iter().position(|drive| self.vsock.is_some() && drive.drive_id == "vsock");
-        if let Some(index) = taken {
-            let path = JsonPath::keys(["drives"]).index(index).key("drive_id");
-            problems.push(Problem::new(path, "`vsock` is the vsock's id; choose another"));
-        }
     }
 
     fn check_paths(&self, problems: &mut Vec<Problem>) {
@@ -326,6 +332,14 @@ mod tests {
             (
                 json!({ "drives": [drive("rng", false)], "entropy": {} }),
                 "drives[0].drive_id: `rng` is the random number generator's id; choose another",
+            ),
+            (
+                json!({ "network-interfaces": [{ "iface_id": "rng", "host_dev_name": "t" }], "entropy": {} }),
+                "network-interfaces[0].iface_id: `rng` is the random number generator's id; choose another",
+            ),
+            (
+                json!({ "drives": [drive("vsock", false)], "vsock": { "guest_cid": 3, "uds_path": "v" } }),
+                "drives[0].drive_id: `vsock` is the vsock's id; choose another",
             ),
             (
                 json!({ "drives": [drive("balloon", false)], "balloon": {} }),
