@@ -68,8 +68,16 @@ fn each_fault_of_a_document_is_one_line() {
         ),
         (with("\"metrics\": {\"metrics_path\": \"m\"}"), format!("vm.json:3: metrics: {}", later("metrics"))),
         (
-            with("\"network-interfaces\": [{\"iface_id\": \"a\", \"host_dev_name\": \"t\", \"rx_rate_limiter\": {}}]"),
-            format!("vm.json:3: network-interfaces[0].rx_rate_limiter: {}", later("rx_rate_limiter")),
+            with("\"network-interfaces\": [{\"iface_id\": \"a\", \"host_dev_name\": \"t\", \"queue_pairs\": 17}]"),
+            "vm.json:3: network-interfaces[0].queue_pairs: must be 1 to 16, not 17".into(),
+        ),
+        (
+            with("\"network-interfaces\": [{\"iface_id\": \"a\", \"host_fd\": 3, \"queue_pairs\": 2}]"),
+            "vm.json:3: network-interfaces[0].queue_pairs: a descriptor is one pair; more take a TAP device by host_dev_name".into(),
+        ),
+        (
+            with("\"network-interfaces\": [{\"iface_id\": \"a\", \"host_dev_name\": \"t\", \"tx_rate_limiter\": {\"ops\": 5}}]"),
+            "vm.json:3: network-interfaces[0].tx_rate_limiter.ops: must be an object in braces, not 5".into(),
         ),
         (
             with("\"network-interfaces\": [{\"iface_id\": \"a\"}]"),

@@ -1,7 +1,7 @@
 //! Network interfaces: every byte arrives, the guest is who it was told to be, and a host that fails does no harm.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::thread::{self, JoinHandle};
 
 use crate::disk::{checksum, noise};
@@ -143,6 +143,121 @@ fn a_tap_in_use_is_refused() {
     first.expect("READY");
     let second = Vm::tuned().args(["--net", "tap=vmmtest6"]).run("echo NO").start().ends(1);
     assert!(second.why().contains("open TAP device vmmtest6 for 'eth0': another process uses it"), "{}", second.why());
+    first.send("\n");
+    first.ends(0);
+}
+
+/// Who is heard is the guest's choice, by the control queue; a frame for someone else comes only if it asks for all.
+#[test]
+fn the_guest_chooses_its_address_and_what_it_hears() {
+    const FRAMES: u64 = 50;
+    let script = guest_side(7).replace("ip link set eth0 up", "ip link set eth0 address 02:00:00:00:07:aa up")
+        + "rx() { cat /sys/class/net/eth0/statistics/rx_packets; }
+           answer() { for i in $(seq 60); do ping -c 1 -w 1 10.9.7.1 >/dev/null && break; done; }
+           echo READY; read go; answer; a=$(rx); echo QUIET; read go; answer; echo filtered=$(($(rx) - a))
+           ip link set eth0 promisc on; a=$(rx); echo LOUD; read go; answer; echo heard=$(($(rx) - a))
+           ip link set eth0 promisc off; a=$(rx); echo QUIET; read go; answer; echo again=$(($(rx) - a))
+           echo mac=$(cat /sys/class/net/eth0/address)";
+    let options = "tap=vmmtest7,mac=02:00:00:00:07:01";
+    let mut vm = Vm::tuned().args(["--net", options]).run(&script).pipe().start();
+    vm.expect("READY");
+    ip("addr add 10.9.7.1/24 dev vmmtest7");
+    ip("link set vmmtest7 up");
+    // The address that the interface was given first is nobody's now.
+    host("busybox", &["arp", "-i", "vmmtest7", "-s", "10.9.7.9", "02:00:00:00:07:01"].map(AsRef::as_ref));
+    let socket = UdpSocket::bind("10.9.7.1:0").expect("a socket");
+    for sign in ["QUIET", "LOUD", "QUIET"] {
+        vm.send("\n");
+        vm.expect(sign);
+        for _ in 0..FRAMES {
+            socket.send_to(b"for someone else", "10.9.7.9:9").expect("sending");
+        }
+    }
+    vm.send("\n");
+    let ended = vm.ends(0);
+    assert_eq!(ended.value("mac"), "02:00:00:00:07:aa");
+    // Besides there are the answers to ping, and what the host says unasked.
+    assert!(ended.number("heard") >= FRAMES, "{}", ended.number("heard"));
+    for name in ["filtered", "again"] {
+        assert!((1..FRAMES).contains(&ended.number(name)), "{name}={}", ended.number(name));
+    }
+}
+
+/// Each vCPU sends by a pair of its own, and what comes back finds it.
+#[test]
+fn each_cpu_has_its_pair() {
+    let script = guest_side(8)
+        + r"echo queues=$(ls -d /sys/class/net/eth0/queues/[rt]x-* | wc -l); echo READY; read go
+            dd if=/dev/urandom of=/tmp/out bs=64k count=16 2>/dev/null
+            for c in 0 1; do taskset $((1 << c)) nc 10.9.8.1 700$c </tmp/out >/tmp/in$c; done
+            echo out=$(md5sum </tmp/out | cut -d' ' -f1)
+            echo in=$(md5sum </tmp/in0 | cut -d' ' -f1) $(md5sum </tmp/in1 | cut -d' ' -f1)";
+    let options = "tap=vmmtest8,mac=02:00:00:00:09:08,queue-pairs=2";
+    let vm = Vm::tuned().args(["--net", options, "--cpus", "2"]);
+    let mut vm = vm.run(&script).pipe().start();
+    vm.expect("READY");
+    ip("addr add 10.9.8.1/24 dev vmmtest8");
+    ip("link set vmmtest8 up");
+    // Sends back what it gets, when it has all of it.
+    let echoes: Vec<JoinHandle<Vec<u8>>> = [7000, 7001]
+        .into_iter()
+        .map(|port| {
+            let listener = TcpListener::bind(("10.9.8.1", port)).expect("listening");
+            thread::spawn(move || {
+                let mut bytes = vec![0; 1 << 20];
+                let (mut peer, _) = listener.accept().expect("a caller");
+                peer.read_exact(&mut bytes).and_then(|()| peer.write_all(&bytes)).expect("an echo");
+                bytes
+            })
+        })
+        .collect();
+    vm.send("\n");
+    let sums: Vec<String> = echoes.into_iter().map(|echo| md5(&echo.join().expect("an echo"))).collect();
+    let ended = vm.ends(0);
+    assert_eq!(ended.number("queues"), 4);
+    assert_eq!(ended.value("in"), sums.join(" "));
+    assert_eq!(ended.value("out"), sums[0]);
+}
+
+/// 3 MiB each way, of which 1 are the burst and 1 is in the bucket: the other one waits a second.
+#[test]
+fn a_limited_interface_takes_its_time() {
+    let script = guest_side(9)
+        + r#"echo READY; read go; dd if=/dev/zero of=/tmp/out bs=1M count=3 2>/dev/null
+        for p in 7001 7002; do
+            read up idle < /proc/uptime; nc 10.9.9.1 $p </tmp/out >/tmp/in; read now idle < /proc/uptime
+            awk "BEGIN { print \"ms$p=\" int(($now - $up) * 1000) }"
+        done; echo in=$(wc -c < /tmp/in)"#;
+    let limit = |way| {
+        let bucket = r#"{"size":1048576,"refill_time":1000,"one_time_burst":1048576}"#;
+        format!(r#"network-interfaces[0].{way}_rate_limiter={{"bandwidth":{bucket}}}"#)
+    };
+    let vm =
+        Vm::tuned().args(["--net", "tap=vmmtest9", "--set", &limit("tx"), "--set", &limit("rx"), "--memory", "256M"]);
+    let mut vm = vm.run(&script).pipe().start();
+    vm.expect("READY");
+    ip("addr add 10.9.9.1/24 dev vmmtest9");
+    ip("link set vmmtest9 up");
+    let listen = |port| TcpListener::bind(("10.9.9.1", port)).expect("listening");
+    let (to_us, to_guest) = (receiver(listen(7001), 3 << 20), sender(listen(7002), vec![1; 3 << 20]));
+    vm.send("\n");
+    let ended = vm.ends(0);
+    to_guest.join().expect("all was sent");
+    to_us.join().expect("all was received");
+    assert_eq!(ended.number("in"), 3 << 20);
+    for name in ["ms7001", "ms7002"] {
+        assert!(ended.number(name) >= 900, "{name}={}", ended.number(name));
+    }
+}
+
+/// A TAP device of several queues belongs to an interface of several pairs.
+#[test]
+fn a_tap_of_another_kind_is_refused() {
+    let first = Vm::tuned().args(["--net", "tap=vmmtest10,queue-pairs=2"]).run("echo READY; read go").pipe();
+    let mut first = first.start();
+    first.expect("READY");
+    let second = Vm::tuned().args(["--net", "tap=vmmtest10"]).run("echo NO").start().ends(1);
+    assert!(second.why().contains("one pair does without"), "{}", second.why());
     first.send("\n");
     first.ends(0);
 }

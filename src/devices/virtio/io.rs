@@ -52,6 +52,24 @@ pub struct Counters {
     pub kicks: AtomicU64,
     /// Used-buffer interrupts sent to the driver.
     pub interrupts: AtomicU64,
+    /// Frames of a network interface that did not arrive, or late.
+    pub frames: Frames,
+}
+
+/// Frames of a network interface that did not reach the other side, or had to wait, by the reason.
+#[derive(Debug, Default)]
+pub struct Frames {
+    /// Dropped, as the host's queue was full.
+    pub full: AtomicU64,
+    /// Dropped, as no buffers of the driver could hold one, or it was longer than any frame.
+    pub too_large: AtomicU64,
+    /// Times that one had to wait, as the driver had too few buffers. Those behind it wait in the host's queue, which
+    /// counts itself what it drops.
+    pub no_buffers: AtomicU64,
+    /// Dropped by the driver's own choice of what it receives.
+    pub filtered: AtomicU64,
+    /// Times that one had to wait for a rate limiter.
+    pub throttled: AtomicU64,
 }
 
 /// Adds `n` to a counter.
@@ -113,6 +131,11 @@ impl<'a> Io<'a> {
     /// Replaces the configuration space and tells the driver.
     pub fn set_config(&self, config: &[u8]) {
         self.signal.set_config(config);
+    }
+
+    /// Replaces the configuration space without telling the driver: what changed is its own doing.
+    pub fn show_config(&self, config: &[u8]) {
+        self.signal.show_config(config);
     }
 
     /// Guest RAM.

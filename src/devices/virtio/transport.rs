@@ -55,9 +55,14 @@ impl Signal {
         self.interrupt.trigger();
     }
 
+    /// Replaces the configuration space and says nothing.
+    pub fn show_config(&self, config: &[u8]) {
+        self.registers.set_config(config);
+    }
+
     /// Replaces the configuration space and says so.
     pub fn set_config(&self, config: &[u8]) {
-        self.registers.set_config(config);
+        self.show_config(config);
         self.config_changed();
     }
 

@@ -291,6 +291,8 @@ impl Loop {
             let _ = ops.remove(Events::with_data_raw(*fd, watch(*token), EventSet::IN));
         }
         self.device.stopping();
+        // What a driver changed by a request is as at power-on for the next one.
+        up.signal.show_config(&self.device.facts().config);
         up.queues
     }
 

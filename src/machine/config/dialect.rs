@@ -9,12 +9,11 @@ use super::fault::Problem;
 use super::path::JsonPath;
 
 /// Firecracker's keys without a meaning here, by the object that they are in.
-const LATER: [(&str, &[&str]); 6] = [
+const LATER: [(&str, &[&str]); 5] = [
     ("", &["cpu-config", "memory-hotplug", "metrics", "mmds-config", "pmem"]),
     ("balloon", &["free_page_hinting"]),
     ("machine-config", &["cpu_template"]),
     ("drives", &["socket"]),
-    ("network-interfaces", &["rx_rate_limiter", "tx_rate_limiter"]),
     ("serial", &["rate_limiter"]),
 ];
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use devices::virtio::block::config::MAX_QUEUES;
-use devices::virtio::net::config::{MTU_MIN, Mac, NetConfig, bad_name};
+use devices::virtio::net::config::{MAX_QUEUE_PAIRS, MTU_MIN, Mac, NetConfig, bad_name};
 use devices::virtio::vsock::VsockConfig;
 
 use super::fault::Problem;
@@ -171,6 +171,15 @@ impl VmConfig {
                     }
                 }
                 None => {}
+            }
+            match net.queue_pairs {
+                Some(pairs) if !(1..=MAX_QUEUE_PAIRS).contains(&pairs) => {
+                    wrong("queue_pairs", format!("must be 1 to {MAX_QUEUE_PAIRS}, not {pairs}"));
+                }
+                Some(2..) if net.host_fd.is_some() => {
+                    wrong("queue_pairs", "a descriptor is one pair; more take a TAP device by host_dev_name".into());
+                }
+                _ => {}
             }
             if let Some(mtu) = net.mtu.filter(|mtu| *mtu < MTU_MIN) {
                 wrong("mtu", format!("must be at least {MTU_MIN}, not {mtu}"));

@@ -50,7 +50,7 @@ pub struct VmArgs {
     /// Another disk. Options: ,ro ,id=NAME ,cache=unsafe ,engine=async ,queues=N ,direct (past the host's page cache). Repeatable
     #[arg(long, value_name = "PATH[,ro][,id=NAME]", value_parser = disk::parse, help_heading = "Devices")]
     pub disk: Vec<Disk>,
-    /// A network interface over a TAP device (or ,fd=N). Options: ,mac=ADDRESS ,mtu=N ,id=NAME. Repeatable
+    /// A network interface over a TAP device (or ,fd=N). Options: ,mac=ADDRESS ,mtu=N ,queue-pairs=N ,id=NAME. Repeatable
     #[arg(long, value_name = "tap=NAME[,mac=..]", value_parser = net::parse, help_heading = "Devices")]
     pub net: Vec<Value>,
     /// A memory balloon: the memory that the guest is asked to give back, maybe 0. Options: ,deflate_on_oom ,stats=SECONDS

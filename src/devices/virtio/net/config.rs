@@ -5,6 +5,8 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::rate_limit::RateLimiterConfig;
+
 /// A network interface: frames to and from a TAP device of the host (virtio 1.2, 5.1). One of `host_dev_name` and
 /// `host_fd` says which.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -24,7 +26,28 @@ pub struct NetConfig {
     /// Largest packet, bytes, that the guest shall send; 68 to 65535. Without it the guest takes 1500.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// Pairs of queues, so that several vCPUs can send and receive at a time; 1 where it is absent. More take a TAP
+    /// device by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16))]
+    pub queue_pairs: Option<u16>,
+    /// Limits of what the guest receives: bytes and frames. What is too early waits in the host's queue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rx_rate_limiter: Option<RateLimiterConfig>,
+    /// Limits of what the guest sends: bytes and frames.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tx_rate_limiter: Option<RateLimiterConfig>,
 }
+
+impl NetConfig {
+    /// How many queue pairs it asks for.
+    pub fn queue_pairs(&self) -> u16 {
+        self.queue_pairs.unwrap_or(1).clamp(1, MAX_QUEUE_PAIRS)
+    }
+}
+
+/// Most queue pairs of an interface.
+pub const MAX_QUEUE_PAIRS: u16 = 16;
 
 /// Longest name of an interface of the host (IFNAMSIZ with its NUL).
 pub const NAME_MAX: usize = 15;

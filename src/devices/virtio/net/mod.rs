@@ -1,91 +1,97 @@
 //! virtio-net (virtio 1.2, 5.1) over a TAP device of the host, or a socket of frames. Runs on its worker thread.
 //!
-//! Frames to the guest are read into a buffer of ours and copied into as many of the driver's buffers as they need
-//! (VIRTIO_NET_F_MRG_RXBUF). Where the driver has too few, the frame waits here for more and all later ones wait in
-//! the host's queue, which drops what does not fit. Frames from the guest go straight from its memory.
+//! One thread serves all queue pairs. Frames to the guest take the way of `pair.rs`, past the filter that the driver
+//! sets by the control queue; frames from the guest go straight from its memory.
 
 pub mod config;
+mod control;
+mod filter;
+mod pair;
 mod tap;
 
 use std::io;
 
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN,
-    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
-    VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_ERR, VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA,
+    VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
+    VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_OK,
+    VIRTIO_NET_S_LINK_UP,
 };
 
 use self::config::{Mac, NetConfig};
+use self::control::{Command, Refused};
+use self::filter::Filter;
+use self::pair::{Gate, Host, Pair, TURN, may_pass};
 use self::tap::Tap;
-use super::io::{Broken, Held, Io, count};
+use super::io::{Broken, Io, Served, count};
 use super::pieces::{Direction, Pieces};
 use super::{Chain, Counters, Device, Facts, OpenError, Source};
 use crate::log_limit::LogLimit;
+use crate::rate_limit::{RateLimiterConfig, Throttle};
 
 /// Device id (virtio 1.2, 5).
 const VIRTIO_ID_NET: u32 = 1;
 const QUEUE_SIZE: u16 = 256;
-const RECEIVE: usize = 0;
-const TRANSMIT: usize = 1;
-/// Bytes of struct virtio_net_hdr_v1, and where its `num_buffers` lies (5.1.6).
+const CONTROL_QUEUE_SIZE: u16 = 64;
+/// Bytes of struct virtio_net_hdr_v1 (5.1.6).
 const HEADER: usize = 12;
-const NUM_BUFFERS: u64 = 10;
 /// The longest frame: an IP packet of 64 KiB with its Ethernet header (and room for a VLAN tag), and our header.
 const FRAME_MAX: usize = HEADER + 65_536 + 18;
-/// Most of the driver's buffers that one frame may take; Linux' own need 44.
-const BUFFERS_MAX: usize = 128;
-/// Frames after which the other direction gets its turn.
-const TURN: usize = 64;
-/// The driver hears of received frames after so many of them.
-const BATCH: usize = 16;
+/// Tokens of the rate limiters' timers; that of a pair's file is the pair's number.
+const RECEIVE_TIMER: u16 = 0x100;
+const TRANSMIT_TIMER: u16 = 0x101;
 
 /// The device.
 pub struct Net {
     id: String,
+    /// The address that the user chose, and the one that the interface has now.
+    chosen_mac: Option<Mac>,
     mac: Option<Mac>,
     mtu: Option<u16>,
-    tap: Tap,
+    pairs: Vec<Pair>,
+    /// So many pairs are in use, the first ones.
+    active: usize,
+    /// The number of the control queue, where there is one.
+    control: Option<usize>,
     /// The host's end is gone: the link is down.
     is_down: bool,
-    /// One frame with its header, and its length while it waits for buffers of the driver.
-    frame: Box<[u8]>,
-    waiting: Option<usize>,
-    /// The chains that take the frame. While it waits they are kept: the driver kicks for what it adds to them.
-    chains: Vec<Held>,
-    mergeable: bool,
+    gate: Gate,
+    transmit_throttle: Option<Throttle>,
     pieces: Pieces,
-}
-
-/// What became of a frame for the guest.
-enum Delivery {
-    Done,
-    /// The driver has too few buffers now.
-    Later,
 }
 
 impl Net {
     /// Opens the host's end.
     pub fn open(config: &NetConfig) -> Result<Self, OpenError> {
+        let id = config.iface_id.clone();
         let mac = config.guest_mac.as_deref().map(Mac::parse).transpose();
-        let mac =
-            mac.map_err(|why| OpenError::new(format!("open '{}': its guest_mac is wrong: {why}", config.iface_id)))?;
+        let mac = mac.map_err(|why| OpenError::new(format!("open '{id}': its guest_mac is wrong: {why}")))?;
+        let throttle = |limits: &Option<RateLimiterConfig>| {
+            let throttle = Throttle::new(limits.as_ref());
+            throttle.map_err(|error| OpenError::new(format!("create a timer for '{id}''s limits: {error}")))
+        };
+        let gate =
+            Gate { filter: Filter::new(mac, false), throttle: throttle(&config.rx_rate_limiter)?, mergeable: false };
+        let transmit_throttle = throttle(&config.tx_rate_limiter)?;
+        let pairs = (0_usize..).step_by(2).zip(Tap::open(config)?).map(|(queue, tap)| Pair::new(tap, queue)).collect();
         Ok(Self {
-            id: config.iface_id.clone(),
+            id,
+            chosen_mac: mac,
             mac,
             mtu: config.mtu,
-            tap: Tap::open(config)?,
+            pairs,
+            active: 1,
+            control: None,
             is_down: false,
-            frame: vec![0; FRAME_MAX].into_boxed_slice(),
-            waiting: None,
-            chains: Vec::new(),
-            mergeable: false,
+            gate,
+            transmit_throttle,
             pieces: Pieces::default(),
         })
     }
 
     fn features(&self) -> u64 {
-        let bits = |all: &[u32]| all.iter().fold(0_u64, |bits, bit| bits | 1 << bit);
         let tcp = [
             VIRTIO_NET_F_CSUM,
             VIRTIO_NET_F_GUEST_CSUM,
@@ -97,11 +103,21 @@ impl Net {
             VIRTIO_NET_F_HOST_ECN,
         ];
         let udp = [VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_USO];
+        let control = [
+            VIRTIO_NET_F_CTRL_VQ,
+            VIRTIO_NET_F_CTRL_RX,
+            VIRTIO_NET_F_CTRL_RX_EXTRA,
+            VIRTIO_NET_F_CTRL_VLAN,
+            VIRTIO_NET_F_CTRL_MAC_ADDR,
+        ];
+        let tap = self.pairs.first().map(|pair| &pair.tap);
         bits(&[VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS])
-            | if self.tap.offloads() { bits(&tcp) } else { 0 }
-            | if self.tap.offloads_udp() { bits(&udp) } else { 0 }
-            | u64::from(self.mac.is_some()) << VIRTIO_NET_F_MAC
+            | bits(&control)
+            | if tap.is_some_and(Tap::offloads) { bits(&tcp) } else { 0 }
+            | if tap.is_some_and(Tap::offloads_udp) { bits(&udp) } else { 0 }
+            | u64::from(self.chosen_mac.is_some()) << VIRTIO_NET_F_MAC
             | u64::from(self.mtu.is_some()) << VIRTIO_NET_F_MTU
+            | u64::from(self.pairs.len() > 1) << VIRTIO_NET_F_MQ
     }
 
     /// struct virtio_net_config (5.1.4), up to and with `mtu`.
@@ -109,111 +125,23 @@ impl Net {
         let status = if self.is_down { 0 } else { VIRTIO_NET_S_LINK_UP };
         let mut config = self.mac.map_or([0; 6], |mac| mac.0).to_vec();
         config.extend(u16::try_from(status).unwrap_or(0).to_le_bytes());
-        config.extend(1_u16.to_le_bytes()); // max_virtqueue_pairs: not offered
+        config.extend(u16::try_from(self.pairs.len()).unwrap_or(1).to_le_bytes()); // max_virtqueue_pairs
         config.extend(self.mtu.unwrap_or(0).to_le_bytes());
         config
     }
 
-    /// Takes frames from the host until there are none, or the driver has no buffers, or it is the others' turn.
-    fn receive(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
-        if self.is_down || !io.is_ready(RECEIVE) {
+    /// Takes frames from the host for one pair.
+    fn receive(
+        &mut self,
+        pair: usize,
+        io: &mut Io<'_>,
+        how: fn(&mut Pair, &mut Gate, &mut Io<'_>) -> Result<Host, Broken>,
+    ) -> Result<(), Broken> {
+        let Some(pair) = self.pairs.get_mut(pair).filter(|_| pair < self.active && !self.is_down) else {
             return Ok(());
-        }
-        io.listen(RECEIVE, false)?;
-        let mut untold = 0_usize;
-        for _ in 0..TURN {
-            if io.is_wanted() {
-                break;
-            }
-            let len = match self.waiting.take() {
-                Some(len) => len,
-                None => match self.tap.receive(&mut self.frame) {
-                    Ok(len) if len <= HEADER => {
-                        count(&io.counters().failed, 1); // an empty datagram is no frame
-                        continue;
-                    }
-                    Ok(len) => len,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return self.tell(untold, io),
-                    Err(error) => {
-                        self.lost(&error, io);
-                        return self.tell(untold, io);
-                    }
-                },
-            };
-            match self.deliver(len, io)? {
-                Delivery::Done => untold = untold.saturating_add(1),
-                Delivery::Later => {
-                    self.waiting = Some(len);
-                    self.tell(untold, io)?;
-                    // Buffers may have come before the driver could read that they are wanted.
-                    if io.listen(RECEIVE, true)? {
-                        io.ring(RECEIVE);
-                    }
-                    return Ok(());
-                }
-            }
-            if untold == BATCH {
-                self.tell(std::mem::take(&mut untold), io)?;
-            }
-        }
-        io.ring(RECEIVE); // there may be more
-        self.tell(untold, io)
-    }
-
-    fn tell(&self, untold: usize, io: &mut Io<'_>) -> Result<(), Broken> {
-        if untold > 0 { io.tell(RECEIVE) } else { Ok(()) }
-    }
-
-    /// Copies a frame into the driver's buffers. What no buffers could hold is dropped.
-    fn deliver(&mut self, len: usize, io: &mut Io<'_>) -> Result<Delivery, Broken> {
-        let frame_len = u64::try_from(len).unwrap_or(u64::MAX);
-        let room_of = |held: &Held, io: &Io<'_>| held.chain(io.memory()).writable_len();
-        let mut room = self.chains.iter().fold(0_u64, |room, held| room.saturating_add(room_of(held, io)));
-        let most = if self.mergeable { BUFFERS_MAX } else { 1 };
-        while room < frame_len && self.chains.len() < most {
-            let Some(held) = io.take(RECEIVE, Default::default())? else { break };
-            let held_room = room_of(&held, io);
-            if held_room <= HEADER as u64 {
-                return Err(Broken("a receive buffer has no room for a frame"));
-            }
-            room = room.saturating_add(held_room);
-            self.chains.push(held);
-        }
-        if room < frame_len {
-            if self.chains.len() < most {
-                return Ok(Delivery::Later);
-            }
-            self.let_go(io);
-            count(&io.counters().failed, 1);
-            return Ok(Delivery::Done);
-        }
-        self.fill(len, io)?;
-        count(&io.counters().bytes, frame_len.saturating_sub(HEADER as u64));
-        Ok(Delivery::Done)
-    }
-
-    /// The driver's buffers go back unused, the last one first.
-    fn let_go(&mut self, io: &mut Io<'_>) {
-        while let Some(held) = self.chains.pop() {
-            io.put_back(RECEIVE, held);
-        }
-    }
-
-    /// Writes the frame to the chains that were taken for it and returns them to the driver.
-    fn fill(&mut self, len: usize, io: &mut Io<'_>) -> Result<(), Broken> {
-        const OUT: Broken = Broken("a receive buffer is not in RAM");
-        let buffers = u16::try_from(self.chains.len()).unwrap_or(u16::MAX);
-        let mut rest = self.frame.get(..len).unwrap_or_default();
-        for (place, held) in self.chains.drain(..).enumerate() {
-            let chain = held.chain(io.memory());
-            let now = usize::try_from(chain.writable_len()).unwrap_or(usize::MAX).min(rest.len());
-            let (part, later) = rest.split_at_checked(now).unwrap_or((rest, &[]));
-            chain.write(0, part).map_err(|_| OUT)?;
-            if place == 0 {
-                chain.write(NUM_BUFFERS, &buffers.to_le_bytes()).map_err(|_| OUT)?;
-            }
-            io.give(RECEIVE, held, u32::try_from(now).unwrap_or(u32::MAX))?;
-            rest = later;
+        };
+        if let Err(error) = how(pair, &mut self.gate, io)? {
+            self.lost(&error, io);
         }
         Ok(())
     }
@@ -225,47 +153,143 @@ impl Net {
         io.set_config(&self.config_space());
     }
 
+    /// Sends what the guest put into one pair's transmit queue, until it is another queue's turn.
+    fn transmit(&mut self, pair: usize, io: &mut Io<'_>) -> Result<(), Broken> {
+        let queue = pair.saturating_mul(2).saturating_add(1);
+        let (counters, mut sent) = (io.counters(), 0_usize);
+        io.drain_while(queue, |chain| {
+            if sent == TURN {
+                return Ok(Served::Later);
+            }
+            sent = sent.saturating_add(1);
+            Ok(self.send(pair, chain, counters))
+        })?;
+        if sent == TURN {
+            io.ring(queue);
+        }
+        Ok(())
+    }
+
     /// Sends one frame of the guest. What the host does not take is dropped, as on any Ethernet.
-    fn transmit(&mut self, chain: &Chain<'_>, counters: &Counters) {
+    fn send(&mut self, pair: usize, chain: &Chain<'_>, counters: &Counters) -> Served {
         let len = chain.readable_len();
-        let fits = len > HEADER as u64 && len <= FRAME_MAX as u64;
+        let bytes = len.saturating_sub(HEADER as u64);
+        let fits = bytes > 0 && len <= FRAME_MAX as u64;
+        if fits && !may_pass(self.transmit_throttle.as_mut(), bytes, counters) {
+            return Served::Later;
+        }
+        if len > FRAME_MAX as u64 {
+            count(&counters.frames.too_large, 1);
+        }
+        // A pair that is not in use has no way of its own.
+        let tap = self.pairs.get(if pair < self.active { pair } else { 0 }).map(|pair| &pair.tap);
         self.pieces.clear();
-        let sent = match fits && !self.is_down {
-            true => self
+        let sent = match tap.filter(|_| fits && !self.is_down) {
+            Some(tap) => self
                 .pieces
                 .add(Direction::Write, chain.memory(), chain.readable_part(0..len))
-                .and_then(|()| self.tap.send(self.pieces.as_mut_slice())),
-            false => Err(io::ErrorKind::InvalidInput.into()),
+                .and_then(|()| tap.send(self.pieces.as_mut_slice())),
+            None => Err(io::ErrorKind::InvalidInput.into()),
         };
         self.pieces.clear();
         match sent {
-            Ok(()) => count(&counters.bytes, len.saturating_sub(HEADER as u64)),
+            Ok(()) => count(&counters.bytes, bytes),
             Err(error) => {
                 count(&counters.failed, 1);
+                if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS)) {
+                    count(&counters.frames.full, 1);
+                }
                 static LIMIT: LogLimit = LogLimit::new();
                 if let Some(suppressed) = LIMIT.check() {
                     tracing::debug!(interface = self.id, %error, suppressed, "a frame of the guest was dropped");
                 }
             }
         }
+        Served::Done(0)
     }
-}
 
-impl Device for Net {
-    fn facts(&self) -> Facts {
-        Facts {
-            virtio_id: VIRTIO_ID_NET,
-            features: self.features(),
-            queue_sizes: vec![QUEUE_SIZE; 2],
-            config: self.config_space(),
-            sources: vec![Source { token: 0, fd: self.tap.fd() }],
-            ..Facts::default()
+    /// Serves the control queue (5.1.6.5), until it is another queue's turn.
+    fn serve_control(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
+        io.listen(queue, false)?;
+        for _ in 0..TURN {
+            if io.is_wanted() {
+                break;
+            }
+            let Some(held) = io.take(queue, Default::default())? else {
+                if io.listen(queue, true)? {
+                    continue;
+                }
+                return Ok(());
+            };
+            let chain = held.chain(io.memory());
+            let done = Command::read(&chain, io.features()).and_then(|command| self.obey(command, io));
+            let ack = if done.is_ok() { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
+            if let Err(Refused(why)) = done {
+                count(&io.counters().failed, 1);
+                static LIMIT: LogLimit = LogLimit::new();
+                if let Some(suppressed) = LIMIT.check() {
+                    tracing::debug!(interface = self.id, why, suppressed, "a control request of the guest was refused");
+                }
+            }
+            let ack = [u8::try_from(ack).unwrap_or(u8::MAX)];
+            chain.write(0, &ack).map_err(|_| Broken("a control request has no room in RAM for its answer"))?;
+            io.give(queue, held, 1)?;
+            io.tell(queue)?;
         }
+        io.ring(queue); // there may be more
+        Ok(())
     }
 
-    fn started(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
-        let has = |bit: u32| io.features() & (1 << bit) != 0;
-        self.mergeable = has(VIRTIO_NET_F_MRG_RXBUF);
+    fn obey(&mut self, command: Command, io: &mut Io<'_>) -> Result<(), Refused> {
+        match command {
+            Command::Mode(mode, on) => self.gate.filter.set_mode(mode, on),
+            Command::Tables(unicast, multicast) => self.gate.filter.set_tables(unicast, multicast),
+            Command::Vlan(id, member) => self.gate.filter.set_vlan(id, member),
+            Command::Address(mac) => {
+                self.gate.filter.set_mac(mac);
+                if io.features() & bits(&[VIRTIO_NET_F_MAC]) != 0 {
+                    self.mac = Some(mac);
+                    io.show_config(&self.config_space());
+                }
+            }
+            Command::Pairs(pairs) => return self.use_pairs(usize::from(pairs), io),
+        }
+        Ok(())
+    }
+
+    /// Uses the first `wanted` pairs from now on, and no others.
+    fn use_pairs(&mut self, wanted: usize, io: &mut Io<'_>) -> Result<(), Refused> {
+        if wanted == 0 || wanted > self.pairs.len() {
+            return Err(Refused("there are not that many queue pairs"));
+        }
+        while self.active != wanted {
+            let grow = self.active < wanted;
+            let place = if grow { self.active } else { self.active.saturating_sub(1) };
+            let Some(pair) = self.pairs.get_mut(place) else { break };
+            pair.tap.attach(grow).map_err(|_| Refused("the host does not change the use of its queue"))?;
+            if grow {
+                io.ring(place.saturating_mul(2));
+                self.active = self.active.saturating_add(1);
+            } else {
+                pair.let_go(io);
+                pair.forget();
+                self.active = place;
+            }
+        }
+        Ok(())
+    }
+
+    /// One pair is in use, as at power-on.
+    fn use_one_pair(&mut self) {
+        for pair in self.pairs.iter().take(self.active).skip(1) {
+            // A TAP device that is gone has no queues to detach.
+            let _ = pair.tap.attach(false);
+        }
+        self.active = 1;
+    }
+
+    /// Has the host leave to the guest what the driver can take.
+    fn set_offload(&self, features: u64) {
         let offloads = [
             (VIRTIO_NET_F_GUEST_CSUM, tap::TUN_F_CSUM),
             (VIRTIO_NET_F_GUEST_TSO4, tap::TUN_F_TSO4),
@@ -274,48 +298,87 @@ impl Device for Net {
             (VIRTIO_NET_F_GUEST_USO4, tap::TUN_F_USO4),
             (VIRTIO_NET_F_GUEST_USO6, tap::TUN_F_USO6),
         ];
-        let wanted = offloads.iter().filter(|(feature, _)| has(*feature)).fold(0, |flags, (_, flag)| flags | flag);
-        if let Err(error) = self.tap.set_offload(wanted) {
+        let Some(Pair { tap, .. }) = self.pairs.first() else { return };
+        let wanted = offloads
+            .iter()
+            .filter(|(feature, _)| features & bits(&[*feature]) != 0)
+            .fold(0, |all, (_, flag)| all | flag);
+        if let Err(error) = tap.set_offload(wanted) {
             // Segments without their checksum, say: a driver that asks for nonsense gets frames without offloads.
             static LIMIT: LogLimit = LogLimit::new();
             if let Some(suppressed) = LIMIT.check() {
                 tracing::warn!(interface = self.id, %error, suppressed, "the host does not take the driver's offloads");
             }
-            let _ = self.tap.set_offload(0);
+            let _ = tap.set_offload(0);
         }
+    }
+}
+
+impl Device for Net {
+    fn facts(&self) -> Facts {
+        let mut queue_sizes = vec![QUEUE_SIZE; self.pairs.len().saturating_mul(2)];
+        queue_sizes.push(CONTROL_QUEUE_SIZE);
+        let taps = (0..).zip(&self.pairs).map(|(token, pair)| Source { token, fd: pair.tap.fd() });
+        let timers = [(&self.gate.throttle, RECEIVE_TIMER), (&self.transmit_throttle, TRANSMIT_TIMER)];
+        let timers = timers.into_iter().filter_map(|(throttle, token)| Some(throttle.as_ref()?.source(token)));
+        Facts {
+            virtio_id: VIRTIO_ID_NET,
+            features: self.features(),
+            queue_sizes,
+            config: self.config_space(),
+            sources: taps.chain(timers).collect(),
+            ..Facts::default()
+        }
+    }
+
+    fn started(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
+        let has = |bit: u32| io.features() & bits(&[bit]) != 0;
+        self.gate.mergeable = has(VIRTIO_NET_F_MRG_RXBUF);
+        let vlans = has(VIRTIO_NET_F_CTRL_VQ) && has(VIRTIO_NET_F_CTRL_VLAN);
+        self.gate.filter = Filter::new(self.mac, vlans);
+        // The control queue comes behind those of all pairs, or of one pair where the driver knows no more (5.1.2).
+        let pairs = if has(VIRTIO_NET_F_MQ) { self.pairs.len() } else { 1 };
+        self.control = has(VIRTIO_NET_F_CTRL_VQ).then_some(pairs.saturating_mul(2));
+        self.set_offload(io.features());
         Ok(())
     }
 
     fn kicked(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
-        match queue {
-            RECEIVE => self.receive(io),
-            TRANSMIT => {
-                let counters = io.counters();
-                io.drain(TRANSMIT, |chain| {
-                    self.transmit(chain, counters);
-                    Ok(0)
-                })
-            }
-            _ => Ok(()),
+        let pair = queue / 2;
+        match queue % 2 {
+            _ if self.control == Some(queue) => self.serve_control(queue, io),
+            _ if pair >= self.pairs.len() => Ok(()),
+            0 => self.receive(pair, io, Pair::receive),
+            _ => self.transmit(pair, io),
         }
     }
 
-    /// The host has frames.
-    fn ready(&mut self, _token: u16, io: &mut Io<'_>) -> Result<(), Broken> {
-        if self.waiting.is_some() { Ok(()) } else { self.receive(io) }
+    /// The host has frames, or time has come for those that wait.
+    fn ready(&mut self, token: u16, io: &mut Io<'_>) -> Result<(), Broken> {
+        let mut pairs = 0..self.pairs.len();
+        match token {
+            RECEIVE_TIMER => pairs.try_for_each(|pair| self.receive(pair, io, Pair::receive)),
+            TRANSMIT_TIMER => pairs.try_for_each(|pair| self.transmit(pair, io)),
+            pair => self.receive(usize::from(pair), io, Pair::ready),
+        }
     }
 
     /// The buffers of a frame that waits are there when the queue runs again.
     fn finish(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
-        self.let_go(io);
+        self.pairs.iter_mut().for_each(|pair| pair.let_go(io));
         Ok(())
     }
 
     fn stopping(&mut self) {
-        (self.waiting, self.mergeable) = (None, false);
-        self.chains.clear();
-        let _ = self.tap.set_offload(0);
+        self.pairs.iter_mut().for_each(Pair::forget);
+        self.use_one_pair();
+        (self.control, self.gate.mergeable, self.mac) = (None, false, self.chosen_mac);
+        self.set_offload(0);
     }
+}
+
+fn bits(all: &[u32]) -> u64 {
+    all.iter().fold(0_u64, |bits, bit| bits | 1 << bit)
 }
 
 #[cfg(test)]

@@ -17,7 +17,11 @@ const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
 const TUNGETIFF: libc::Ioctl = 0x8004_54d2u32 as libc::Ioctl;
 const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;
 const TUNSETVNETHDRSZ: libc::Ioctl = 0x4004_54d8;
+const TUNSETQUEUE: libc::Ioctl = 0x4004_54d9;
 const IFF_TAP: u16 = 0x0002;
+const IFF_MULTI_QUEUE: u16 = 0x0100;
+const IFF_ATTACH_QUEUE: u16 = 0x0200;
+const IFF_DETACH_QUEUE: u16 = 0x0400;
 const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
 /// What the guest's side can take: checksums to be done, TCP segments of IPv4 and IPv6, with ECN, UDP segments.
@@ -37,7 +41,7 @@ struct Ifreq {
     rest: [u8; 22],
 }
 
-/// An open back end.
+/// An open back end, or one queue of it: a TAP device has a file for each queue pair of the guest.
 #[derive(Debug)]
 pub struct Tap {
     file: File,
@@ -50,21 +54,30 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Opens what `config` names.
-    pub fn open(config: &NetConfig) -> Result<Self, OpenError> {
+    /// Opens what `config` names: one file for each queue pair. The first is in use, the others are detached.
+    pub fn open(config: &NetConfig) -> Result<Vec<Self>, OpenError> {
         let id = &config.iface_id;
         match (&config.host_dev_name, config.host_fd) {
-            (Some(name), _) => Self::by_name(name)
+            (Some(name), _) => Self::all_by_name(name, config.queue_pairs())
                 .map_err(|error| OpenError::new(format!("open TAP device {name} for '{id}': {}", why(&error)))),
             (None, Some(fd)) => Self::inherited(fd)
+                .map(|tap| vec![tap])
                 .map_err(|error| OpenError::new(format!("use file descriptor {fd} for '{id}': {}", why(&error)))),
             (None, None) => Err(OpenError::new(format!("open '{id}': it names neither a TAP device nor a descriptor"))),
         }
     }
 
-    fn by_name(name: &str) -> io::Result<Self> {
+    fn all_by_name(name: &str, pairs: u16) -> io::Result<Vec<Self>> {
+        let several = if pairs > 1 { IFF_MULTI_QUEUE } else { 0 };
+        let taps = (0..pairs).map(|_| Self::by_name(name, several)).collect::<io::Result<Vec<_>>>()?;
+        taps.iter().skip(1).try_for_each(|tap| tap.attach(false))?;
+        Ok(taps)
+    }
+
+    fn by_name(name: &str, more: u16) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
-        let mut request = Ifreq { name: [0; 16], flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, rest: [0; 22] };
+        let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | more;
+        let mut request = Ifreq { name: [0; 16], flags, rest: [0; 22] };
         for (to, from) in request.name.iter_mut().take(15).zip(name.bytes()) {
             *to = from;
         }
@@ -114,7 +127,19 @@ impl Tap {
         Ok(tap)
     }
 
-    /// Says what the guest can take; nothing for a socket.
+    /// Takes this queue of a TAP device with several into use, or out of it: frames then go to the others. Nothing for
+    /// a socket.
+    pub fn attach(&self, on: bool) -> io::Result<()> {
+        if !self.has_header {
+            return Ok(());
+        }
+        let flags = if on { IFF_ATTACH_QUEUE } else { IFF_DETACH_QUEUE };
+        let request = Ifreq { name: [0; 16], flags, rest: [0; 22] };
+        // SAFETY: TUNSETQUEUE reads a struct ifreq, 40 bytes, which is what the pointer leads to.
+        check(unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETQUEUE, &raw const request) }).map(|_| ())
+    }
+
+    /// Says what the guest can take; nothing for a socket. It goes for all queues of a TAP device.
     pub fn set_offload(&self, flags: u32) -> io::Result<()> {
         if !self.has_header {
             return Ok(());
@@ -195,7 +220,10 @@ fn why(error: &io::Error) -> String {
         }
         Some(libc::EACCES) => "no permission to open /dev/net/tun",
         Some(libc::EBUSY) => "another process uses it",
-        Some(libc::EINVAL) => "an interface of that name exists and is no TAP device of one queue",
+        Some(libc::EINVAL) => {
+            "an interface of that name exists and is no TAP device, or its kind (ip tuntap add ... multi_queue) does not \
+             fit queue_pairs: several pairs need multi_queue, one pair does without"
+        }
         Some(libc::EBADF) => "no such descriptor is open",
         _ => return error.to_string(),
     };

@@ -4,14 +4,21 @@
 
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::*;
 use crate::testing::{Buffer, PATIENCE, RAM, Rig};
+use crate::virtio::io::Frames;
 use crate::virtio::transport::RING_FEATURES;
 
 const MRG: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
+/// What belongs to the control queue of one pair.
+const CONTROL: u64 = 1 << VIRTIO_NET_F_CTRL_VQ
+    | 1 << VIRTIO_NET_F_CTRL_RX
+    | 1 << VIRTIO_NET_F_CTRL_RX_EXTRA
+    | 1 << VIRTIO_NET_F_CTRL_VLAN
+    | 1 << VIRTIO_NET_F_CTRL_MAC_ADDR;
 
 fn rig_with(config: NetConfig) -> (Rig, UnixDatagram) {
     let (ours, theirs) = UnixDatagram::pair().unwrap();
@@ -44,13 +51,18 @@ fn delivered(rig: &mut Rig, buffers: &[Buffer], len: u32) -> Vec<u8> {
     bytes
 }
 
+/// One of the counts of frames that did not arrive.
+fn frames(rig: &mut Rig, which: impl Fn(&Frames) -> &AtomicU64) -> u64 {
+    which(&rig.transport().worker().counters().frames).load(Ordering::Relaxed)
+}
+
 #[test]
 fn says_what_it_is() {
     let config = NetConfig { guest_mac: Some("02:00:00:00:00:07".into()), mtu: Some(9000), ..NetConfig::default() };
     let (mut rig, _host) = rig_with(config);
     assert_eq!(rig.config(0, 12), [2, 0, 0, 0, 0, 7, 1, 0, 1, 0, 0x28, 0x23]);
     let offered = rig.offered() & !RING_FEATURES;
-    assert_eq!(offered, MRG | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_MTU);
+    assert_eq!(offered, MRG | CONTROL | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_MTU);
 }
 
 #[test]
@@ -222,6 +234,20 @@ fn nothing_is_no_frame() {
     assert!(rig.take_used(0).is_none() && !rig.needs_reset());
 }
 
+/// A frame that is longer than any is not cut, but dropped.
+#[test]
+fn a_frame_that_is_too_long_is_dropped() {
+    let (mut rig, host) = rig(MRG);
+    let buffers: Vec<Buffer> = (0..5).map(|_| rig.writable(20_000)).collect();
+    for buffer in &buffers {
+        rig.post(0, &[*buffer]);
+    }
+    host.send(&frame(FRAME_MAX - HEADER + 1)).unwrap();
+    host.send(&frame(60)).unwrap();
+    assert_eq!(rig.wait_used(0).1, 72);
+    assert_eq!(frames(&mut rig, |frames| &frames.too_large), 1);
+}
+
 /// The other end of a socket that is gone is no reason to stop.
 #[test]
 fn a_host_that_hung_up() {
@@ -232,3 +258,7 @@ fn a_host_that_hung_up() {
     assert_eq!(rig.transport().worker().counters().failed.load(Ordering::Relaxed), 1);
     assert!(!rig.needs_reset());
 }
+
+mod control;
+mod limits;
+mod pairs;

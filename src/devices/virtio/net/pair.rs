@@ -1,0 +1,237 @@
+//! One queue pair's way from the host to the guest, and its file of the host. Runs on the interface's worker thread.
+//!
+//! Frames are read into a buffer of ours and copied into as many of the driver's buffers as they need
+//! (VIRTIO_NET_F_MRG_RXBUF). Where the driver has too few, or a limit is reached, the frame waits here and all later
+//! ones wait in the host's queue, which drops what does not fit.
+
+use std::io;
+
+use super::filter::Filter;
+use super::tap::Tap;
+use super::{FRAME_MAX, HEADER};
+use crate::rate_limit::Throttle;
+use crate::virtio::io::{Broken, Counters, Held, Io, count};
+
+/// Where `num_buffers` lies in struct virtio_net_hdr_v1 (virtio 1.2, 5.1.6).
+const NUM_BUFFERS: u64 = 10;
+/// Most of the driver's buffers that one frame may take; Linux' own need 44.
+const BUFFERS_MAX: usize = 128;
+/// Frames after which another queue gets its turn.
+pub const TURN: usize = 64;
+/// The driver hears of received frames after so many of them.
+const BATCH: usize = 16;
+
+/// What all pairs of an interface have in common on the way to the guest.
+pub struct Gate {
+    /// The frames that the guest wants.
+    pub filter: Filter,
+    /// How many it may have.
+    pub throttle: Option<Throttle>,
+    /// A frame may take several buffers.
+    pub mergeable: bool,
+}
+
+/// One pair.
+pub struct Pair {
+    /// The host's end.
+    pub tap: Tap,
+    /// The number of its receive queue.
+    queue: usize,
+    /// One frame with its header.
+    frame: Box<[u8]>,
+    /// The frame has this length with its header, and waits.
+    waiting: Option<Waiting>,
+    /// The chains that take the frame. While it waits they are kept: the driver kicks for what it adds to them.
+    chains: Vec<Held>,
+}
+
+#[derive(Clone, Copy)]
+struct Waiting {
+    len: usize,
+    /// The limits have let it through.
+    allowed: bool,
+}
+
+/// What became of a frame for the guest.
+enum Delivery {
+    Done,
+    /// The driver has too few buffers now.
+    Later,
+}
+
+/// The next frame for the guest, by its length with its header.
+enum Next {
+    Frame(usize),
+    /// Its time has not come, or there is none.
+    None,
+    /// This one is not for the guest.
+    Skip,
+    Gone(io::Error),
+}
+
+/// Whether the host's end is still there.
+pub type Host = Result<(), io::Error>;
+
+impl Pair {
+    /// The pair whose receive queue has this number.
+    pub fn new(tap: Tap, queue: usize) -> Self {
+        // One byte more than a frame has tells when one is longer.
+        let frame = vec![0; FRAME_MAX.saturating_add(1)].into_boxed_slice();
+        Self { tap, queue, frame, waiting: None, chains: Vec::new() }
+    }
+
+    /// The host has frames: takes them, unless one waits already.
+    pub fn ready(&mut self, gate: &mut Gate, io: &mut Io<'_>) -> Result<Host, Broken> {
+        if self.waiting.is_some() { Ok(Ok(())) } else { self.receive(gate, io) }
+    }
+
+    /// Takes frames from the host until there are none, or the driver has no buffers, or it is the others' turn.
+    pub fn receive(&mut self, gate: &mut Gate, io: &mut Io<'_>) -> Result<Host, Broken> {
+        if !io.is_ready(self.queue) {
+            return Ok(Ok(()));
+        }
+        io.listen(self.queue, false)?;
+        let mut untold = 0_usize;
+        for _ in 0..TURN {
+            if io.is_wanted() {
+                break;
+            }
+            let len = match self.next(gate, io) {
+                Next::Frame(len) => len,
+                Next::Skip => continue,
+                Next::None => return self.tell(untold, io).map(Ok),
+                Next::Gone(error) => return self.tell(untold, io).map(|()| Err(error)),
+            };
+            match self.deliver(len, gate.mergeable, io)? {
+                Delivery::Done => untold = untold.saturating_add(1),
+                Delivery::Later => {
+                    self.waiting = Some(Waiting { len, allowed: true });
+                    count(&io.counters().frames.no_buffers, 1);
+                    self.tell(untold, io)?;
+                    // Buffers may have come before the driver could read that they are wanted.
+                    if io.listen(self.queue, true)? {
+                        io.ring(self.queue);
+                    }
+                    return Ok(Ok(()));
+                }
+            }
+            if untold == BATCH {
+                self.tell(std::mem::take(&mut untold), io)?;
+            }
+        }
+        io.ring(self.queue); // there may be more
+        self.tell(untold, io).map(Ok)
+    }
+
+    fn tell(&self, untold: usize, io: &mut Io<'_>) -> Result<(), Broken> {
+        if untold > 0 { io.tell(self.queue) } else { Ok(()) }
+    }
+
+    /// The frame that waits, or else the host's next one, if the guest may have it.
+    fn next(&mut self, gate: &mut Gate, io: &Io<'_>) -> Next {
+        let counters = io.counters();
+        let Waiting { len, allowed } = match self.waiting.take() {
+            Some(waiting) => waiting,
+            None => match self.tap.receive(&mut self.frame) {
+                Ok(len) if len <= HEADER => {
+                    count(&counters.failed, 1); // an empty datagram is no frame
+                    return Next::Skip;
+                }
+                Ok(len) if len > FRAME_MAX => {
+                    count(&counters.failed, 1);
+                    count(&counters.frames.too_large, 1);
+                    return Next::Skip;
+                }
+                Ok(len) if !gate.filter.passes(self.frame.get(HEADER..len).unwrap_or_default()) => {
+                    count(&counters.frames.filtered, 1);
+                    return Next::Skip;
+                }
+                Ok(len) => Waiting { len, allowed: false },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::None,
+                Err(error) => return Next::Gone(error),
+            },
+        };
+        if !allowed && !may_pass(gate.throttle.as_mut(), frame_len(len), counters) {
+            self.waiting = Some(Waiting { len, allowed });
+            return Next::None;
+        }
+        Next::Frame(len)
+    }
+
+    /// Copies a frame into the driver's buffers. What no buffers could hold is dropped.
+    fn deliver(&mut self, len: usize, mergeable: bool, io: &mut Io<'_>) -> Result<Delivery, Broken> {
+        let needed = u64::try_from(len).unwrap_or(u64::MAX);
+        let room_of = |held: &Held, io: &Io<'_>| held.chain(io.memory()).writable_len();
+        let mut room = self.chains.iter().fold(0_u64, |room, held| room.saturating_add(room_of(held, io)));
+        let most = if mergeable { BUFFERS_MAX } else { 1 };
+        while room < needed && self.chains.len() < most {
+            let Some(held) = io.take(self.queue, Default::default())? else { break };
+            let held_room = room_of(&held, io);
+            if held_room <= HEADER as u64 {
+                return Err(Broken("a receive buffer has no room for a frame"));
+            }
+            room = room.saturating_add(held_room);
+            self.chains.push(held);
+        }
+        if room < needed {
+            if self.chains.len() < most {
+                return Ok(Delivery::Later);
+            }
+            self.let_go(io);
+            count(&io.counters().failed, 1);
+            count(&io.counters().frames.too_large, 1);
+            return Ok(Delivery::Done);
+        }
+        self.fill(len, io)?;
+        count(&io.counters().bytes, frame_len(len));
+        Ok(Delivery::Done)
+    }
+
+    /// The driver's buffers go back unused, the last one first.
+    pub fn let_go(&mut self, io: &mut Io<'_>) {
+        while let Some(held) = self.chains.pop() {
+            io.put_back(self.queue, held);
+        }
+    }
+
+    /// Writes the frame to the chains that were taken for it and returns them to the driver.
+    fn fill(&mut self, len: usize, io: &mut Io<'_>) -> Result<(), Broken> {
+        const OUT: Broken = Broken("a receive buffer is not in RAM");
+        let buffers = u16::try_from(self.chains.len()).unwrap_or(u16::MAX);
+        let mut rest = self.frame.get(..len).unwrap_or_default();
+        for (place, held) in self.chains.drain(..).enumerate() {
+            let chain = held.chain(io.memory());
+            let now = usize::try_from(chain.writable_len()).unwrap_or(usize::MAX).min(rest.len());
+            let (part, later) = rest.split_at_checked(now).unwrap_or((rest, &[]));
+            chain.write(0, part).map_err(|_| OUT)?;
+            if place == 0 {
+                chain.write(NUM_BUFFERS, &buffers.to_le_bytes()).map_err(|_| OUT)?;
+            }
+            io.give(self.queue, held, u32::try_from(now).unwrap_or(u32::MAX))?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// The driver is gone: nothing of it is kept.
+    pub fn forget(&mut self) {
+        self.waiting = None;
+        self.chains.clear();
+    }
+}
+
+/// Whether the limits let a frame of so many bytes through now.
+pub fn may_pass(throttle: Option<&mut Throttle>, bytes: u64, counters: &Counters) -> bool {
+    let Some(throttle) = throttle else { return true };
+    let waits_already = throttle.is_waiting();
+    let allowed = throttle.allow(bytes);
+    if !allowed && !waits_already {
+        count(&counters.frames.throttled, 1);
+    }
+    allowed
+}
+
+/// Bytes of a frame without its header.
+fn frame_len(len: usize) -> u64 {
+    u64::try_from(len.saturating_sub(HEADER)).unwrap_or(u64::MAX)
+}
