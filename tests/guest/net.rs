@@ -223,10 +223,10 @@ fn each_cpu_has_its_pair() {
 #[test]
 fn a_limited_interface_takes_its_time() {
     let script = guest_side(9)
-        + r#"echo READY; read go; dd if=/dev/zero of=/tmp/out bs=1M count=3 2>/dev/null
-        for p in 7001 7002; do
-            read up idle < /proc/uptime; nc 10.9.9.1 $p </tmp/out >/tmp/in; read now idle < /proc/uptime
-            awk "BEGIN { print \"ms$p=\" int(($now - $up) * 1000) }"
+        + r#"echo READY; read go; dd if=/dev/zero of=/tmp/out bs=1M count=3 2>/dev/null; touch /tmp/none
+        for p in "1 out" "2 none"; do
+            set -- $p; read up idle < /proc/uptime; nc 10.9.9.1 700$1 </tmp/$2 >/tmp/in; read now idle < /proc/uptime
+            awk "BEGIN { print \"ms700$1=\" int(($now - $up) * 1000) }"
         done; echo in=$(wc -c < /tmp/in)"#;
     let limit = |way| {
         let bucket = r#"{"size":1048576,"refill_time":1000,"one_time_burst":1048576}"#;
