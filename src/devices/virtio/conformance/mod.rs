@@ -1,0 +1,137 @@
+//! One table of tests over every kind of device, and the status machine tested with a device made for it.
+//!
+//! virtio 1.2, sections 2.1, 2.2, 2.7, 3.1 and 4.2.2.
+
+mod handshake;
+mod lies;
+mod random;
+mod rings;
+mod slow;
+
+use std::any::Any;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixDatagram;
+
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use super::balloon::BalloonConfig;
+use super::block::config::{CacheType, DriveConfig, IoEngine};
+use super::net::config::NetConfig;
+use super::registers::offset;
+use super::rng::EntropyConfig;
+use super::transport::RING_FEATURES;
+use super::vsock::VsockConfig;
+use super::{DeviceConfig, open};
+use crate::bus::BusDevice;
+use crate::seams::GuestEvent;
+use crate::testing::{Buffer, PATIENCE, RAM, Rig};
+
+const V1: u64 = 1 << VIRTIO_F_VERSION_1;
+const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+const DRIVER_OK: u32 = 4;
+const NEEDS_RESET: u32 = 0x40;
+
+/// A device, and how one of its queues is used.
+struct Subject {
+    name: &'static str,
+    config: DeviceConfig,
+    /// Device id (virtio 1.2, 5).
+    id: u32,
+    /// The queue that gets requests.
+    queue: u32,
+    /// Features without which the device does not serve it.
+    features: u64,
+    /// What the device reads of a request.
+    header: &'static [u8],
+    /// Whether its answers have bytes in them.
+    writes: bool,
+    /// What the device needs while it is opened.
+    _kept: Box<dyn Any>,
+}
+
+impl Subject {
+    fn new(name: &'static str, config: DeviceConfig, id: u32, queue: u32) -> Self {
+        Self { name, config, id, queue, features: 0, header: &[0; 16], writes: true, _kept: Box::new(()) }
+    }
+
+    /// A request that the device gives back: some bytes to read, then room for one sector and for a status.
+    fn request(&self, rig: &mut Rig) -> Vec<Buffer> {
+        vec![rig.readable(self.header), rig.writable(512), rig.writable(1)]
+    }
+
+    /// Whether the device answers a request as it should.
+    fn answers(&self, rig: &mut Rig) -> bool {
+        let request = self.request(rig);
+        (rig.request(self.queue, &request) > 0) == self.writes
+    }
+
+    /// The whole handshake with these features and those that the queue takes.
+    fn drive(&self, rig: &mut Rig, features: u64) {
+        rig.drive(features | self.features);
+    }
+}
+
+/// Every kind of device.
+fn every_device() -> Vec<Subject> {
+    let disk = |name, is_read_only, cache_type, io_engine| {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(1 << 20).unwrap();
+        let drive = DriveConfig {
+            drive_id: "disk".to_owned(),
+            path_on_host: image.path().to_owned(),
+            is_read_only,
+            cache_type,
+            io_engine,
+            num_queues: Some(2),
+            ..DriveConfig::default()
+        };
+        Subject { _kept: Box::new(image), ..Subject::new(name, DeviceConfig::Block(drive), 2, 0) }
+    };
+    vec![
+        disk("disk", false, CacheType::Writeback, IoEngine::Sync),
+        disk("read-only disk", true, CacheType::Unsafe, IoEngine::Sync),
+        disk("asynchronous disk", false, CacheType::Writeback, IoEngine::Async),
+        Subject { writes: false, ..Subject::new("balloon", balloon(), 5, 0) },
+        Subject::new("rng", DeviceConfig::Rng(EntropyConfig::default()), 4, 0),
+        vsock(),
+        Subject { queue: 1, header: &[7; 80], writes: false, ..net("net, transmit") },
+        Subject {
+            queue: 2,
+            features: 1 << VIRTIO_NET_F_CTRL_VQ | 1 << VIRTIO_NET_F_CTRL_RX,
+            header: &[0, 0, 1],
+            ..net("net, control")
+        },
+    ]
+}
+
+fn balloon() -> DeviceConfig {
+    DeviceConfig::Balloon(BalloonConfig {
+        amount_mib: 1,
+        deflate_on_oom: true,
+        stats_polling_interval_s: 1,
+        free_page_reporting: true,
+    })
+}
+
+/// Its transmit queue: a packet of zeros comes from nobody and is given back.
+fn vsock() -> Subject {
+    let folder = tempfile::tempdir().unwrap();
+    let uds_path = folder.path().join("sock");
+    let config = DeviceConfig::Vsock(VsockConfig { guest_cid: 3, uds_path, vsock_id: None });
+    Subject { header: &[0; 44], writes: false, _kept: Box::new(folder), ..Subject::new("vsock", config, 19, 1) }
+}
+
+fn net(name: &'static str) -> Subject {
+    let ends = UnixDatagram::pair().unwrap();
+    let config = NetConfig { iface_id: "eth0".into(), host_fd: Some(ends.0.as_raw_fd()), ..NetConfig::default() };
+    Subject { _kept: Box::new(ends), ..Subject::new(name, DeviceConfig::Net(config), 1, 0) }
+}
+
+fn for_every_device(test: impl Fn(&Subject, &mut Rig)) {
+    for device in every_device() {
+        let mut rig = Rig::new(open(&device.config).unwrap());
+        test(&device, &mut rig);
+    }
+}
