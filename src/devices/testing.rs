@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK,
     VIRTIO_CONFIG_S_NEEDS_RESET,
@@ -16,7 +17,7 @@ use virtio_bindings::virtio_config::{
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT};
 use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestRegionMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::bus::BusDevice;
@@ -75,13 +76,27 @@ pub struct Rig {
 
 /// Guest RAM as the rig has it; with a dirty bitmap.
 pub fn ram() -> SharedRam {
+    ram_of(None)
+}
+
+/// The same, such that another process can map it.
+pub fn shared_ram() -> SharedRam {
+    let file = std::fs::File::from(memfd_create("rig", MemfdFlags::CLOEXEC).expect("a file in memory"));
+    file.set_len(RAM).expect("a file of any size");
+    ram_of(Some(&Arc::new(file)))
+}
+
+fn ram_of(file: Option<&Arc<std::fs::File>>) -> SharedRam {
     let half = usize::try_from(RAM / 2).expect("half of RAM fits");
+    let backing = if file.is_some() { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
     let region = |start: u64| {
-        let mapped = MmapRegionBuilder::new_with_bitmap(half, Some(AtomicBitmap::with_len(half)))
+        let mut builder = MmapRegionBuilder::new_with_bitmap(half, Some(AtomicBitmap::with_len(half)))
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
-            .build()
-            .expect("map guest RAM");
+            .with_mmap_flags(backing | libc::MAP_NORESERVE);
+        if let Some(file) = file {
+            builder = builder.with_file_offset(FileOffset::from_arc(Arc::clone(file), start));
+        }
+        let mapped = builder.build().expect("map guest RAM");
         GuestRegionMmap::new(mapped, GuestAddress(start)).expect("a region below 4 GiB")
     };
     Arc::new(GuestRam::from_regions(vec![region(0), region(RAM / 2)]).expect("two regions side by side"))
@@ -90,7 +105,11 @@ pub fn ram() -> SharedRam {
 impl Rig {
     /// Power-on: the device is there and no driver has touched it.
     pub fn new(device: Box<dyn Device>) -> Self {
-        let memory = ram();
+        Self::with(device, ram())
+    }
+
+    /// As [`Self::new`], with memory of the caller's.
+    pub fn with(device: Box<dyn Device>, memory: SharedRam) -> Self {
         let events = Arc::new(Mutex::new(Vec::new()));
         let heard = Arc::clone(&events);
         let notify: Notify = Arc::new(move |event| heard.lock().unwrap_or_else(PoisonError::into_inner).push(event));
@@ -397,6 +416,19 @@ impl Rig {
             }
             assert!(since.elapsed() < PATIENCE, "no buffer was used; status {:#x}", self.status());
             self.wait_interrupt();
+        }
+    }
+
+    /// Looks for a used chain until there is one: for a driver that wants no interrupts.
+    pub fn poll_used(&mut self, queue: u32) -> (u16, u32) {
+        let since = Instant::now();
+        loop {
+            self.settle();
+            if let Some(used) = self.take_used(queue) {
+                return used;
+            }
+            assert!(since.elapsed() < PATIENCE, "no buffer was used; status {:#x}", self.status());
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 

@@ -19,6 +19,7 @@ use std::path::PathBuf;
 
 use devices::virtio::balloon::BalloonConfig;
 use devices::virtio::block::config::DriveConfig;
+use devices::virtio::fs::config::ShareConfig;
 use devices::virtio::net::config::NetConfig;
 use devices::virtio::rng::EntropyConfig;
 use devices::virtio::vsock::VsockConfig;
@@ -47,6 +48,9 @@ pub struct VmConfig {
     /// Network interfaces, in the order in which the guest sees them.
     #[serde(default)]
     pub network_interfaces: Vec<NetConfig>,
+    /// Directories of the host in the guest, in the order in which the guest sees them.
+    #[serde(default)]
+    pub shares: Vec<ShareConfig>,
     /// A memory balloon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<BalloonConfig>,
@@ -107,6 +111,11 @@ impl VmConfig {
     /// Where the fields of `drives` that make one the root device point: its place among `drives`.
     pub fn root_drive(&self) -> Option<usize> {
         self.drives.iter().position(|drive| drive.is_root_device)
+    }
+
+    /// Whether another process serves a device: guest memory must then be such that it can be given to one.
+    pub fn shares_memory(&self) -> bool {
+        !self.shares.is_empty()
     }
 
     /// The JSON Schema of the configuration, as a value.

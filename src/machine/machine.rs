@@ -30,7 +30,7 @@ use crate::error::{Doing, HostError};
 use crate::events::Events;
 use crate::input::SharedSerial;
 use crate::kvm::Vm;
-use crate::memory::Ram;
+use crate::memory::{Ram, RamKind};
 use crate::plan::{Plan, Slot};
 use crate::timeline::Mark;
 use crate::vcpu::{Buses, VcpuHandle};
@@ -174,7 +174,8 @@ impl Drop for Machine {
 /// Maps guest memory and fills it: kernel, initrd, command line, boot parameters, ACPI tables.
 fn load(config: &VmConfig, plan: &Plan, events: &Events) -> Result<(Ram, Entry), HostError> {
     let wants = &config.machine_config;
-    let ram = Ram::map(&plan.ram, wants.huge_pages, wants.track_dirty_pages)?;
+    let shared = config.shares_memory();
+    let ram = Ram::map(&plan.ram, RamKind { pages: wants.huge_pages, dirty: wants.track_dirty_pages, shared })?;
     events.timeline().mark(Mark::Memory);
     let rsdp = acpi::write(ram.guest(), &hardware(plan))?;
     let entry = boot::load(&ram, &config.boot_source, &plan.cmdline, rsdp)?;

@@ -1,4 +1,5 @@
-//! Guest RAM on the host: one anonymous mapping per range of guest-physical addresses.
+//! Guest RAM on the host: one mapping per range of guest-physical addresses, of anonymous memory, or of one memfd where
+//! another process serves a device (vhost-user).
 //!
 //! Mapped by the control thread before anything runs. Nothing here scales with the size: pages appear when touched.
 #![allow(unsafe_code)] // mmap(2), madvise(2) and munmap(2) of memory that the guest will use
@@ -10,8 +11,9 @@ use std::ptr;
 use std::sync::Arc;
 
 use devices::memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRam, SharedRam};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
-use vm_memory::{GuestRegionMmap, MmapRegion};
+use vm_memory::{FileOffset, GuestRegionMmap, MmapRegion};
 
 use crate::config::HugePages;
 use crate::error::{Doing, HostError};
@@ -30,7 +32,18 @@ pub const PAGE: u64 = 4096;
 pub struct Ram {
     guest: SharedRam,
     mappings: Vec<Mapping>,
-    pages: HugePages,
+    kind: RamKind,
+}
+
+/// What kind of memory guest RAM is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RamKind {
+    /// The host's pages.
+    pub pages: HugePages,
+    /// The monitor's own writes are recorded page by page.
+    pub dirty: bool,
+    /// Another process can be given the memory: it is a memfd's, of which each region knows its part.
+    pub shared: bool,
 }
 
 /// A mapping of this process, unmapped on drop.
@@ -50,30 +63,37 @@ impl Drop for Mapping {
 }
 
 impl Ram {
-    /// Maps `ranges`. With `dirty`, the monitor's own writes are recorded page by page.
-    pub fn map(ranges: &[RamRange], pages: HugePages, dirty: bool) -> Result<Self, HostError> {
+    /// Maps `ranges`.
+    pub fn map(ranges: &[RamRange], kind: RamKind) -> Result<Self, HostError> {
         let mut mappings = Vec::new();
         let mut regions = Vec::new();
+        let file = kind.shared.then(|| memory_file(ranges, kind.pages)).transpose()?.map(Arc::new);
+        let mut offset = 0;
         for range in ranges {
             let len = usize::try_from(range.len).doing(|| "map guest memory")?;
-            let mapping = map_aligned(len, pages).doing(|| refusal(len, pages))?;
-            let bitmap = dirty.then(|| AtomicBitmap::with_len(len));
+            let part = file.as_ref().map(|file| FileOffset::from_arc(file.clone(), offset));
+            offset += range.len;
+            let mapping = map_aligned(len, kind.pages, part.as_ref()).doing(|| refusal(len, kind.pages))?;
+            let bitmap = kind.dirty.then(|| AtomicBitmap::with_len(len));
+            let backing = if kind.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
             // SAFETY: the mapping was just made, is `len` bytes long and outlives the region (see `Ram`).
-            let region: MmapRegion<Option<AtomicBitmap>> = unsafe {
+            let mut builder = unsafe {
                 vm_memory::mmap::MmapRegionBuilder::new_with_bitmap(len, bitmap)
                     .with_raw_mmap_pointer(mapping.addr.cast())
                     .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-                    .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
-                    .build()
+                    .with_mmap_flags(backing | libc::MAP_NORESERVE)
+            };
+            if let Some(part) = part {
+                builder = builder.with_file_offset(part);
             }
-            .doing(|| "map guest memory")?;
+            let region: MmapRegion<Option<AtomicBitmap>> = builder.build().doing(|| "map guest memory")?;
             let region = GuestRegionMmap::new(region, GuestAddress(range.start))
                 .ok_or_else(|| HostError::new("map guest memory", io::Error::from_raw_os_error(libc::EINVAL)))?;
             regions.push(region);
             mappings.push(mapping);
         }
         let guest = GuestRam::from_regions(regions).doing(|| "map guest memory")?;
-        Ok(Self { guest: Arc::new(guest), mappings, pages })
+        Ok(Self { guest: Arc::new(guest), mappings, kind })
     }
 
     /// The memory as devices and loaders use it.
@@ -95,12 +115,13 @@ impl Ram {
     ///
     /// On ordinary pages, whole pages are mapped privately from the host's page cache: nothing is copied until someone
     /// writes to a page, and several VMs share one copy of their kernel. On huge pages everything is read, so that a
-    /// few faults of the guest bring in all of it.
+    /// few faults of the guest bring in all of it; in shared memory too, so that who else maps it sees it.
     pub fn place(&self, file: &File, offset: u64, len: u64, gpa: u64) -> io::Result<()> {
         let end = gpa.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
         let head = gpa.next_multiple_of(PAGE).min(end) - gpa;
         let whole = (len - head) / PAGE * PAGE;
-        let mappable = self.pages == HugePages::None && offset % PAGE == gpa % PAGE && whole > 0;
+        let ordinary = self.kind.pages == HugePages::None && !self.kind.shared;
+        let mappable = ordinary && offset % PAGE == gpa % PAGE && whole > 0;
         if !mappable || !self.remap(file, offset + head, whole, gpa + head)? {
             return self.read_in(file, offset, len, gpa);
         }
@@ -158,18 +179,32 @@ fn refusal(len: usize, pages: HugePages) -> String {
     }
 }
 
-fn map_aligned(len: usize, pages: HugePages) -> io::Result<Mapping> {
-    let huge = pages == HugePages::TwoMib;
-    let mut flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    if huge {
+/// A file in memory for all of `ranges`. Nobody can change its size: a process that it is given to could else take pages
+/// from under the monitor's feet (SIGBUS).
+fn memory_file(ranges: &[RamRange], pages: HugePages) -> Result<File, HostError> {
+    let doing = || "create guest memory that another process can map (memfd_create)";
+    let huge =
+        if pages == HugePages::TwoMib { MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB } else { MemfdFlags::empty() };
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | huge;
+    let file = File::from(memfd_create("guest-ram", flags).map_err(io::Error::from).doing(doing)?);
+    file.set_len(ranges.iter().map(|range| range.len).sum()).doing(doing)?;
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    fcntl_add_seals(&file, seals).map_err(io::Error::from).doing(doing)?;
+    Ok(file)
+}
+
+/// Maps `len` bytes, of `part` where there is one.
+fn map_aligned(len: usize, pages: HugePages, part: Option<&FileOffset>) -> io::Result<Mapping> {
+    if pages == HugePages::TwoMib {
         // Reserved at once, so that a pool that is too small is an error here and not a SIGBUS later.
-        flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
-        let mapping = map_raw(len, flags)?;
+        let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
+        let mapping = map_raw(ptr::null_mut(), len, if part.is_some() { libc::MAP_SHARED } else { private }, part)?;
         keep_private(mapping.addr, len);
         return Ok(mapping);
     }
+    let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     let slack = len.checked_add(ALIGN).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-    let whole = map_raw(slack, flags)?;
+    let whole = map_raw(ptr::null_mut(), slack, anonymous, None)?;
     let start = whole.addr as usize;
     let aligned = start.next_multiple_of(ALIGN);
     let whole_end = start + slack;
@@ -181,6 +216,10 @@ fn map_aligned(len: usize, pages: HugePages) -> io::Result<Mapping> {
         }
     }
     let mapping = Mapping { addr: aligned as *mut libc::c_void, len };
+    if part.is_some() {
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        std::mem::forget(map_raw(mapping.addr, len, flags, part)?); // the same range: it has its owner
+    }
     if pages == HugePages::Transparent {
         // SAFETY: advice about the mapping just made. A kernel without transparent huge pages refuses: no harm done.
         unsafe { libc::madvise(mapping.addr, len, libc::MADV_HUGEPAGE) };
@@ -198,16 +237,21 @@ fn keep_private(addr: *mut libc::c_void, len: usize) {
     }
 }
 
-fn map_raw(len: usize, flags: libc::c_int) -> io::Result<Mapping> {
-    // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-    let addr = unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+/// With MAP_FIXED, `over` must be a mapping that nothing uses.
+fn map_raw(over: *mut libc::c_void, len: usize, flags: libc::c_int, part: Option<&FileOffset>) -> io::Result<Mapping> {
+    let (fd, offset) = part.map_or((-1, 0), |part| (part.file().as_raw_fd(), part.start()));
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping touches nothing that exists: its address is the kernel's choice, or that of an unused mapping
+    // which the caller gives up.
+    let addr = unsafe { libc::mmap(over, len, access, flags, fd, offset as libc::off_t) };
     if addr == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Mapping { addr, len }) }
 }
 
 /// `len` bytes of ordinary guest RAM from address 0, for tests.
 #[cfg(test)]
 pub(crate) fn test_ram(len: u64) -> Ram {
-    Ram::map(&[RamRange { start: 0, len }], HugePages::None, false).expect("memory for a test")
+    let kind = RamKind { pages: HugePages::None, ..RamKind::default() };
+    Ram::map(&[RamRange { start: 0, len }], kind).expect("memory for a test")
 }
 
 #[cfg(test)]
@@ -216,12 +260,27 @@ mod tests {
     use std::io::Write;
 
     fn ram() -> Ram {
-        ram_of(HugePages::None)
+        ram_of(HugePages::None, false)
     }
 
-    fn ram_of(pages: HugePages) -> Ram {
+    fn ram_of(pages: HugePages, shared: bool) -> Ram {
         let ranges = [RamRange { start: 0, len: 4 << 20 }, RamRange { start: 1 << 32, len: 2 << 20 }];
-        Ram::map(&ranges, pages, false).unwrap()
+        Ram::map(&ranges, RamKind { pages, dirty: false, shared }).unwrap()
+    }
+
+    #[test]
+    fn shared_memory_is_one_file_of_a_fixed_size() {
+        use std::os::unix::fs::FileExt;
+
+        let ram = ram_of(HugePages::Transparent, true);
+        assert!(ram.slots().all(|(.., host)| host % ALIGN as u64 == 0));
+        let parts: Vec<_> = ram.guest().iter().map(|region| region.file_offset().unwrap()).collect();
+        assert_eq!(parts.iter().map(|part| part.start()).collect::<Vec<_>>(), [0, 4 << 20]);
+        ram.guest().write_slice(b"high", GuestAddress((1 << 32) + 8)).unwrap();
+        let mut seen = [0; 4];
+        parts[0].file().read_exact_at(&mut seen, (4 << 20) + 8).unwrap();
+        assert_eq!(&seen, b"high");
+        assert!(parts[0].file().set_len(0).is_err() && parts[0].file().set_len(8 << 20).is_err());
     }
 
     #[test]
@@ -235,8 +294,8 @@ mod tests {
 
     #[test]
     fn places_a_file_whatever_its_alignment() {
-        for pages in [HugePages::None, HugePages::Transparent] {
-            places_a_file(&ram_of(pages));
+        for (pages, shared) in [(HugePages::None, false), (HugePages::Transparent, false), (HugePages::None, true)] {
+            places_a_file(&ram_of(pages, shared));
         }
     }
 
@@ -270,7 +329,7 @@ mod tests {
     #[test]
     fn a_refused_mapping_says_what_to_look_at() {
         let ranges = [RamRange { start: 0, len: 1 << 60 }];
-        let error = Ram::map(&ranges, HugePages::None, false).err().unwrap();
+        let error = Ram::map(&ranges, RamKind::default()).err().unwrap();
         assert!(error.to_string().contains("machine-config.mem_size_mib"), "{error}");
     }
 }

@@ -158,6 +158,7 @@ fn slots(config: &VmConfig) -> Result<Vec<Slot>, PlanError> {
             DeviceConfig::Block(DriveConfig { num_queues: Some(queues), ..drive.clone() })
         })
         .chain(config.network_interfaces.iter().map(|net| DeviceConfig::Net(net.clone())))
+        .chain(config.shares.iter().map(|share| DeviceConfig::Fs(share.clone())))
         .chain(config.balloon.iter().map(|balloon| DeviceConfig::Balloon(balloon.clone())))
         .chain(config.entropy.iter().map(|entropy| DeviceConfig::Rng(entropy.clone())))
         .chain(config.vsock.iter().map(|vsock| DeviceConfig::Vsock(vsock.clone())))

@@ -6,6 +6,7 @@
 mod balloon;
 mod disk;
 mod net;
+mod share;
 mod vm;
 
 use std::ffi::OsString;

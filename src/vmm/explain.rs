@@ -104,6 +104,10 @@ fn what(config: &DeviceConfig) -> String {
                 drive.io_engine
             )
         }
+        DeviceConfig::Fs(share) => {
+            let mode = if share.is_read_only { "read-only" } else { "read-write" };
+            format!("{} ({mode}, virtiofsd)", share.path_on_host.display())
+        }
         DeviceConfig::Net(net) => {
             let end = match (&net.host_dev_name, net.host_fd) {
                 (Some(name), _) => format!("TAP {name}"),
@@ -139,6 +143,7 @@ fn document(config: &VmConfig, plan: &Plan) -> Value {
             let asked = match &slot.config {
                 DeviceConfig::Balloon(balloon) => json!(balloon),
                 DeviceConfig::Block(drive) => json!(drive),
+                DeviceConfig::Fs(share) => json!(share),
                 DeviceConfig::Net(net) => json!(net),
                 DeviceConfig::Rng(entropy) => json!(entropy),
                 DeviceConfig::Vsock(vsock) => json!(vsock),

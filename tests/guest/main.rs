@@ -15,6 +15,7 @@ mod login;
 mod net;
 mod rng;
 mod screen;
+mod share;
 mod terminal;
 mod vm;
 mod vsock;

@@ -1,8 +1,9 @@
 //! virtio memory balloon (virtio 1.2, 5.5): memory that the guest does not use goes back to the host. Worker thread.
 //!
 //! What the guest hands over (inflating), or only reports as free, is taken out of its memory with
-//! madvise(MADV_DONTNEED): the host has the pages again, and the guest finds zeros should it use them. Where a page was
-//! a private mapping of the kernel's file, it finds the file's bytes; either way nothing that was ever secret.
+//! madvise(MADV_DONTNEED, or MADV_REMOVE of shared memory): the host has the pages again, and the guest finds zeros
+//! should it use them. Where a page was a private mapping of the kernel's file, it finds the file's bytes; either way
+//! nothing that was ever secret.
 #![allow(unsafe_code)] // madvise(2) of guest memory
 
 use std::io;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestAddress, GuestMemory, Permissions};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Permissions};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::chain::{Chain, Segment};
@@ -262,11 +263,14 @@ fn release(memory: &GuestRam, (first, pages): (u64, u64), counters: &Counters) {
     let (Some(start), Some(bytes)) = (first.checked_mul(PAGE), pages.checked_mul(PAGE)) else { return };
     let Ok(len) = usize::try_from(bytes) else { return };
     let Ok(slices) = GuestMemory::get_slices(memory, GuestAddress(start), len, Permissions::Write) else { return };
+    // What other processes may map as well is a file's: a hole in it is what gives the pages back.
+    let is_file = memory.iter().any(|region| region.file_offset().is_some());
+    let advice = if is_file { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
     for slice in slices.map_while(Result::ok) {
         let address = slice.ptr_guard_mut().as_ptr().cast();
         // SAFETY: the slice is whole pages of guest RAM, which stays mapped while `memory` is borrowed; no Rust
         // reference into it exists, and the guest gave up what is in it.
-        let done = unsafe { libc::madvise(address, slice.len(), libc::MADV_DONTNEED) };
+        let done = unsafe { libc::madvise(address, slice.len(), advice) };
         match done {
             0 => {
                 slice.bitmap().mark_dirty(0, slice.len()); // its content has changed

@@ -8,6 +8,7 @@ pub mod block;
 pub mod chain;
 #[cfg(test)]
 mod conformance;
+pub mod fs;
 pub mod io;
 pub mod mmio;
 pub mod net;
@@ -15,6 +16,7 @@ pub mod pieces;
 pub mod registers;
 pub mod rng;
 pub mod transport;
+pub mod vhost_user;
 pub mod vsock;
 pub mod worker;
 
@@ -27,6 +29,8 @@ pub use io::{Broken, Counters, Held, Io, Served};
 use balloon::{Balloon, BalloonConfig};
 use block::Block;
 use block::config::DriveConfig;
+use fs::Fs;
+use fs::config::ShareConfig;
 use net::Net;
 use net::config::NetConfig;
 use rng::{EntropyConfig, Rng};
@@ -97,6 +101,8 @@ pub enum DeviceConfig {
     Balloon(BalloonConfig),
     /// A disk.
     Block(DriveConfig),
+    /// A shared directory.
+    Fs(ShareConfig),
     /// A network interface.
     Net(NetConfig),
     /// A random number generator.
@@ -111,6 +117,7 @@ impl DeviceConfig {
         match self {
             Self::Balloon(_) => "balloon".to_owned(),
             Self::Block(drive) => drive.drive_id.clone(),
+            Self::Fs(share) => share.tag.clone(),
             Self::Net(net) => net.iface_id.clone(),
             Self::Rng(_) => "rng".to_owned(),
             Self::Vsock(_) => "vsock".to_owned(),
@@ -122,6 +129,7 @@ impl DeviceConfig {
         match self {
             Self::Balloon(_) => "balloon",
             Self::Block(_) => "block",
+            Self::Fs(_) => "file system",
             Self::Net(_) => "net",
             Self::Rng(_) => "entropy",
             Self::Vsock(_) => "vsock",
@@ -146,6 +154,7 @@ pub fn open(config: &DeviceConfig) -> Result<Box<dyn Device>, OpenError> {
     Ok(match config {
         DeviceConfig::Balloon(balloon) => Box::new(Balloon::open(balloon)?),
         DeviceConfig::Block(drive) => Box::new(Block::open(drive)?),
+        DeviceConfig::Fs(share) => Box::new(Fs::open(share)?),
         DeviceConfig::Net(net) => Box::new(Net::open(net)?),
         DeviceConfig::Rng(entropy) => Box::new(Rng::new(entropy)?),
         DeviceConfig::Vsock(vsock) => Box::new(Vsock::open(vsock)?),

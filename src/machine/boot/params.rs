@@ -116,13 +116,14 @@ pub(super) fn write_start_info(
 mod tests {
     use super::*;
     use crate::config::HugePages;
+    use crate::memory::RamKind;
     use crate::plan::RamRange;
 
     const GIB: u64 = 1 << 30;
 
     fn ram() -> Ram {
         let ranges = [RamRange { start: 0, len: 3 * GIB }, RamRange { start: 4 * GIB, len: 2 * GIB }];
-        Ram::map(&ranges, HugePages::None, false).unwrap()
+        Ram::map(&ranges, RamKind { pages: HugePages::None, ..RamKind::default() }).unwrap()
     }
 
     #[test]

@@ -66,6 +66,10 @@ impl VmConfig {
             let path = JsonPath::keys(["drives"]).index(index).key("path_on_host");
             add(path, bad_disk(&drive.path_on_host, drive.is_read_only).or_else(|| self.shared_disk(index)));
         }
+        for (index, share) in self.shares.iter().enumerate() {
+            let path = JsonPath::keys(["shares"]).index(index).key("path_on_host");
+            add(path, bad_directory(&share.path_on_host));
+        }
         let serial = self.serial.serial_out_path.as_ref().filter(|_| self.serial.enabled);
         add(JsonPath::keys(["serial", "serial_out_path"]), serial.and_then(|path| bad_output(path)));
         let log = self.logger.as_ref().and_then(|logger| logger.log_path.as_ref());
@@ -118,6 +122,14 @@ fn bad_disk(path: &Path, read_only: bool) -> Option<String> {
             }
             Err(error) => Some(refused(path, &error)),
         },
+    }
+}
+
+fn bad_directory(path: &Path) -> Option<String> {
+    match path.metadata() {
+        Ok(found) if found.is_dir() => path.read_dir().err().map(|error| refused(path, &error)),
+        Ok(found) => Some(format!("{} is {}, not a directory", path.display(), kind(&found).unwrap_or("a file"))),
+        Err(error) => Some(refused(path, &error)),
     }
 }
 
@@ -202,12 +214,14 @@ mod tests {
         let good = json!({
             "boot-source": { "kernel_image_path": path("kernel"), "initrd_path": path("file") },
             "drives": [{ "drive_id": "a", "path_on_host": path("file") }],
+            "shares": [{ "tag": "t", "path_on_host": dir.path() }],
             "serial": { "serial_out_path": path("new") }, "logger": { "log_path": path("file") }
         });
         assert!(problems(good, &PLENTY).is_empty());
         let bad = json!({
             "boot-source": { "kernel_image_path": path("none"), "initrd_path": dir.path() },
             "drives": [{ "drive_id": "a", "path_on_host": "/dev/null" }, { "drive_id": "b", "path_on_host": path("file/x") }],
+            "shares": [{ "tag": "t", "path_on_host": path("file") }, { "tag": "u", "path_on_host": path("none") }],
             "serial": { "serial_out_path": path("none/new") }, "logger": { "log_path": dir.path() }
         });
         let (dir, none, below) = (dir.path().display(), path("none"), path("file/x"));
@@ -218,6 +232,8 @@ mod tests {
                 format!("boot-source.initrd_path: {dir} is a directory, not a file"),
                 "drives[0].path_on_host: /dev/null is a character device, not a disk image or a block device".into(),
                 format!("drives[1].path_on_host: {below} does not exist: a part of its path is a file"),
+                format!("shares[0].path_on_host: {} is a file, not a directory", path("file")),
+                format!("shares[1].path_on_host: {none} does not exist"),
                 format!("serial.serial_out_path: the directory {none} does not exist"),
                 format!("logger.log_path: {dir} is a directory, not a file"),
             ]

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use devices::virtio::block::config::MAX_QUEUES;
+use devices::virtio::fs::config::TAG_MAX;
 use devices::virtio::net::config::{MAX_QUEUE_PAIRS, MTU_MIN, Mac, NetConfig, bad_name};
 use devices::virtio::vsock::VsockConfig;
 
@@ -27,6 +28,7 @@ impl VmConfig {
         self.check_boot(&mut problems);
         self.check_drives(&mut problems);
         self.check_interfaces(&mut problems);
+        self.check_shares(&mut problems);
         self.check_balloon(&mut problems);
         self.check_vsock(&mut problems);
         self.check_paths(&mut problems);
@@ -119,7 +121,8 @@ impl VmConfig {
             + usize::from(self.entropy.is_some())
             + usize::from(self.balloon.is_some())
             + usize::from(self.vsock.is_some())
-            + self.network_interfaces.len();
+            + self.network_interfaces.len()
+            + self.shares.len();
         if devices > layout::VIRTIO_MMIO_MAX {
             let text = format!("{devices} devices are too many: there is room for {}", layout::VIRTIO_MMIO_MAX);
             problems.push(Problem::new(drives, text));
@@ -187,6 +190,28 @@ impl VmConfig {
         }
     }
 
+    fn check_shares(&self, problems: &mut Vec<Problem>) {
+        let list = JsonPath::keys(["shares"]);
+        for (index, share) in self.shares.iter().enumerate() {
+            let path = list.index(index);
+            let tag = &share.tag;
+            let first = self.shares.iter().take(index).position(|other| other.tag == *tag);
+            let text = bad_id(tag).or_else(|| self.reserved(tag)).or_else(|| match first {
+                Some(first) => Some(format!("`{tag}` is shares[{first}]'s tag already")),
+                None if self.drives.iter().any(|drive| drive.drive_id == *tag) => {
+                    Some(format!("`{tag}` is a drive's id already"))
+                }
+                None if self.network_interfaces.iter().any(|net| net.iface_id == *tag) => {
+                    Some(format!("`{tag}` is a network interface's id already"))
+                }
+                None => {
+                    (tag.len() > TAG_MAX).then(|| format!("is {} characters long; at most {TAG_MAX} fit", tag.len()))
+                }
+            });
+            problems.extend(text.map(|text| Problem::new(path.key("tag"), text)));
+        }
+    }
+
     fn check_balloon(&self, problems: &mut Vec<Problem>) {
         let (mib, memory) =
             (self.balloon.as_ref().map_or(0, |balloon| balloon.amount_mib), self.machine_config.mem_size_mib);
@@ -223,7 +248,10 @@ impl VmConfig {
             (JsonPath::keys(["serial", "serial_out_path"]), self.serial.serial_out_path.as_ref()),
             (JsonPath::keys(["logger", "log_path"]), self.logger.as_ref().and_then(|logger| logger.log_path.as_ref())),
         ];
-        single.into_iter().chain(drives).filter_map(|(path, file)| Some((path, file?.as_path())))
+        let shares = self.shares.iter().enumerate().map(|(index, share)| {
+            (JsonPath::keys(["shares"]).index(index).key("path_on_host"), Some(&share.path_on_host))
+        });
+        single.into_iter().chain(drives).chain(shares).filter_map(|(path, file)| Some((path, file?.as_path())))
     }
 }
 
@@ -353,6 +381,26 @@ mod tests {
             (
                 json!({ "drives": [drive("balloon", false)], "balloon": {} }),
                 "drives[0].drive_id: `balloon` is the memory balloon's id; choose another",
+            ),
+            (
+                json!({ "shares": [{ "tag": "a", "path_on_host": "x" }, { "tag": "a", "path_on_host": "y" }] }),
+                "shares[1].tag: `a` is shares[0]'s tag already",
+            ),
+            (
+                json!({ "shares": [{ "tag": "d", "path_on_host": "x" }], "drives": [drive("d", false)] }),
+                "shares[0].tag: `d` is a drive's id already",
+            ),
+            (
+                json!({ "shares": [{ "tag": "x".repeat(37), "path_on_host": "x" }] }),
+                "shares[0].tag: is 37 characters long; at most 36 fit",
+            ),
+            (
+                json!({ "shares": [{ "tag": "a b", "path_on_host": "x" }] }),
+                "shares[0].tag: `a b` contains ' '; letters, digits, `-` and `_` are allowed",
+            ),
+            (
+                json!({ "shares": [{ "tag": "a", "path_on_host": "" }] }),
+                "shares[0].path_on_host: is empty; a file's path is expected",
             ),
             (
                 json!({ "balloon": { "amount_mib": 128 } }),

@@ -10,6 +10,7 @@ use super::Failure;
 use super::balloon;
 use super::disk::{self, Disk};
 use super::net;
+use super::share;
 
 /// The flags that describe a VM.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -53,6 +54,10 @@ pub struct VmArgs {
     /// A network interface over a TAP device (or ,fd=N). Options: ,mac=ADDRESS ,mtu=N ,queue-pairs=N ,id=NAME. Repeatable
     #[arg(long, value_name = "tap=NAME[,mac=..]", value_parser = net::parse, help_heading = "Devices")]
     pub net: Vec<Value>,
+    /// A directory of the host for the guest: `mount -t virtiofs TAG DIR`; TAG is the directory's name unless it is said.
+    /// Options: ,ro ,virtiofsd=PROGRAM. Repeatable
+    #[arg(long, value_name = "DIR[:TAG][,ro]", value_parser = share::parse, help_heading = "Devices")]
+    pub share: Vec<Value>,
     /// A memory balloon: the memory that the guest is asked to give back, maybe 0. Options: ,deflate_on_oom ,stats=SECONDS
     /// ,no_reporting (else the guest's free pages go back to the host)
     #[arg(long, value_name = "SIZE[,OPTION]", value_parser = balloon::parse, help_heading = "Devices")]
@@ -152,6 +157,8 @@ impl VmArgs {
         edits.extend(self.rootfs.iter().flat_map(root_edits));
         edits.extend(self.disk.iter().enumerate().map(|(place, disk)| disk_edit(place, disk)));
         edits.extend(self.net.iter().enumerate().map(|(place, net)| net_edit(place, net)));
+        let end = JsonPath::keys(["shares"]).join(machine::config::Step::Next);
+        edits.extend(self.share.iter().map(|share| Edit::set(end.clone(), share.clone(), "--share")));
         let settings = self.set.iter();
         edits.extend(
             settings.map(|set| Edit::set(set.path.clone(), set.value.clone(), format!("--set {}", set.written))),

@@ -18,15 +18,17 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use super::balloon::BalloonConfig;
 use super::block::config::{CacheType, DriveConfig, IoEngine};
+use super::fs::config::ShareConfig;
+use super::fs::tests::fake_share;
 use super::net::config::NetConfig;
 use super::registers::offset;
 use super::rng::EntropyConfig;
 use super::transport::RING_FEATURES;
 use super::vsock::VsockConfig;
-use super::{DeviceConfig, open};
+use super::{Device, DeviceConfig, OpenError, open};
 use crate::bus::BusDevice;
 use crate::seams::GuestEvent;
-use crate::testing::{Buffer, PATIENCE, RAM, Rig};
+use crate::testing::{Buffer, PATIENCE, RAM, Rig, ram, shared_ram};
 
 const V1: u64 = 1 << VIRTIO_F_VERSION_1;
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
@@ -37,6 +39,8 @@ const NEEDS_RESET: u32 = 0x40;
 struct Subject {
     name: &'static str,
     config: DeviceConfig,
+    /// How it is made.
+    open: fn(&DeviceConfig) -> Result<Box<dyn Device>, OpenError>,
     /// Device id (virtio 1.2, 5).
     id: u32,
     /// The queue that gets requests.
@@ -53,7 +57,13 @@ struct Subject {
 
 impl Subject {
     fn new(name: &'static str, config: DeviceConfig, id: u32, queue: u32) -> Self {
-        Self { name, config, id, queue, features: 0, header: &[0; 16], writes: true, _kept: Box::new(()) }
+        Self { name, config, open, id, queue, features: 0, header: &[0; 16], writes: true, _kept: Box::new(()) }
+    }
+
+    /// The device at power-on. A back end in another process needs memory that can be shared with it.
+    fn rig(&self) -> Rig {
+        let memory = if matches!(self.config, DeviceConfig::Fs(_)) { shared_ram() } else { ram() };
+        Rig::with((self.open)(&self.config).unwrap(), memory)
     }
 
     /// A request that the device gives back: some bytes to read, then room for one sector and for a status.
@@ -94,6 +104,7 @@ fn every_device() -> Vec<Subject> {
         disk("read-only disk", true, CacheType::Unsafe, IoEngine::Sync),
         disk("asynchronous disk", false, CacheType::Writeback, IoEngine::Async),
         Subject { writes: false, ..Subject::new("balloon", balloon(), 5, 0) },
+        Subject { open: fake_share, ..Subject::new("share", DeviceConfig::Fs(ShareConfig::default()), 26, 1) },
         Subject::new("rng", DeviceConfig::Rng(EntropyConfig::default()), 4, 0),
         vsock(),
         Subject { queue: 1, header: &[7; 80], writes: false, ..net("net, transmit") },
@@ -131,7 +142,7 @@ fn net(name: &'static str) -> Subject {
 
 fn for_every_device(test: impl Fn(&Subject, &mut Rig)) {
     for device in every_device() {
-        let mut rig = Rig::new(open(&device.config).unwrap());
+        let mut rig = device.rig();
         test(&device, &mut rig);
     }
 }

@@ -1,0 +1,275 @@
+//! The virtiofsd that serves a shared directory: found, started, heard and ended. The control thread starts it; the
+//! share's worker hears it.
+//!
+//! There are two kinds: virtiofsd of QEMU 5 to 7 (in C) and its successor (in Rust). Their options differ. Both end when
+//! their socket closes, so that none is left behind however the monitor ends.
+#![allow(unsafe_code)] // mount(2) and unshare(2) in the child
+
+use std::ffi::{CString, OsString};
+use std::fs::{self, DirBuilder};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::time::Duration;
+
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use super::config::ShareConfig;
+use crate::log_limit::LogLimit;
+
+/// Where distributions have it, beside the PATH.
+const PLACES: [&str; 4] =
+    ["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/libexec/qemu/virtiofsd"];
+
+/// Longest line of its log that is kept, bytes.
+const LINE: usize = 512;
+
+/// A running virtiofsd.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    log: ChildStderr,
+    /// What it said and no line end followed yet.
+    line: Vec<u8>,
+}
+
+/// Which virtiofsd it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// virtiofsd of QEMU.
+    C,
+    /// The virtiofsd project's.
+    Rust,
+}
+
+impl Daemon {
+    /// Starts the virtiofsd that `config` names, or the one that is found, and connects to it.
+    pub fn start(config: &ShareConfig) -> io::Result<(Self, UnixStream)> {
+        let program = config.virtiofsd.clone().or_else(find).ok_or_else(|| {
+            io::Error::other("virtiofsd was not found on the PATH (Debian has it in the package virtiofsd)")
+        })?;
+        let doing = |error: io::Error| io::Error::new(error.kind(), format!("start {}: {error}", program.display()));
+        let kind = kind(&program).map_err(doing)?;
+        let dir = fs::canonicalize(&config.path_on_host).map_err(doing)?;
+        let (listener, stream) = socket().map_err(doing)?;
+        let mut command = Command::new(&program);
+        command.args(arguments(kind, &dir, config.is_read_only));
+        // The listening socket is its standard input, as descriptors above 2 do not outlive an exec.
+        command.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(Stdio::piped());
+        // A group of its own: a terminal's Ctrl-C is not meant for it, and `kill` finds all of it.
+        command.process_group(0);
+        if kind == Kind::C && config.is_read_only {
+            let dir = CString::new(dir.as_os_str().as_bytes()).map_err(io::Error::other)?;
+            // SAFETY: the closure runs in the child between fork and exec; it makes system calls on a string made before.
+            unsafe { command.pre_exec(move || read_only(&dir)) };
+        }
+        Ok((Self::of(command.spawn().map_err(doing)?)?, stream))
+    }
+
+    /// A child whose standard error is a pipe.
+    pub fn of(mut child: Child) -> io::Result<Self> {
+        let log = child.stderr.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        fcntl_setfl(&log, OFlags::NONBLOCK)?;
+        Ok(Self { child, log, line: Vec::new() })
+    }
+
+    /// Its log, to wait for.
+    pub fn log(&self) -> RawFd {
+        self.log.as_raw_fd()
+    }
+
+    /// Passes on what it has logged. A guest may be able to make it say something without end: most of that is dropped.
+    pub fn pass_on(&mut self, tag: &str) {
+        static LIMIT: LogLimit = LogLimit::new();
+        let mut room = [0; LINE];
+        while let Ok(len @ 1..) = self.log.read(&mut room) {
+            for byte in room.get(..len).unwrap_or_default() {
+                if *byte != b'\n' && self.line.len() < LINE {
+                    self.line.push(*byte);
+                }
+                if *byte == b'\n' {
+                    let line = String::from_utf8_lossy(&self.line).trim().to_owned();
+                    if !line.is_empty()
+                        && let Some(suppressed) = LIMIT.check()
+                    {
+                        tracing::warn!(share = tag, suppressed, "virtiofsd: {line}");
+                    }
+                    self.line.clear();
+                }
+            }
+        }
+    }
+
+    /// The last thing that it said. It is given a moment to end by itself, so that it is all there.
+    pub fn last_words(&mut self) -> String {
+        for _ in 0..100 {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.kill();
+        let (mut text, mut room) = (Vec::new(), [0; LINE]);
+        while let Ok(len @ 1..) = self.log.read(&mut room) {
+            text.extend_from_slice(room.get(..len).unwrap_or_default());
+        }
+        let text = String::from_utf8_lossy(&text);
+        text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it said nothing").to_owned()
+    }
+
+    /// Ends it, and the process that it may have put into namespaces of its own.
+    pub fn kill(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+            let _ = self.child.kill();
+        }
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The first virtiofsd on the PATH, or where distributions have it.
+fn find() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).map(|dir| dir.join("virtiofsd"));
+    on_path.chain(PLACES.map(PathBuf::from)).find(|file| file.is_file())
+}
+
+/// Which kind `program` is, by the options that it knows.
+fn kind(program: &Path) -> io::Result<Kind> {
+    let help = Command::new(program).arg("--help").stdin(Stdio::null()).output()?;
+    let text = [help.stdout, help.stderr].concat();
+    let knows = |option: &str| String::from_utf8_lossy(&text).contains(option);
+    match (knows("--shared-dir"), knows("-o source=")) {
+        (true, _) => Ok(Kind::Rust),
+        (false, true) => Ok(Kind::C),
+        (false, false) => {
+            Err(io::Error::other("it is no virtiofsd (its --help names neither --shared-dir nor -o source)"))
+        }
+    }
+}
+
+fn arguments(kind: Kind, dir: &Path, read_only: bool) -> Vec<OsString> {
+    let with = |head: &str, tail: &[u8]| OsString::from_vec([head.as_bytes(), tail].concat());
+    let dir = dir.as_os_str().as_bytes();
+    match kind {
+        Kind::Rust => {
+            let mut words = vec!["--fd=0".into(), with("--shared-dir=", dir), "--log-level=warn".into()];
+            words.extend(read_only.then(|| "--readonly".into()));
+            words
+        }
+        Kind::C => {
+            // Its options are one list: commas and backslashes in a path need a backslash.
+            let escape = |byte: &u8| if matches!(byte, b',' | b'\\') { vec![b'\\', *byte] } else { vec![*byte] };
+            let escaped: Vec<u8> = dir.iter().flat_map(escape).collect();
+            vec![
+                "--fd=0".into(),
+                "-f".into(),
+                "-o".into(),
+                with("source=", &escaped),
+                "-o".into(),
+                "log_level=warn".into(),
+            ]
+        }
+    }
+}
+
+/// A socket that listens, and a connection to it. It has a name only for a moment, in a directory that nobody else can
+/// enter: whoever connected first would be served.
+fn socket() -> io::Result<(UnixListener, UnixStream)> {
+    let dir = private_directory()?;
+    let path = dir.join("socket");
+    let both = UnixListener::bind(&path).and_then(|listener| Ok((listener, UnixStream::connect(&path)?)));
+    let _ = fs::remove_file(&path);
+    let _ = fs::remove_dir(&dir);
+    both
+}
+
+fn private_directory() -> io::Result<PathBuf> {
+    let base = std::env::temp_dir();
+    for number in 0..1000 {
+        let dir = base.join(format!("vmm-{}-{number}", std::process::id()));
+        match DirBuilder::new().mode(0o700).create(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => return made.map(|()| dir),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+/// Makes `dir` and all that is mounted below it read-only, in a mount namespace of this process (mount_setattr(2), Linux
+/// 5.12). virtiofsd of the C kind has no option for it.
+fn read_only(dir: &CString) -> io::Result<()> {
+    let attributes = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let recursive = libc::MS_BIND | libc::MS_REC;
+    // SAFETY: strings end with NUL and, like the structure, live until the calls return; null stands where mount(2) ignores
+    // an argument. Nothing is allocated.
+    unsafe {
+        check(libc::unshare(libc::CLONE_NEWNS))?;
+        let none = std::ptr::null::<libc::c_char>();
+        check(libc::mount(none, c"/".as_ptr(), none, libc::MS_PRIVATE | libc::MS_REC, none.cast()))?;
+        check(libc::mount(dir.as_ptr(), dir.as_ptr(), none, recursive, none.cast()))?;
+        let size = size_of::<libc::mount_attr>();
+        let flags = libc::AT_RECURSIVE;
+        let done =
+            libc::syscall(libc::SYS_mount_setattr, libc::AT_FDCWD, dir.as_ptr(), flags, &raw const attributes, size);
+        check(if done == 0 { 0 } else { -1 })
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_has_its_options() {
+        let line = |kind, dir: &str, read_only| {
+            let words = arguments(kind, Path::new(dir), read_only);
+            words.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(line(Kind::Rust, "/a b", false), "--fd=0 --shared-dir=/a b --log-level=warn");
+        assert_eq!(line(Kind::Rust, "/a,b", true), "--fd=0 --shared-dir=/a,b --log-level=warn --readonly");
+        assert_eq!(line(Kind::C, "/a,b\\c", true), "--fd=0 -f -o source=/a\\,b\\\\c -o log_level=warn");
+    }
+
+    #[test]
+    fn what_is_no_virtiofsd_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let start = |program: &str| {
+            let config = ShareConfig {
+                tag: "t".into(),
+                path_on_host: dir.path().to_owned(),
+                virtiofsd: Some(program.into()),
+                ..ShareConfig::default()
+            };
+            Daemon::start(&config).map(|_| ()).unwrap_err().to_string()
+        };
+        assert!(start("/bin/true").starts_with("start /bin/true: it is no virtiofsd"));
+        assert!(start("/none/such").contains("start /none/such: No such file"));
+    }
+
+    #[test]
+    fn the_sockets_name_is_gone_when_it_is_connected() {
+        let (listener, mut stream) = socket().unwrap();
+        let name = listener.local_addr().unwrap();
+        assert!(!name.as_pathname().unwrap().exists() && !name.as_pathname().unwrap().parent().unwrap().exists());
+        let (mut other, _) = listener.accept().unwrap();
+        io::Write::write_all(&mut other, b"x").unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+    }
+}

@@ -1,0 +1,249 @@
+//! virtio file system device (virtio 1.2, 5.11): a directory of the host, served by virtiofsd over vhost-user.
+//!
+//! Worker thread. The requests (FUSE's, linux/fuse.h) go to virtiofsd unread. When it dies, they are answered here, each
+//! with ENOTCONN, so that the guest's programs get an error and do not hang; the guest's file system can then be
+//! unmounted.
+
+pub mod config;
+mod daemon;
+#[cfg(test)]
+pub mod tests;
+
+use std::time::{Duration, Instant};
+
+use self::config::{ShareConfig, TAG_MAX};
+use self::daemon::Daemon;
+use super::chain::Segments;
+use super::io::{Broken, Held, Io, count};
+use super::pieces::mark_dirty;
+use super::vhost_user::{BackEnd, HANG_UP};
+use super::{Chain, Device, Facts, OpenError, Source};
+use crate::memory::{GuestMemoryBackend, GuestRam};
+
+/// Device id (virtio 1.2, 5).
+const VIRTIO_ID_FS: u32 = 26;
+/// One queue for what must not wait, one for requests (5.11.2). Linux makes requests of 1 MiB where a chain may have 256
+/// pages.
+const QUEUES: usize = 2;
+const QUEUE_SIZE: u16 = 1024;
+/// Longest that a pause or a reset waits for requests that are out.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The token of virtiofsd's log among the sources.
+const LOG: u16 = HANG_UP + 1;
+
+/// fuse_in_header: length, opcode, then the request's number. fuse_out_header: length, error, number (linux/fuse.h).
+const IN_UNIQUE: u64 = 8;
+const OUT_HEADER: u32 = 16;
+
+/// A shared directory.
+pub struct Fs {
+    tag: String,
+    daemon: Daemon,
+    back_end: BackEnd,
+    /// virtiofsd is gone or not to be trusted: requests are answered here.
+    dead: bool,
+    /// Queues that wait until their ring has room.
+    waiting: [bool; QUEUES],
+    room: Vec<Segments>,
+}
+
+impl Fs {
+    /// Starts virtiofsd and greets it.
+    pub fn open(config: &ShareConfig) -> Result<Self, OpenError> {
+        let what = |error: &dyn std::fmt::Display| {
+            OpenError::new(format!("share {} as '{}': {error}", config.path_on_host.display(), config.tag))
+        };
+        let (mut daemon, stream) = Daemon::start(config).map_err(|error| what(&error))?;
+        let back_end = BackEnd::connect(stream, QUEUES)
+            .map_err(|error| what(&format!("virtiofsd: {error}; its last words: {}", daemon.last_words())))?;
+        Ok(Self::new(&config.tag, daemon, back_end))
+    }
+
+    fn new(tag: &str, daemon: Daemon, back_end: BackEnd) -> Self {
+        let (tag, waiting) = (tag.to_owned(), [false; QUEUES]);
+        Self { tag, daemon, back_end, dead: false, waiting, room: Vec::new() }
+    }
+
+    /// virtiofsd can not go on: one line on the host, an error for each request in the guest.
+    fn give_up(&mut self, why: &dyn std::fmt::Display, io: &mut Io<'_>) -> Result<(), Broken> {
+        if !std::mem::replace(&mut self.dead, true) {
+            self.daemon.pass_on(&self.tag);
+            self.daemon.kill();
+            tracing::error!(
+                share = self.tag,
+                "the shared directory is lost: {why}; a restart of the VM brings it back"
+            );
+        }
+        for queue in 0..QUEUES {
+            for held in self.back_end.take_all(queue) {
+                self.refuse(queue, held, io)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers a request with an error.
+    fn refuse(&mut self, queue: usize, held: Held, io: &mut Io<'_>) -> Result<(), Broken> {
+        count(&io.counters().failed, 1);
+        let written = refusal(&held.chain(io.memory()));
+        self.room.push(io.give(queue, held, written)?);
+        io.tell(queue)
+    }
+
+    /// Hands one request to virtiofsd.
+    fn hand_over(&mut self, queue: usize, held: Held, io: &mut Io<'_>) -> Result<(), Broken> {
+        if self.dead || !is_ram(&held.chain(io.memory()), io.memory()) {
+            return self.refuse(queue, held, io);
+        }
+        match self.back_end.put(queue, held, io.memory()) {
+            Ok(()) => Ok(()),
+            Err(_) => Err(Broken("a request does not fit into the back end's ring")),
+        }
+    }
+
+    /// Gives the driver what virtiofsd has done in ring `queue`.
+    fn land(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
+        let mut any = false;
+        loop {
+            match self.back_end.take(queue) {
+                Ok(None) => break,
+                Ok(Some((held, said))) => {
+                    let chain = held.chain(io.memory());
+                    let written = u32::try_from(chain.writable_len()).map_or(said, |most| said.min(most));
+                    mark_dirty(io.memory(), chain.writable_part(0..written.into()));
+                    count(&io.counters().bytes, chain.readable_len().saturating_add(written.into()));
+                    self.room.push(io.give(queue, held, written)?);
+                    any = true;
+                }
+                Err(lie) => return self.give_up(&lie, io),
+            }
+        }
+        if any { io.tell(queue) } else { Ok(()) }
+    }
+
+    /// Takes requests from the driver while the ring has room.
+    fn take_off(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
+        let mut any = false;
+        loop {
+            if io.is_wanted() {
+                io.ring(queue);
+                break;
+            }
+            if !self.dead && !self.back_end.has_room(queue) {
+                if let Some(waits) = self.waiting.get_mut(queue) {
+                    *waits = true;
+                }
+                break;
+            }
+            let room = self.room.pop().unwrap_or_default();
+            let Some(held) = io.take(queue, room)? else {
+                if io.listen(queue, true)? {
+                    continue;
+                }
+                break;
+            };
+            self.hand_over(queue, held, io)?;
+            any = true;
+        }
+        if any
+            && !self.dead
+            && let Err(error) = self.back_end.kick(queue)
+        {
+            return self.give_up(&error, io);
+        }
+        Ok(())
+    }
+}
+
+impl Device for Fs {
+    fn facts(&self) -> Facts {
+        // struct virtio_fs_config: the tag, padded with NUL, and the number of request queues (5.11.4).
+        let tag = self.tag.bytes().chain(std::iter::repeat(0)).take(TAG_MAX);
+        let config = tag.chain(1_u32.to_le_bytes()).collect();
+        let mut sources = self.back_end.sources();
+        sources.push(Source { token: LOG, fd: self.daemon.log() });
+        Facts { virtio_id: VIRTIO_ID_FS, queue_sizes: vec![QUEUE_SIZE; QUEUES], config, sources, ..Facts::default() }
+    }
+
+    fn started(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
+        self.waiting = [false; QUEUES];
+        if self.dead {
+            return Ok(());
+        }
+        match self.back_end.start(io.memory()) {
+            Ok(()) => Ok(()),
+            Err(error) => self.give_up(&error, io),
+        }
+    }
+
+    fn kicked(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
+        io.listen(queue, false)?;
+        self.take_off(queue, io)
+    }
+
+    fn ready(&mut self, token: u16, io: &mut Io<'_>) -> Result<(), Broken> {
+        let queue = usize::from(token);
+        match token {
+            LOG => self.daemon.pass_on(&self.tag),
+            HANG_UP if !self.dead && self.back_end.is_gone() => self.give_up(&"virtiofsd has ended", io)?,
+            HANG_UP => {}
+            _ if self.dead => {}
+            _ => {
+                self.land(queue, io)?;
+                if self.waiting.get_mut(queue).is_some_and(std::mem::take) {
+                    return self.kicked(queue, io);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
+        let until = Instant::now() + PATIENCE;
+        while !self.dead && !self.back_end.is_idle() {
+            for queue in 0..QUEUES {
+                self.land(queue, io)?;
+            }
+            if self.dead || self.back_end.is_idle() {
+                break;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            match () {
+                () if self.back_end.is_gone() => self.give_up(&"virtiofsd has ended", io)?,
+                () if left.is_zero() => self.give_up(&"virtiofsd does not finish its requests", io)?,
+                () => self.back_end.wait(left).or_else(|error| self.give_up(&error, io))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Where requests are still out the device is broken, and only the death of virtiofsd makes sure that it writes nowhere.
+    fn stopping(&mut self) {
+        if self.dead {
+            return;
+        }
+        if !self.back_end.is_idle() || self.back_end.stop().is_err() {
+            self.dead = true;
+            self.daemon.kill();
+            tracing::error!(share = self.tag, "the shared directory is lost: virtiofsd could not be stopped");
+        }
+    }
+}
+
+/// Writes an answer that says ENOTCONN, where the request has room for an answer; its length.
+fn refusal(chain: &Chain<'_>) -> u32 {
+    let mut unique = [0; 8];
+    if chain.read(IN_UNIQUE, &mut unique).is_err() {
+        return 0;
+    }
+    let error = (-libc::ENOTCONN).to_le_bytes();
+    let header = [OUT_HEADER.to_le_bytes().as_slice(), &error, &unique].concat();
+    if chain.write(0, &header).is_ok() { OUT_HEADER } else { 0 }
+}
+
+/// Whether a request has buffers, all of them in RAM: virtiofsd is told of no other.
+fn is_ram(chain: &Chain<'_>, memory: &GuestRam) -> bool {
+    let (readable, writable) = (chain.readable_part(0..u64::MAX), chain.writable_part(0..u64::MAX));
+    let len = |len| usize::try_from(len).unwrap_or(usize::MAX);
+    chain.readable_len() > 0 && readable.chain(writable).all(|it| memory.check_range(it.addr, len(it.len)))
+}

@@ -1,0 +1,230 @@
+//! vhost-user: a device's requests are served by another process, the back end. Worker threads; [`BackEnd::connect`]
+//! on the control thread.
+//!
+//! Source: QEMU, docs/interop/vhost-user.rst. The back end maps all guest RAM, so it can do whatever the guest can. What
+//! it can not do: make the monitor wait for long, read or write the monitor's memory, or have the guest's rings (see
+//! [`ring`]). A connection that was lost is not made again: a back end's state (open files, locks) went with it.
+
+pub mod connection;
+#[cfg(test)]
+pub mod fake;
+pub mod ring;
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::net::{RecvFlags, recv};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+use vm_memory::{FileOffset, GuestMemoryBackend, GuestMemoryRegion, MmapRegion, VolatileMemory, VolatileSlice};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use self::connection::{Connection, PROTOCOL_FEATURES, REPLY_ACK, Request, quads, words};
+use self::ring::{AREA, Lie, Ring, SLOTS};
+use super::{Held, Source};
+use crate::memory::GuestRam;
+
+/// Where the rings' memory is for a back end: above all guest RAM.
+const AREA_GPA: u64 = 1 << 50;
+
+/// Features that the rings need.
+const NEEDED: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+
+/// The token of [`BackEnd::sources`] that says that the back end may be gone; the others are rings.
+pub const HANG_UP: u16 = 0x100;
+
+/// A back end and the rings that it serves.
+#[derive(Debug)]
+pub struct BackEnd {
+    connection: Connection,
+    features: u64,
+    area: MmapRegion<()>,
+    rings: Vec<Wired>,
+    /// It serves the rings.
+    running: bool,
+}
+
+/// A ring with its two events.
+#[derive(Debug)]
+struct Wired {
+    ring: Ring,
+    kick: EventFd,
+    call: EventFd,
+}
+
+impl BackEnd {
+    /// Greets the back end on the other side of `stream` and makes `rings` rings for it.
+    pub fn connect(stream: UnixStream, rings: usize) -> io::Result<Self> {
+        let mut connection = Connection::new(stream)?;
+        let features = connection.ask(Request::GetFeatures)?;
+        if features & NEEDED != NEEDED {
+            let missing = NEEDED & !features;
+            return Err(io::Error::other(format!("it lacks virtio features that are needed ({missing:#x})")));
+        }
+        connection.tell(Request::SetOwner, &[], &[])?;
+        if features & PROTOCOL_FEATURES != 0 {
+            let protocol = connection.ask(Request::GetProtocolFeatures)? & REPLY_ACK;
+            connection.tell(Request::SetProtocolFeatures, &quads([protocol]), &[])?;
+            connection.acknowledges = protocol & REPLY_ACK != 0;
+        }
+        let area = area(rings)?;
+        let rings =
+            (0..rings).map(|index| Wired::new(AREA_GPA.saturating_add(at(index)))).collect::<io::Result<_>>()?;
+        let features = features & (NEEDED | PROTOCOL_FEATURES);
+        Ok(Self { connection, features, area, rings, running: false })
+    }
+
+    /// Files to wait for: the rings' events, with the ring as token, and the connection ([`HANG_UP`]).
+    pub fn sources(&self) -> Vec<Source> {
+        let rings = (0..HANG_UP).zip(&self.rings);
+        let rings = rings.map(|(token, wired)| Source { token, fd: wired.call.as_raw_fd() });
+        rings.chain([Source { token: HANG_UP, fd: self.connection.stream().as_raw_fd() }]).collect()
+    }
+
+    /// Gives guest memory and empty rings to the back end.
+    pub fn start(&mut self, memory: &GuestRam) -> io::Result<()> {
+        let table = regions(memory, &self.area)?;
+        for (index, wired) in self.rings.iter_mut().enumerate() {
+            wired.ring.reset(&part(&self.area, index)?)?;
+        }
+        self.connection.tell(Request::SetFeatures, &quads([self.features]), &[])?;
+        self.connection.tell(Request::SetMemTable, &table.0, &table.1)?;
+        for index in 0..self.rings.len() {
+            self.start_ring(index)?;
+        }
+        self.running = true;
+        Ok(())
+    }
+
+    fn start_ring(&mut self, index: usize) -> io::Result<()> {
+        let Some(wired) = self.rings.get(index) else { return Ok(()) };
+        let number = u32::try_from(index).map_err(io::Error::other)?;
+        let base = self.area.as_ptr() as u64;
+        let [desc, avail, used] = Ring::parts().map(|part| base.saturating_add(at(index)).saturating_add(part as u64));
+        let event = quads([number.into()]);
+        let connection = &mut self.connection;
+        connection.tell(Request::SetVringNum, &words([number, SLOTS.into()]), &[])?;
+        connection.tell(Request::SetVringBase, &words([number, 0]), &[])?;
+        let addresses = [words([number, 0]), quads([desc, used, avail, 0])].concat();
+        connection.tell(Request::SetVringAddr, &addresses, &[])?;
+        connection.tell(Request::SetVringCall, &event, &[wired.call.as_raw_fd()])?;
+        connection.tell(Request::SetVringKick, &event, &[wired.kick.as_raw_fd()])?;
+        if self.features & PROTOCOL_FEATURES != 0 {
+            connection.tell(Request::SetVringEnable, &words([number, 1]), &[])?;
+        }
+        wired.kick.write(1) // some back ends start a ring at its first kick
+    }
+
+    /// Takes the rings away from the back end, which serves no request of them any more when this returns.
+    pub fn stop(&mut self) -> io::Result<()> {
+        if !std::mem::replace(&mut self.running, false) {
+            return Ok(());
+        }
+        for number in (0_u32..).take(self.rings.len()) {
+            self.connection.ask_base(number)?;
+        }
+        Ok(())
+    }
+
+    /// Whether ring `index` has room for a request.
+    pub fn has_room(&self, index: usize) -> bool {
+        self.rings.get(index).is_some_and(|wired| !wired.ring.is_full())
+    }
+
+    /// Whether no requests are out.
+    pub fn is_idle(&self) -> bool {
+        self.rings.iter().all(|wired| wired.ring.is_empty())
+    }
+
+    /// Puts a request into ring `index`, which has room.
+    pub fn put(&mut self, index: usize, held: Held, memory: &GuestRam) -> io::Result<()> {
+        let area = part(&self.area, index)?;
+        let wired = self.rings.get_mut(index).ok_or(io::ErrorKind::NotFound)?;
+        let chain = held.chain(memory);
+        let (readable, writable) = (chain.readable_part(0..u64::MAX), chain.writable_part(0..u64::MAX));
+        let (readable, writable) = (readable.collect::<Vec<_>>(), writable.collect::<Vec<_>>());
+        wired.ring.put(&area, held, readable.into_iter(), writable.into_iter())
+    }
+
+    /// Tells the back end of what was put into ring `index`, unless it looks by itself.
+    pub fn kick(&self, index: usize) -> io::Result<()> {
+        let Some(wired) = self.rings.get(index) else { return Ok(()) };
+        if wired.ring.wants_kick(&part(&self.area, index)?) { wired.kick.write(1) } else { Ok(()) }
+    }
+
+    /// The next request of ring `index` that is done, and how many bytes the back end says to have written.
+    pub fn take(&mut self, index: usize) -> Result<Option<(Held, u32)>, Lie> {
+        let area = part(&self.area, index).map_err(|_| Lie)?;
+        self.rings.get_mut(index).map_or(Ok(None), |wired| wired.ring.take(&area))
+    }
+
+    /// Takes back the requests of a back end that is gone.
+    pub fn take_all(&mut self, index: usize) -> Vec<Held> {
+        self.rings.get_mut(index).map(|wired| wired.ring.take_all()).unwrap_or_default()
+    }
+
+    /// Waits until a request may be done, or the back end gone.
+    pub fn wait(&self, most: Duration) -> io::Result<()> {
+        let epoll = Epoll::new()?;
+        for source in self.sources() {
+            epoll.ctl(ControlOperation::Add, source.fd, EpollEvent::new(EventSet::IN, 0))?;
+        }
+        let most = i32::try_from(most.as_millis()).unwrap_or(i32::MAX);
+        epoll.wait(most, &mut [EpollEvent::default()])?;
+        for wired in &self.rings {
+            let _ = wired.call.read();
+        }
+        Ok(())
+    }
+
+    /// Whether the back end has hung up. It never speaks unasked, so anything else that it says is as bad.
+    pub fn is_gone(&self) -> bool {
+        let mut byte = [0; 1];
+        let seen = recv(self.connection.stream().as_fd(), &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        !matches!(seen, Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR))
+    }
+}
+
+impl Wired {
+    fn new(gpa: u64) -> io::Result<Self> {
+        let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
+        Ok(Self { ring: Ring::new(gpa), kick: event()?, call: event()? })
+    }
+}
+
+/// Memory for so many rings, which the back end can not take away from under the monitor.
+fn area(rings: usize) -> io::Result<MmapRegion<()>> {
+    let len = AREA.saturating_mul(rings);
+    let file = std::fs::File::from(memfd_create("vhost-user-rings", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    file.set_len(u64::try_from(len).map_err(io::Error::other)?)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    MmapRegion::from_file(FileOffset::new(file, 0), len).map_err(io::Error::other)
+}
+
+/// Where ring `index` begins in their memory.
+fn at(index: usize) -> u64 {
+    u64::try_from(AREA.saturating_mul(index)).unwrap_or(u64::MAX)
+}
+
+fn part(area: &MmapRegion<()>, index: usize) -> io::Result<VolatileSlice<'_>> {
+    area.get_slice(AREA.saturating_mul(index), AREA).map_err(io::Error::other)
+}
+
+/// VHOST_USER_SET_MEM_TABLE: guest RAM and the rings' memory, with their files.
+fn regions(memory: &GuestRam, area: &MmapRegion<()>) -> io::Result<(Vec<u8>, Vec<i32>)> {
+    let mut regions = Vec::new();
+    let mut fds = Vec::new();
+    let rings = (AREA_GPA, area.size() as u64, area.as_ptr() as u64, area.file_offset());
+    let ram = memory.iter().map(|it| (it.start_addr().0, it.len(), it.as_ptr() as u64, it.file_offset()));
+    for (gpa, len, host, file) in ram.chain([rings]) {
+        let file = file.ok_or_else(|| io::Error::other("guest memory is not shared with other processes"))?;
+        regions.push(quads([gpa, len, host, file.start()]));
+        fds.push(file.file().as_raw_fd());
+    }
+    let count = u32::try_from(regions.len()).map_err(io::Error::other)?;
+    Ok(([words([count, 0]), regions.concat()].concat(), fds))
+}

@@ -1,0 +1,38 @@
+# shellcheck shell=bash
+# How tools/guest gets the two kinds of virtiofsd that tests of shared
+# directories use, whatever the host has. Sourced after common.sh and guest.sh.
+# shellcheck disable=SC2154 # scratch is set in tools/guest
+
+# bundle OUT RELEASE PROGRAM LIBRARY... -- PACKAGE...: a program of a Debian
+# release with its libraries: its own loader starts it.
+bundle() {
+    local out=$1 release=$2 program=$3 package name version deb library tree=$scratch/$2 libraries=()
+    shift 3
+    while [[ $1 != -- ]]; do libraries+=("$1"); shift; done
+    shift
+    mkdir -p "$tree" "$out"
+    for package in "$@"; do
+        read -r name version < <(package_of "$release" "$package")
+        deb=$(fetch_deb "$release" "$name" "$version")
+        dpkg-deb -x "$deb" "$tree"
+        input "$name" "$version" "$deb"
+    done
+    for library in ld-linux-x86-64.so.2 libc.so.6 libm.so.6 "${libraries[@]}"; do
+        cp -L "$(find "$tree/lib" "$tree/usr/lib" "$tree"/usr/lib64 -name "$library" 2>/dev/null | head -n 1)" "$out/"
+    done
+    cp "$tree/$program" "$out/program"
+    cat >"$out/virtiofsd" <<'S'
+#!/bin/sh
+here=$(dirname "$(readlink -f "$0")")
+exec "$here/ld-linux-x86-64.so.2" --library-path "$here" "$here/program" "$@"
+S
+    chmod 755 "$out/virtiofsd"
+}
+
+make_virtiofsd() {
+    bundle "$1/rust" trixie usr/libexec/virtiofsd libcap-ng.so.0 libgcc_s.so.1 libseccomp.so.2 -- \
+        virtiofsd libc6 libcap-ng0 libgcc-s1 libseccomp2
+    bundle "$1/c" bookworm usr/lib/qemu/virtiofsd libcap-ng.so.0 libseccomp.so.2 libgmodule-2.0.so.0 \
+        libglib-2.0.so.0 libnuma.so.1 libpcre2-8.so.0 -- \
+        qemu-system-common libc6 libcap-ng0 libseccomp2 libglib2.0-0 libnuma1 libpcre2-8-0
+}
