@@ -45,6 +45,12 @@ impl Bytewise<'_> {
         *first
     }
 
+    fn take(&mut self, len: usize) -> Vec<u8> {
+        let (taken, rest) = self.0.split_at_checked(len).unwrap_or((self.0, &[]));
+        self.0 = rest;
+        taken.to_vec()
+    }
+
     fn half(&mut self) -> u16 {
         u16::from_le_bytes([self.byte(), self.byte()])
     }
@@ -87,6 +93,72 @@ pub fn drive(device: Box<dyn Device>, data: &[u8]) {
     let offered = rig.offered();
     rig.drive(offered);
     rig.settle();
+}
+
+/// Chains of one queue that are in flight at most: fewer descriptors than any queue has.
+const IN_FLIGHT: usize = 16;
+
+/// Has a driver whose rings are right send requests made of `data` to `device`, while `host` does at the device's other
+/// end what some of the bytes say; then has a proper driver take over.
+pub fn converse(device: Box<dyn Device>, data: &[u8], mut host: impl FnMut(&[u8])) {
+    let mut rig = Rig::new(device);
+    let mut bytes = Bytewise(data);
+    let offered = rig.offered();
+    rig.drive(offered);
+    let mut in_flight = vec![0_usize; usize::try_from(count(&mut rig)).unwrap_or(0)];
+    for _ in 0..STEPS {
+        if bytes.0.is_empty() {
+            break;
+        }
+        match bytes.byte() % 16 {
+            0 => {
+                let without = u64::from(bytes.word()) << 32 | u64::from(bytes.word());
+                rig.drive(offered & !(without & !RING_FEATURES));
+                in_flight.fill(0);
+            }
+            1..=4 => {
+                let len = usize::from(bytes.byte());
+                host(&bytes.take(len));
+            }
+            5..=7 => rig.settle(),
+            kind => request(&mut rig, &mut bytes, &mut in_flight, kind % 2 == 0),
+        }
+        if rig.needs_reset() {
+            rig.drive(offered);
+            in_flight.fill(0);
+        }
+    }
+    rig.settle();
+    rig.drive(offered);
+    rig.settle();
+    assert!(!rig.needs_reset(), "a driver that sent nothing is refused");
+}
+
+/// One chain of what the device reads, in two parts, and of what it writes.
+fn request(rig: &mut Rig, bytes: &mut Bytewise<'_>, in_flight: &mut [usize], reads: bool) {
+    let queue = pick(bytes, u32::try_from(in_flight.len()).unwrap_or(0));
+    let Some(busy) = usize::try_from(queue).ok().and_then(|queue| in_flight.get_mut(queue)) else { return };
+    while rig.take_used(queue).is_some() {
+        *busy = busy.saturating_sub(1);
+    }
+    if *busy >= IN_FLIGHT {
+        return;
+    }
+    rig.free_all(); // a driver may well write to what is in flight
+    let mut chain = Vec::new();
+    if reads {
+        let len = usize::from(bytes.byte());
+        let data = bytes.take(len);
+        let (first, rest) = data.split_at_checked(usize::from(bytes.byte())).unwrap_or((&data, &[]));
+        chain.extend([rig.readable(first), rig.readable(rest)]);
+    }
+    let room = u32::from(bytes.byte()).saturating_mul(16);
+    if room > 0 || chain.is_empty() {
+        chain.push(rig.writable(room));
+    }
+    rig.post(queue, &chain);
+    *busy = busy.saturating_add(1);
+    rig.kick(queue);
 }
 
 fn step(rig: &mut Rig, bytes: &mut Bytewise<'_>, queues: &mut u32) {

@@ -1,6 +1,9 @@
 //! What is fuzzed: one function a target, from bytes. The fuzzer and the replay of its corpus call the same ones.
 
 use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
 use devices::virtio::DeviceConfig;
 use machine::config::{Source, load};
@@ -10,7 +13,7 @@ use serde_json::{Value, json};
 type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 2] = [("device", device), ("config", config)];
+pub const TARGETS: [Target; 4] = [("device", device), ("net", net), ("vsock", vsock), ("config", config)];
 
 /// The first byte chooses a device, the others drive it.
 pub fn device(data: &[u8]) {
@@ -30,6 +33,48 @@ pub fn device(data: &[u8]) {
         _ => DeviceConfig::Rng(serde_json::from_value(json!({})).expect("a random number generator")),
     };
     devices::fuzzing::drive(devices::virtio::open(&config).expect("a device"), data);
+}
+
+/// Frames both ways and requests of the control queue, over a socket of frames.
+pub fn net(data: &[u8]) {
+    let (ours, theirs) = UnixDatagram::pair().expect("a socket");
+    theirs.set_nonblocking(true).expect("a socket that does not wait");
+    let net = json!({ "iface_id": "n", "host_fd": ours.as_raw_fd(), "guest_mac": "02:00:00:00:00:01" });
+    let config = DeviceConfig::Net(serde_json::from_value(net).expect("a network interface"));
+    devices::fuzzing::converse(devices::virtio::open(&config).expect("a device"), data, |frame| {
+        let _ = theirs.send(frame);
+        while theirs.recv(&mut [0; 256]).is_ok() {}
+    });
+}
+
+/// Packets of the guest, and host processes that connect, listen, speak and hang up.
+pub fn vsock(data: &[u8]) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("v");
+    let listener = UnixListener::bind(folder.path().join("v_1")).expect("a listener");
+    listener.set_nonblocking(true).expect("a listener that does not wait");
+    let vsock = json!({ "guest_cid": 3, "uds_path": path });
+    let config = DeviceConfig::Vsock(serde_json::from_value(vsock).expect("a vsock"));
+    let mut peers: Vec<UnixStream> = Vec::new();
+    devices::fuzzing::converse(devices::virtio::open(&config).expect("a device"), data, |bytes| {
+        let Some((&[kind, which], words)) = bytes.split_first_chunk::<2>() else { return };
+        let place = usize::from(which) % peers.len().max(1);
+        match (kind % 4, peers.get_mut(place)) {
+            (0, _) => {
+                let accepted = listener.accept().map(|(peer, _)| peer);
+                let dialled =
+                    UnixStream::connect(&path).and_then(|mut peer| peer.write_all(b"CONNECT 5\n").map(|()| peer));
+                for peer in accepted.into_iter().chain(dialled) {
+                    peer.set_nonblocking(true).expect("a socket that does not wait");
+                    peers.push(peer);
+                }
+            }
+            (1, Some(peer)) => _ = peer.write(words),
+            (2, Some(peer)) => _ = peer.read(&mut [0; 4096]),
+            (_, Some(_)) => _ = peers.swap_remove(place),
+            (_, None) => {}
+        }
+    });
 }
 
 /// The bytes are a document. What it says wrong is reported; what is right has a plan.
