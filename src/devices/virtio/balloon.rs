@@ -177,6 +177,7 @@ impl Device for Balloon {
             config,
             config_writable: ACTUAL..ACTUAL.saturating_add(4),
             sources: self.timer.iter().map(|timer| Source { token: 0, fd: timer.as_raw_fd() }).collect(),
+            ..Facts::default()
         }
     }
 

@@ -10,6 +10,7 @@ pub mod chain;
 mod conformance;
 pub mod fs;
 pub mod io;
+pub mod lend;
 pub mod mmio;
 pub mod net;
 pub mod pieces;
@@ -51,6 +52,9 @@ pub struct Facts {
     pub config_writable: Range<usize>,
     /// Back-end files to wait for while the driver is up.
     pub sources: Vec<Source>,
+    /// Queues that the device lends ([`Io::lend`]): who borrows them hears their kicks, and interrupts the driver past the
+    /// registers.
+    pub lent: Range<usize>,
 }
 
 /// A back-end file: when it can be read, [`Device::ready`] is called with `token`. Edges only: read until it would
@@ -68,7 +72,8 @@ pub trait Device: Send {
     /// What the device is. Called before the worker runs and after a configuration write.
     fn facts(&self) -> Facts;
 
-    /// The driver has put buffers into `queue` (or may have: once after every start).
+    /// The driver has put buffers into `queue` (or may have: once after every start). Of a queue that is lent only the
+    /// start is heard.
     fn kicked(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken>;
 
     /// The driver is up (DRIVER_OK); `io` knows the negotiated features.

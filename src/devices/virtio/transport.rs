@@ -55,6 +55,11 @@ impl Signal {
         self.interrupt.trigger();
     }
 
+    /// The line itself, for who uses buffers instead of the device: bit 0 is then always set ([`Transport::start`]).
+    pub(super) fn line(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
     /// Replaces the configuration space and says nothing.
     pub fn show_config(&self, config: &[u8]) {
         self.registers.set_config(config);
@@ -329,7 +334,14 @@ impl Transport {
 
     /// The driver has seen these interrupt bits.
     pub fn acknowledge(&self, bits: u32) {
+        let bits = if self.lends() { bits & !VIRTIO_MMIO_INT_VRING } else { bits };
         self.signal.registers.clear_bits(offset::INTERRUPT_STATUS, bits);
+    }
+
+    /// Whether someone beside the device uses buffers. That one has the line but not the registers, so "buffers were used"
+    /// is said all the time: a driver that looks in vain does no harm.
+    fn lends(&self) -> bool {
+        !self.worker.facts().lent.is_empty()
     }
 
     /// The driver writes the configuration space at `at` (from its start).
@@ -426,6 +438,9 @@ impl Transport {
             };
             let Some(queue) = built else { return self.signal.needs_reset() };
             queues.push(queue);
+        }
+        if self.lends() {
+            self.signal.registers.set_bits(offset::INTERRUPT_STATUS, VIRTIO_MMIO_INT_VRING);
         }
         self.running = self.worker.start(queues, self.driver_features, Arc::clone(&self.signal));
         match self.running {

@@ -52,6 +52,10 @@ impl Shared {
         self.wanted.load(Ordering::SeqCst)
     }
 
+    pub(super) fn doorbell(&self, queue: usize) -> Option<&Doorbell> {
+        self.doorbells.get(queue)
+    }
+
     pub(super) fn ring(&self, queue: usize) {
         if let Some(doorbell) = self.doorbells.get(queue) {
             doorbell.ring();
@@ -215,7 +219,11 @@ impl MutEventSubscriber for Loop {
     fn init(&mut self, ops: &mut EventOps) {
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
         self.init = ops.add(Events::with_data(&self.shared.mail, MAIL, edge));
+        let lent = self.device.facts().lent;
         for (queue, doorbell) in (0_u32..).zip(&self.shared.doorbells) {
+            if usize::try_from(queue).is_ok_and(|queue| lent.contains(&queue)) {
+                continue; // whoever has the queue hears its kicks
+            }
             let added = ops.add(Events::with_data(doorbell.event(), queue, edge));
             self.init = std::mem::replace(&mut self.init, Ok(())).and(added);
         }

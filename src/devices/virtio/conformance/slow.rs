@@ -21,7 +21,7 @@ impl Device for Slow {
             queue_sizes: vec![16, 4],
             config: self.config.clone(),
             config_writable: 2..4,
-            sources: Vec::new(),
+            ..Facts::default()
         }
     }
 
