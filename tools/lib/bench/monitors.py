@@ -1,4 +1,4 @@
-"""How each monitor is asked for the same VM: kernel, initrd, one serial console, perhaps one disk."""
+"""How each monitor is asked for the same VM: kernel, initrd, one serial console, and what the measurement needs."""
 import os
 
 
@@ -6,31 +6,64 @@ import os
 CMDLINE = "console=ttyS0 quiet panic=-1 reboot=k"
 
 
+MAC = "02:00:00:00:00:07"
+CID = 3
+
+# Contenders that are another's program with other options, and the measurements that they are for.
+VARIANTS = {
+    "qemu-vhost": ("qemu", ["net"]),
+    "vmm-async": ("vmm", ["block"]),
+}
+
+
+def contenders(what, names):
+    """Those of `names` that `what` measures."""
+    return [name for name in names if name not in VARIANTS or what in VARIANTS[name][1]]
+
+
 def command(name, path, vm):
-    """The argument list; `vm` has kernel, initrd, cmdline, memory (MiB), cpus and perhaps disk."""
+    """The argument list; `vm` has kernel, initrd, cmdline, memory (MiB), cpus and perhaps disk (a file that may be
+    written), tap (an interface) or vsock (a path, for those that have sockets there)."""
     return MONITORS[name](path, vm)
 
 
-def vmm(path, vm):
+def vmm(path, vm, disk=""):
     args = [path, "--kernel", vm["kernel"], "--initrd", vm["initrd"], "--cmdline", vm["cmdline"]]
     args += ["--memory", f"{vm['memory']}M", "--cpus", str(vm["cpus"])]
-    return args + (["--disk", vm["disk"] + ",ro"] if "disk" in vm else [])
+    args += ["--disk", vm["disk"] + disk] if "disk" in vm else []
+    args += ["--net", f"tap={vm['tap']},mac={MAC}"] if "tap" in vm else []
+    return args + (["--vsock", vm["vsock"]] if "vsock" in vm else [])
 
 
-def qemu(path, vm):
+def vmm_async(path, vm):
+    return vmm(path, vm, disk=",engine=async")
+
+
+def qemu(path, vm, vhost="off"):
     args = [path, "-L", os.path.dirname(path), "-M", "microvm", "-accel", "kvm", "-cpu", "host", "-m", str(vm["memory"]), "-smp", str(vm["cpus"])]
     args += ["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "stdio"]
     args += ["-kernel", vm["kernel"], "-initrd", vm["initrd"], "-append", vm["cmdline"]]
     if "disk" in vm:
-        args += ["-drive", f"id=d,file={vm['disk']},format=raw,if=none,readonly=on"]
+        args += ["-drive", f"id=d,file={vm['disk']},format=raw,if=none"]
         args += ["-device", "virtio-blk-device,drive=d"]
+    if "tap" in vm:
+        args += ["-netdev", f"tap,id=n,ifname={vm['tap']},script=no,downscript=no,vhost={vhost}"]
+        args += ["-device", f"virtio-net-device,netdev=n,mac={MAC}"]
+    if "vsock" in vm:
+        args += ["-global", "virtio-mmio.force-legacy=false", "-device", f"vhost-vsock-device,guest-cid={CID}"]
     return args
+
+
+def qemu_vhost(path, vm):
+    return qemu(path, vm, vhost="on")
 
 
 def alioth(path, vm):
     args = [path, "boot", "--pvh", vm["kernel"], "--initramfs", vm["initrd"], "--cmdline", vm["cmdline"]]
     args += ["--memory", f"size={vm['memory']}M", "--cpu", f"count={vm['cpus']}"]
-    return args + (["--blk", f"file,path={vm['disk']},readonly=true"] if "disk" in vm else [])
+    args += ["--blk", f"file,path={vm['disk']}"] if "disk" in vm else []
+    args += ["--net", f"tap,mac={MAC},mtu=1500,if={vm['tap']}"] if "tap" in vm else []
+    return args + (["--vsock", f"vhost,cid={CID}"] if "vsock" in vm else [])
 
 
 def firecracker(path, vm):
@@ -47,8 +80,12 @@ def firecracker(path, vm):
         "drives": [],
     }
     if "disk" in vm:
-        disk = {"drive_id": "d", "is_root_device": False, "is_read_only": True, "path_on_host": vm["disk"]}
+        disk = {"drive_id": "d", "is_root_device": False, "is_read_only": False, "path_on_host": vm["disk"]}
         config["drives"].append(disk)
+    if "tap" in vm:
+        config["network-interfaces"] = [{"iface_id": "eth0", "host_dev_name": vm["tap"], "guest_mac": MAC}]
+    if "vsock" in vm:
+        config["vsock"] = {"guest_cid": CID, "uds_path": vm["vsock"]}
     with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
         json.dump(config, file)
     return [path, "--no-api", "--config-file", file.name]
@@ -58,12 +95,16 @@ def cloud_hypervisor(path, vm):
     args = [path, "--kernel", vm["kernel"], "--initramfs", vm["initrd"], "--cmdline", vm["cmdline"]]
     args += ["--memory", f"size={vm['memory']}M", "--cpus", f"boot={vm['cpus']}"]
     args += ["--serial", "tty", "--console", "off"]
-    return args + (["--disk", f"path={vm['disk']},readonly=on"] if "disk" in vm else [])
+    args += ["--disk", f"path={vm['disk']}"] if "disk" in vm else []
+    args += ["--net", f"tap={vm['tap']},mac={MAC}"] if "tap" in vm else []
+    return args + (["--vsock", f"cid={CID},socket={vm['vsock']}"] if "vsock" in vm else [])
 
 
 MONITORS = {
     "vmm": vmm,
+    "vmm-async": vmm_async,
     "qemu": qemu,
+    "qemu-vhost": qemu_vhost,
     "alioth": alioth,
     "firecracker": firecracker,
     "cloud-hypervisor": cloud_hypervisor,

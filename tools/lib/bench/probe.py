@@ -15,10 +15,11 @@ import sys
 import tempfile
 import time
 
+import jobs
 import monitors
 
-ROUNDS = {"boot": 5, "block": 5}
-LIMIT = 120  # seconds that one run may take
+ROUNDS = {"boot": 5, "block": 3, "net": 3, "vsock": 3}
+LIMIT = 300  # seconds that one run may take
 
 
 class Run:
@@ -112,13 +113,6 @@ def boot(name, path, vm):
     return {"init_ms": init / 1e6, "exit_ms": took / 1e6, "uptime_ms": int(match[1]) / 1e3, "cpu_s": cpu}
 
 
-def block(name, path, vm):
-    run = Run(name, path, vm)
-    match, _ = run.wait_for(rb"BLOCK seq_mb_s=([\d.]+) rand_iops=([\d.]+)\s")
-    run.finish()
-    return {"seq_mb_s": float(match[1]), "rand_iops": float(match[2])}
-
-
 def stage(name, path, work):
     """Copies a monitor, its shared libraries and its firmware to memory; returns where it is then."""
     place = os.path.join(work, name)
@@ -127,7 +121,7 @@ def stage(name, path, work):
     libraries = subprocess.run(["ldd", path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
     for library in re.findall(r"=> (/\S+)", libraries):
         shutil.copy(library, place)
-    if name == "qemu":
+    if name.startswith("qemu"):
         for rom in ["pvh.bin", "linuxboot_dma.bin", "bios-microvm.bin"]:
             homes = [f"/usr/share/{home}/{rom}" for home in ("qemu", "seabios", "qemu/firmware")]
             found = next(filter(os.path.exists, homes), None)
@@ -140,11 +134,8 @@ def environment(path):
     return dict(os.environ, LD_LIBRARY_PATH=os.path.dirname(path))
 
 
-def initrd_of(source, work):
-    """Compiles a static guest program and packs it as the init of an initrd (newc cpio)."""
-    here = os.path.dirname(os.path.realpath(__file__))
-    binary = os.path.join(work, "init")
-    subprocess.run(["gcc", "-O2", "-static", "-o", binary, os.path.join(here, source)], check=True)
+def initrd_of(binary):
+    """Packs a static guest program as the init of an initrd (newc cpio)."""
     with open(binary, "rb") as file:
         program = file.read()
     archive = b""
@@ -166,26 +157,27 @@ def main():
     vm = {"cpus": 1, "memory": 128, "cmdline": monitors.CMDLINE}
     for key, source in [("kernel", "tuned/vmlinux"), ("initrd", "bench/initrd"), ("idle_initrd", "tuned/initrd")]:
         vm[key] = shutil.copy(os.path.join(guest, source), os.path.join(work, key))
-    if spec["what"] == "block":
+    what = spec["what"]
+    if what != "boot":
         with open(os.path.join(work, "initrd"), "wb") as file:
-            file.write(initrd_of("block.c", work))
-        vm["disk"] = os.path.join(work, "disk")
-        with open(vm["disk"], "wb") as file:
-            for _ in range(256):
-                file.write(os.urandom(1 << 20))
+            file.write(initrd_of(spec["programs"][what]))
     paths = {}
     for name, path in spec["monitors"].items():
         paths[name] = stage(name, path, work)
-    measure = {"boot": boot, "block": block}[spec["what"]]
     samples = {name: [] for name in paths}
-    for number in range(-1, spec["rounds"]):
-        for name, path in paths.items():
-            sample = measure(name, path, vm)
-            if number >= 0:
-                samples[name].append(sample)
-            print(f"bench: round {number + 1} {name}: {sample}", file=sys.stderr, flush=True)
+    with jobs.surroundings(what, work, spec["programs"]) as around:
+        for number in range(-1, spec["rounds"]):
+            for name, path in paths.items():
+                if what == "boot":
+                    sample = boot(name, path, vm)
+                else:
+                    own = dict(vm, **around(name))
+                    sample = jobs.measure(Run(name, path, own), what)
+                if number >= 0:
+                    samples[name].append(sample)
+                print(f"bench: round {number + 1} {name}: {sample}", file=sys.stderr, flush=True)
     result = {"samples": samples, "vm": {key: vm[key] for key in ["cpus", "memory", "cmdline"]}}
-    if spec["what"] == "boot":
+    if what == "boot":
         result["memory"] = {name: resident(name, path, vm) for name, path in paths.items()}
     result["host"] = " ".join(os.uname()[2:4])
     with open(spec["out"], "w") as file:

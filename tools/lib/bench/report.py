@@ -1,35 +1,74 @@
-"""The table that tools/bench prints: medians, spreads, ratios to QEMU microvm."""
+"""The tables that tools/bench prints: medians, spreads, ratios to QEMU microvm."""
 import statistics
 
-COLUMNS = {
-    "boot": [("init_ms", "exec to init, ms"), ("exit_ms", "exec to exit, ms"), ("uptime_ms", "uptime at init, ms")],
-    "block": [("seq_mb_s", "1 MiB seq read, MB/s"), ("rand_iops", "4 KiB rand read, IOPS")],
-}
+BOOT = [("init_ms", "exec to init, ms"), ("exit_ms", "exec to exit, ms"), ("uptime_ms", "uptime at init, ms")]
 
 
-def median(samples, key):
-    return statistics.median(sample[key] for sample in samples)
+def rate(job):
+    return job["bytes"] / 1e6 / (job["ns"] / 1e9)
 
 
-def spread(samples, key):
-    values = [sample[key] for sample in samples]
-    return max(values) - min(values)
+def per_second(job):
+    return job["ops"] / (job["ns"] / 1e9)
+
+
+def micros(job):
+    return job["ns"] / 1e3 / job["ops"]
+
+
+def cpu_micros(job):
+    return job["cpu_ns"] / 1e3 / job["ops"]
+
+
+def cpu_seconds(job):
+    """Per gigabyte."""
+    return job["cpu_ns"] / job["bytes"]
+
+
+RATE, IOPS, TRIP = (rate, "MB/s"), (per_second, "per s"), (micros, "µs")
+PER_GB, PER_OP = (cpu_seconds, "CPU s/GB"), (cpu_micros, "CPU µs/op")
+
+
+def units(job):
+    """What is shown of a job: its speed, and its price."""
+    if job == "round-trip":
+        return TRIP, PER_OP
+    return (IOPS, PER_OP) if "-4k-" in job else (RATE, PER_GB)
+
+
+def cell(values, base):
+    """Median, spread, and the median's ratio to that of `base`."""
+    middle = statistics.median(values)
+    digits = 1 if middle >= 10 else 3
+    text = f"{middle:,.{digits}f} ({max(values) - min(values):,.{digits}f})"
+    return text + (f" [{middle / statistics.median(base):.2f}]" if base else "")
 
 
 def table(what, result):
-    samples, memory = result["samples"], result.get("memory", {})
     vm = result["vm"]
     print(f"\n{what}: {vm['cpus']} vCPU, {vm['memory']} MiB, clock: {result['clock']}; median (max - min) [ratio to qemu]")
-    header = [f"{'monitor':<17}"] + [f"{title:>32}" for _, title in COLUMNS[what]]
-    print("".join(header) + (f"{'beside the guest, MiB':>24}" if memory else ""))
+    boot(result) if what == "boot" else jobs(result["samples"])
+    print(flush=True)
+
+
+def boot(result):
+    samples, memory = result["samples"], result.get("memory", {})
+    print(f"{'monitor':<17}" + "".join(f"{title:>32}" for _, title in BOOT) + f"{'beside the guest, MiB':>24}")
     for name, runs in samples.items():
         line = f"{name:<17}"
-        for key, _ in COLUMNS[what]:
-            cell = f"{median(runs, key):.1f} ({spread(runs, key):.1f})"
-            if "qemu" in samples and key != "uptime_ms":
-                cell += f" [{median(runs, key) / median(samples['qemu'], key):.2f}]"
-            line += f"{cell:>32}"
+        for key, _ in BOOT:
+            base = [run[key] for run in samples.get("qemu", [])] if key != "uptime_ms" else []
+            line += f"{cell([run[key] for run in runs], base):>32}"
         if name in memory:
             line += f"{memory[name]['beside_kib'] / 1024:>24.2f}"
         print(line)
-    print(flush=True)
+
+
+def jobs(samples):
+    """One row per job and figure, one column per monitor."""
+    print(f"{'job':<14}{'':<11}" + "".join(f"{name:>28}" for name in samples))
+    for job in next(iter(samples.values()))[0]:
+        for figure, unit in units(job):
+            base = [figure(run[job]) for run in samples.get("qemu", [])]
+            row = "".join(f"{cell([figure(run[job]) for run in runs], base):>28}" for runs in samples.values())
+            print(f"{job:<14}{unit:<11}{row}")
