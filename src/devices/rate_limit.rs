@@ -191,6 +191,15 @@ impl Throttle {
         self.waiting
     }
 
+    /// Gives a device other limits, be it with or without a throttle until now. It keeps one that limits nothing.
+    pub fn change(throttle: &mut Option<Self>, config: &RateLimiterConfig) -> io::Result<()> {
+        match throttle {
+            Some(throttle) => throttle.update(config),
+            None => *throttle = Self::new(Some(config))?,
+        }
+        Ok(())
+    }
+
     /// Other limits from now on; the buckets are full again, as if they were new.
     pub fn update(&mut self, config: &RateLimiterConfig) {
         self.limiter = RateLimiter::new(config, self.since.elapsed());

@@ -23,10 +23,10 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use crate::bus::BusDevice;
 use crate::memory::{GuestRam, SharedRam};
 use crate::seams::{GuestEvent, Notify};
-use crate::virtio::Device;
 use crate::virtio::mmio::MmioTransport;
 use crate::virtio::registers::offset;
 use crate::virtio::worker::Worker;
+use crate::virtio::{Device, DeviceConfig, UpdateError};
 
 /// Bytes of guest RAM: two adjacent regions of half of it each, so that buffers can straddle them.
 pub const RAM: u64 = 2 << 20;
@@ -130,6 +130,21 @@ impl Rig {
     /// The transport, for accesses that no driver would make.
     pub fn transport(&mut self) -> &mut MmioTransport {
         &mut self.transport
+    }
+
+    /// The machine pauses.
+    pub fn pause(&mut self) {
+        self.transport.transport().pause();
+    }
+
+    /// The machine goes on.
+    pub fn resume(&mut self) {
+        self.transport.transport().resume();
+    }
+
+    /// The user changes `keys` of the device to what `config` says.
+    pub fn update(&mut self, config: &DeviceConfig, keys: &[&str]) -> Result<(), UpdateError> {
+        self.transport.transport().update(config.change(keys)?)
     }
 
     /// What the machine was told.

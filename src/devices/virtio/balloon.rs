@@ -18,7 +18,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::chain::{Chain, Segment};
 use super::io::{Broken, Counters, Held, Io, count};
-use super::{Device, Facts, OpenError, Source};
+use super::{Change, Device, Facts, OpenError, Source, Stop, UpdateError};
 use crate::memory::GuestRam;
 
 /// Device id (virtio 1.2, 5).
@@ -67,6 +67,35 @@ fn yes() -> bool {
     true
 }
 
+/// What can be changed while the VM exists.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct BalloonChange {
+    /// The new target, MiB.
+    pub amount_mib: Option<u32>,
+    /// Seconds between two looks at the statistics: there must be some before and after.
+    pub stats_polling_interval_s: Option<u16>,
+}
+
+/// Names of the statistics by their tags, from 0 (virtio 1.2, 5.5.6.3; linux/virtio_balloon.h).
+const NAMES: [&str; 16] = [
+    "swap_in",
+    "swap_out",
+    "major_faults",
+    "minor_faults",
+    "free_memory",
+    "total_memory",
+    "available_memory",
+    "disk_caches",
+    "hugetlb_allocations",
+    "hugetlb_failures",
+    "oom_kill",
+    "alloc_stall",
+    "async_scan",
+    "direct_scan",
+    "async_reclaim",
+    "direct_reclaim",
+];
+
 /// The device.
 pub struct Balloon {
     config: BalloonConfig,
@@ -76,6 +105,8 @@ pub struct Balloon {
     timer: Option<TimerFd>,
     /// The driver's buffer for the next statistics.
     waiting: Option<Held>,
+    /// The statistics that came last, by their tags.
+    statistics: [Option<u64>; NAMES.len()],
     /// Queues that exist only when their features are negotiated have no fixed places.
     stats: Option<usize>,
     reporting: Option<usize>,
@@ -91,7 +122,15 @@ impl Balloon {
                     .map_err(|error| OpenError::new(format!("make the balloon's statistics timer: {error}")))?,
             ),
         };
-        Ok(Self { config: config.clone(), actual: 0, timer, waiting: None, stats: None, reporting: None })
+        Ok(Self {
+            config: config.clone(),
+            actual: 0,
+            timer,
+            waiting: None,
+            statistics: [None; NAMES.len()],
+            stats: None,
+            reporting: None,
+        })
     }
 
     /// Takes the pages whose numbers are in `chain` out of guest memory.
@@ -151,7 +190,9 @@ impl Balloon {
                 let (tag, value) = statistic.split_at_checked(2).unwrap_or_default();
                 let tag = tag.first_chunk().map_or(0, |tag| u16::from_le_bytes(*tag));
                 let value = value.first_chunk().map_or(0, |value| u64::from_le_bytes(*value));
-                tracing::debug!(tag, value, "the guest's memory");
+                if let Some(known) = self.statistics.get_mut(usize::from(tag)) {
+                    *known = Some(value);
+                }
             }
             self.waiting = Some(held);
         }
@@ -225,8 +266,50 @@ impl Device for Balloon {
         Ok(())
     }
 
-    fn stopping(&mut self) {
-        (self.waiting, self.stats, self.reporting) = (None, None, None);
+    fn stopping(&mut self, why: Stop) {
+        self.waiting = None;
+        if why == Stop::Reset {
+            (self.stats, self.reporting) = (None, None);
+            self.statistics = [None; NAMES.len()];
+        }
+    }
+
+    fn update(&mut self, change: Change) -> Result<(), UpdateError> {
+        let Change::Balloon(change) = change else { return Err(UpdateError::new("it is no balloon")) };
+        if let Some(seconds) = change.stats_polling_interval_s {
+            let fresh = match (&self.timer, seconds) {
+                (Some(_), 1..) => Some(timer(seconds).map_err(|error| UpdateError::new(format!("a timer: {error}")))?),
+                (None, 0) => None,
+                _ => {
+                    let text =
+                        "statistics can not be switched on or off while the VM exists (stats_polling_interval_s)";
+                    return Err(UpdateError::new(text));
+                }
+            };
+            self.timer = fresh;
+            self.config.stats_polling_interval_s = seconds;
+        }
+        self.config.amount_mib = change.amount_mib.unwrap_or(self.config.amount_mib);
+        Ok(())
+    }
+
+    /// Firecracker's BalloonStatistics; nothing where statistics are off.
+    fn inspect(&self) -> serde_json::Value {
+        if self.timer.is_none() {
+            return serde_json::Value::Null;
+        }
+        let target = self.config.amount_mib;
+        let mut told = serde_json::json!({
+            "target_pages": target.saturating_mul(PAGES_PER_MIB),
+            "actual_pages": self.actual,
+            "target_mib": target,
+            "actual_mib": self.actual / PAGES_PER_MIB,
+        });
+        if let Some(told) = told.as_object_mut() {
+            let known = NAMES.iter().zip(&self.statistics);
+            told.extend(known.filter_map(|(name, value)| Some(((*name).to_owned(), (*value)?.into()))));
+        }
+        told
     }
 
     fn wrote_config(&mut self, offset: usize, data: &[u8]) {
@@ -296,6 +379,7 @@ mod tests {
 
     use super::*;
     use crate::testing::{Buffer, RAM, Rig};
+    use crate::virtio::DeviceConfig;
     use crate::virtio::transport::RING_FEATURES;
 
     const PAGES: std::ops::Range<u64> = 0x100..0x110;
@@ -392,6 +476,64 @@ mod tests {
         assert_eq!(rig.config(0, 8), [768_u32.to_le_bytes(), 700_u32.to_le_bytes()].concat());
         rig.write(crate::virtio::registers::offset::CONFIG, 1);
         assert_eq!(rig.config(0, 4), 768_u32.to_le_bytes());
+    }
+
+    fn update(rig: &mut Rig, change: impl FnOnce(&mut BalloonConfig), key: &str) -> Result<(), String> {
+        let mut wanted = config();
+        change(&mut wanted);
+        rig.update(&DeviceConfig::Balloon(wanted), &[key]).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_target_can_be_changed() {
+        let mut rig = rig(STATS_VQ);
+        rig.take_interrupt();
+        update(&mut rig, |config| config.amount_mib = 5, "amount_mib").unwrap();
+        assert_eq!(rig.take_interrupt().map(|bits| bits & 2), Some(2), "the driver hears of it");
+        assert_eq!(rig.config(0, 4), 1280_u32.to_le_bytes());
+        let request = rig.readable(&numbers(&[0x100]));
+        assert_eq!(rig.request(0, &[request]), 0, "and the device goes on");
+        rig.drive(RING_FEATURES);
+        assert_eq!(rig.config(0, 4), 1280_u32.to_le_bytes(), "a later driver sees it, too");
+    }
+
+    #[test]
+    fn statistics_are_kept_over_an_update_and_shown() {
+        let mut rig = rig(STATS_VQ);
+        let pairs = [(4_u16, 1_u64 << 20), (5, 1 << 30), (0xfff0, 9), (16, 9)];
+        let told: Vec<u8> =
+            pairs.iter().flat_map(|(tag, value)| [&tag.to_le_bytes()[..], &value.to_le_bytes()].concat()).collect();
+        let buffer = rig.readable(&told);
+        rig.post(2, &[buffer]);
+        rig.kick(2);
+        rig.settle();
+        let text = "statistics can not be switched on or off while the VM exists (stats_polling_interval_s)";
+        assert_eq!(
+            update(&mut rig, |config| config.stats_polling_interval_s = 0, "stats_polling_interval_s"),
+            Err(text.into())
+        );
+        update(&mut rig, |config| config.stats_polling_interval_s = 60, "stats_polling_interval_s").unwrap();
+        let wanted = serde_json::json!({
+            "target_pages": 768, "target_mib": 3, "actual_pages": 0, "actual_mib": 0,
+            "free_memory": 1 << 20, "total_memory": 1 << 30
+        });
+        assert_eq!(rig.transport().worker().inspect(), wanted);
+        let without = BalloonConfig { stats_polling_interval_s: 0, ..config() };
+        let mut rig = Rig::new(Box::new(Balloon::open(&without).unwrap()));
+        assert_eq!(rig.transport().worker().inspect(), serde_json::Value::Null);
+    }
+
+    /// The buffer of the statistics is the device's during a pause, as before, and comes back by the timer.
+    #[test]
+    fn a_pause_loses_no_statistics() {
+        let mut rig = rig(STATS_VQ);
+        let buffer = rig.readable(&[0; STATISTIC]);
+        let head = rig.post(2, &[buffer]);
+        rig.kick(2);
+        rig.settle();
+        rig.pause();
+        rig.resume();
+        assert_eq!(rig.wait_used(2), (head, 0));
     }
 
     #[test]

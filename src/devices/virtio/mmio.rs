@@ -65,6 +65,11 @@ impl MmioTransport {
         self.0.counters()
     }
 
+    /// The transport itself, for the control thread: pause, resume, update.
+    pub fn transport(&mut self) -> &mut Transport {
+        &mut self.0
+    }
+
     fn write_register(&mut self, at: u64, value: u32) {
         let core = &mut self.0;
         match at {

@@ -17,6 +17,7 @@ pub mod pieces;
 pub mod registers;
 pub mod rng;
 pub mod transport;
+pub mod update;
 pub mod vhost_user;
 pub mod vsock;
 pub mod worker;
@@ -26,6 +27,7 @@ use std::os::fd::RawFd;
 
 pub use chain::Chain;
 pub use io::{Broken, Counters, Held, Io, Served};
+pub use update::{Change, UpdateError};
 
 use balloon::{Balloon, BalloonConfig};
 use block::Block;
@@ -67,6 +69,15 @@ pub struct Source {
     pub fd: RawFd,
 }
 
+/// Why a device stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// The driver is gone: what it negotiated and what it asked for is forgotten.
+    Reset,
+    /// The machine pauses: the queues come back, and the device goes on as if nothing had been.
+    Pause,
+}
+
 /// A virtio device. Its worker thread calls every method; [`Broken`] makes the worker ask the driver for a reset.
 pub trait Device: Send {
     /// What the device is. Called before the worker runs and after a configuration write.
@@ -76,7 +87,7 @@ pub trait Device: Send {
     /// start is heard.
     fn kicked(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken>;
 
-    /// The driver is up (DRIVER_OK); `io` knows the negotiated features.
+    /// The driver is up (DRIVER_OK); `io` knows the negotiated features. Not called after a pause.
     fn started(&mut self, _io: &mut Io<'_>) -> Result<(), Broken> {
         Ok(())
     }
@@ -86,14 +97,27 @@ pub trait Device: Send {
         Ok(())
     }
 
-    /// [`Self::stopping`] comes next, and the queues are still here: what is in flight can be waited for and given back.
+    /// [`Self::stopping`] or [`Self::update`] comes next, and the queues are still here: what is in flight can be waited
+    /// for and given back, and what only waits is put back. Every queue is kicked afterwards, if there is an afterwards.
     /// Not called where the device is broken.
     fn finish(&mut self, _io: &mut Io<'_>) -> Result<(), Broken> {
         Ok(())
     }
 
-    /// The driver is gone or the machine pauses; the queues go away after this. Nothing may touch guest memory later.
-    fn stopping(&mut self) {}
+    /// The queues go away after this, and nothing may touch guest memory later. After [`Stop::Pause`] they come back.
+    fn stopping(&mut self, _why: Stop) {}
+
+    /// The user changes the device while the VM exists, whether the driver is up or not. Where it is, [`Self::finish`]
+    /// came before; the worker then looks at [`Self::facts`] again: the configuration space, of which the driver is told,
+    /// and the sources. On an error the device is as it was.
+    fn update(&mut self, _change: Change) -> Result<(), UpdateError> {
+        Err(UpdateError::new("it has nothing that can be changed while the VM exists"))
+    }
+
+    /// What the device has to tell beside its counters, as the API shows it.
+    fn inspect(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
 
     /// The driver wrote `data` at `offset` of the configuration space, inside [`Facts::config_writable`].
     fn wrote_config(&mut self, _offset: usize, _data: &[u8]) {}

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::io::{Broken, Io, Served, count};
-use super::{Chain, Device, Facts, OpenError};
+use super::{Chain, Change, Device, Facts, OpenError, UpdateError};
 use crate::rate_limit::{RateLimiterConfig, Throttle};
 
 /// Device id (virtio 1.2, 5).
@@ -79,6 +79,12 @@ impl Device for Rng {
     fn ready(&mut self, _token: u16, io: &mut Io<'_>) -> Result<(), Broken> {
         self.kicked(0, io)
     }
+
+    fn update(&mut self, change: Change) -> Result<(), UpdateError> {
+        let Change::Rng(limits) = change else { return Err(UpdateError::new("it is no random number generator")) };
+        Throttle::change(&mut self.throttle, &limits)
+            .map_err(|error| UpdateError::new(format!("create the timer of its limits: {error}")))
+    }
 }
 
 /// Fills `buf` with random bytes.
@@ -105,6 +111,7 @@ mod tests {
     use super::*;
     use crate::rate_limit::TokenBucketConfig;
     use crate::testing::{Buffer, RAM, Rig};
+    use crate::virtio::DeviceConfig;
     use crate::virtio::transport::RING_FEATURES;
 
     fn rig() -> Rig {
@@ -169,6 +176,29 @@ mod tests {
         rig.settle();
         rig.drive(RING_FEATURES); // a reset forgets what waits, and the next driver is served
         assert_eq!(rig.request(0, &[buffer]), 1000);
+    }
+
+    #[test]
+    fn its_limits_can_be_changed() {
+        let hours = |ops| TokenBucketConfig { size: ops, one_time_burst: None, refill_time: 3_600_000 };
+        let with = |ops| {
+            let limits = RateLimiterConfig { bandwidth: None, ops: Some(hours(ops)) };
+            DeviceConfig::Rng(EntropyConfig { rate_limiter: Some(limits) })
+        };
+        let mut rig = rig();
+        rig.update(&with(1), &["rate_limiter"]).unwrap();
+        let buffer = rig.writable(100);
+        for _ in 0..4 {
+            rig.post(0, &[buffer]);
+        }
+        rig.kick(0);
+        rig.wait_used(0);
+        rig.settle();
+        assert!(rig.take_used(0).is_none());
+        rig.update(&with(3), &["rate_limiter"]).unwrap(); // no kick comes after this
+        for _ in 0..3 {
+            rig.wait_used(0);
+        }
     }
 
     #[test]

@@ -19,7 +19,8 @@ use vm_memory::GuestAddress;
 
 use super::io::count;
 use super::registers::{Registers, offset};
-use super::worker::WorkerHandle;
+use super::worker::{Start, WorkerHandle};
+use super::{Change, Stop, UpdateError};
 use crate::memory::SharedRam;
 use crate::seams::{Doorbell, GuestEvent, Interrupt, Notify};
 
@@ -153,8 +154,10 @@ pub struct Transport {
     exotic_features: bool,
     queue_sel: u32,
     queues: Vec<QueueSetup>,
-    /// The worker has the queues.
+    /// The worker has the queues, or would have them but for the pause.
     running: bool,
+    /// The queues, while the machine pauses.
+    parked: Option<Vec<Queue>>,
     counters: TransportCounters,
 }
 
@@ -177,6 +180,7 @@ impl Transport {
             queue_sel: 0,
             queues,
             running: false,
+            parked: None,
             counters: TransportCounters::default(),
         })
     }
@@ -316,11 +320,11 @@ impl Transport {
             return;
         }
         // The driver takes one queue away from a running device: the others go on.
-        let Some(mut queues) = self.worker.stop() else { return };
-        if let Some(queue) = queues.get_mut(sel) {
+        self.pause();
+        if let Some(queue) = self.parked.as_mut().and_then(|queues| queues.get_mut(sel)) {
             queue.set_ready(false);
         }
-        self.worker.start(queues, self.driver_features, Arc::clone(&self.signal));
+        self.resume();
     }
 
     /// The driver kicks a queue. Whether anyone listens is the worker's business.
@@ -394,8 +398,9 @@ impl Transport {
 
     /// Everything as at power-on. Waits until the worker has let go of the queues.
     pub fn reset(&mut self) {
+        self.resume(); // or the device would not hear of the reset
         if std::mem::take(&mut self.running) {
-            self.worker.stop();
+            self.worker.stop(Stop::Reset);
         }
         count(&self.counters.resets, 1);
         self.device_features_sel = 0;
@@ -408,6 +413,38 @@ impl Transport {
         }
         self.signal.registers.store(offset::INTERRUPT_STATUS, 0);
         self.signal.registers.store(offset::STATUS, 0);
+    }
+
+    /// Takes the queues from the worker, which then touches guest memory no more until [`Self::resume`]. The driver sees
+    /// nothing of it. The control thread calls both, while no vCPU runs.
+    pub fn pause(&mut self) {
+        if self.running && self.parked.is_none() {
+            self.parked = self.worker.stop(Stop::Pause);
+        }
+    }
+
+    /// Gives the worker the queues back.
+    pub fn resume(&mut self) {
+        let Some(queues) = self.parked.take() else { return };
+        let how = Start::Resume { broken: self.has(VIRTIO_CONFIG_S_NEEDS_RESET) };
+        self.running = self.worker.start(queues, self.driver_features, Arc::clone(&self.signal), how);
+        if !self.running {
+            self.signal.needs_reset();
+        }
+    }
+
+    /// Changes the device, whether a driver is up or not. The control thread calls it.
+    pub fn update(&mut self, change: Change) -> Result<(), UpdateError> {
+        let config = self.worker.update(change)?;
+        let mut shown = vec![0; config.len()];
+        self.signal.registers.read(offset::CONFIG, &mut shown);
+        if shown != config {
+            match self.running {
+                true => self.signal.set_config(&config), // the machine pauses; else the worker has done this
+                false => self.signal.show_config(&config),
+            }
+        }
+        Ok(())
     }
 
     /// Features are all or nothing: what was not offered, or is not the modern interface, is refused (2.2, 3.1.1).
@@ -442,7 +479,7 @@ impl Transport {
         if self.lends() {
             self.signal.registers.set_bits(offset::INTERRUPT_STATUS, VIRTIO_MMIO_INT_VRING);
         }
-        self.running = self.worker.start(queues, self.driver_features, Arc::clone(&self.signal));
+        self.running = self.worker.start(queues, self.driver_features, Arc::clone(&self.signal), Start::Driver);
         match self.running {
             true => (self.notify)(GuestEvent::DriverOk(self.slot)),
             false => self.signal.needs_reset(),

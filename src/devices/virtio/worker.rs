@@ -18,7 +18,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::chain::Segments;
 use super::io::{Broken, Counters, Io, count};
 use super::transport::Signal;
-use super::{Device, Facts, Source};
+use super::{Change, Device, Facts, Source, Stop, UpdateError};
 use crate::log_limit::LogLimit;
 use crate::memory::SharedRam;
 use crate::seams::Doorbell;
@@ -31,11 +31,22 @@ const SOURCE: u32 = 0x1_0000;
 const STACK: usize = 256 << 10;
 
 enum Message {
-    Start { queues: Vec<Queue>, features: u64, signal: Arc<Signal> },
-    Stop { reply: SyncSender<Vec<Queue>> },
+    Start { queues: Vec<Queue>, features: u64, signal: Arc<Signal>, how: Start },
+    Stop { why: Stop, reply: SyncSender<Vec<Queue>> },
+    Update { change: Box<Change>, reply: SyncSender<Result<Vec<u8>, UpdateError>> },
+    Inspect { reply: SyncSender<serde_json::Value> },
     WriteConfig { offset: usize, data: Vec<u8>, reply: SyncSender<Vec<u8>> },
     Ping { reply: SyncSender<()> },
     Quit,
+}
+
+/// How a device starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Start {
+    /// DRIVER_OK.
+    Driver,
+    /// After a pause; `broken` where it waited for a reset before, and goes on waiting.
+    Resume { broken: bool },
 }
 
 /// What the worker and its handles share.
@@ -109,16 +120,30 @@ impl WorkerHandle {
     }
 
     /// The driver is up: hands the queues over. False when the worker is gone.
-    pub(super) fn start(&self, queues: Vec<Queue>, features: u64, signal: Arc<Signal>) -> bool {
-        self.post(Message::Start { queues, features, signal }, false)
+    pub(super) fn start(&self, queues: Vec<Queue>, features: u64, signal: Arc<Signal>, how: Start) -> bool {
+        self.post(Message::Start { queues, features, signal, how }, false)
     }
 
     /// Takes the queues back; when it returns nothing of the device touches guest memory any more. `None` when the
     /// worker is gone.
-    pub(super) fn stop(&self) -> Option<Vec<Queue>> {
+    pub(super) fn stop(&self, why: Stop) -> Option<Vec<Queue>> {
         let (reply, answer) = mpsc::sync_channel(1);
-        self.post(Message::Stop { reply }, true);
+        self.post(Message::Stop { why, reply }, true);
         answer.recv().ok()
+    }
+
+    /// Changes the device and returns the configuration space after it. Where the driver is up, it has heard of it.
+    pub(super) fn update(&self, change: Change) -> Result<Vec<u8>, UpdateError> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.post(Message::Update { change: Box::new(change), reply }, true);
+        answer.recv().unwrap_or_else(|_| Err(UpdateError::new("its thread has ended")))
+    }
+
+    /// What the device has to tell ([`Device::inspect`]); null when the worker is gone.
+    pub fn inspect(&self) -> serde_json::Value {
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.post(Message::Inspect { reply }, true);
+        answer.recv().unwrap_or_default()
     }
 
     /// Passes a configuration write on and returns the configuration space after it.
@@ -253,12 +278,22 @@ impl Loop {
         }
         while !self.quit {
             match self.messages.try_recv() {
-                Ok(Message::Start { queues, features, signal }) => {
-                    self.up = Some(Up { queues, features, signal, broken: false });
-                    self.start(ops);
+                Ok(Message::Start { queues, features, signal, how }) => {
+                    self.up = Some(Up { queues, features, signal, broken: how == Start::Resume { broken: true } });
+                    if how == Start::Driver {
+                        self.call(|device, io| device.started(io));
+                    }
+                    self.watch(ops);
+                    self.kick_all();
                 }
-                Ok(Message::Stop { reply }) => {
-                    let _ = reply.send(self.stop(ops));
+                Ok(Message::Stop { why, reply }) => {
+                    let _ = reply.send(self.stop(why, ops));
+                }
+                Ok(Message::Update { change, reply }) => {
+                    let _ = reply.send(self.update(*change, ops));
+                }
+                Ok(Message::Inspect { reply }) => {
+                    let _ = reply.send(self.device.inspect());
                 }
                 Ok(Message::WriteConfig { offset, data, reply }) => {
                     self.device.wrote_config(offset, &data);
@@ -269,7 +304,7 @@ impl Loop {
                     let _ = self.shared.mail.write(1);
                 }
                 Ok(Message::Quit) => {
-                    self.stop(ops);
+                    self.stop(Stop::Reset, ops);
                     self.quit = true;
                 }
                 Err(_) => return,
@@ -277,8 +312,8 @@ impl Loop {
         }
     }
 
-    fn start(&mut self, ops: &mut EventOps) {
-        self.call(|device, io| device.started(io));
+    /// Waits for the back end's files.
+    fn watch(&mut self, ops: &mut EventOps) {
         for Source { token, fd } in self.sources.clone() {
             let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
             if let Err(error) = ops.add(Events::with_data_raw(fd, watch(token), edge)) {
@@ -286,22 +321,49 @@ impl Loop {
                 self.call(|_, _| Err(Broken("the back end can not be watched")));
             }
         }
-        // A kick may have come before the driver was up, or may be lost in a snapshot.
+    }
+
+    fn unwatch(&self, ops: &mut EventOps) {
+        for Source { token, fd } in &self.sources {
+            let _ = ops.remove(Events::with_data_raw(*fd, watch(*token), EventSet::IN));
+        }
+    }
+
+    /// A kick may have come before the driver was up or while the queues were away, or may be lost in a snapshot.
+    fn kick_all(&mut self) {
         for queue in 0..self.shared.doorbells.len() {
             self.call(|device, io| device.kicked(queue, io));
         }
     }
 
-    fn stop(&mut self, ops: &mut EventOps) -> Vec<Queue> {
+    fn stop(&mut self, why: Stop, ops: &mut EventOps) -> Vec<Queue> {
         self.call(|device, io| device.finish(io));
         let Some(up) = self.up.take() else { return Vec::new() };
-        for Source { token, fd } in &self.sources {
-            let _ = ops.remove(Events::with_data_raw(*fd, watch(*token), EventSet::IN));
-        }
-        self.device.stopping();
+        self.unwatch(ops);
+        self.device.stopping(why);
         // What a driver changed by a request is as at power-on for the next one.
         up.signal.show_config(&self.device.facts().config);
         up.queues
+    }
+
+    fn update(&mut self, change: Change, ops: &mut EventOps) -> Result<Vec<u8>, UpdateError> {
+        self.call(|device, io| device.finish(io));
+        let is_up = self.up.is_some();
+        if is_up {
+            self.unwatch(ops); // before the files can be closed
+        }
+        let before = self.device.facts().config;
+        let done = self.device.update(change);
+        let Facts { config, sources, .. } = self.device.facts();
+        self.sources = sources;
+        if is_up {
+            self.watch(ops);
+        }
+        if let Some(up) = self.up.as_ref().filter(|_| config != before) {
+            up.signal.set_config(&config);
+        }
+        self.kick_all();
+        done.map(|()| config)
     }
 
     /// Calls the device, unless the driver is not up or the device waits for a reset.

@@ -6,7 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::config::DriveConfig;
@@ -51,6 +51,18 @@ pub struct DiskFile {
 impl DiskFile {
     /// Opens and locks the image of `config`.
     pub fn open(config: &DriveConfig) -> Result<Self, OpenError> {
+        let file = Self::open_unlocked(config)?;
+        file.lock(config)?;
+        Ok(file)
+    }
+
+    /// Takes the lock of the image of `config`, which this is.
+    pub fn lock(&self, config: &DriveConfig) -> Result<(), OpenError> {
+        lock(&self.file, config.is_read_only, &Opening { id: &config.drive_id, path: &config.path_on_host })
+    }
+
+    /// Opens the image of `config`; nobody may use it before it is locked.
+    pub fn open_unlocked(config: &DriveConfig) -> Result<Self, OpenError> {
         let opening = Opening { id: &config.drive_id, path: &config.path_on_host };
         let (id, path) = (opening.id, opening.path);
         // Before the open: that of a FIFO would wait for its other end.
@@ -64,7 +76,6 @@ impl DiskFile {
             .custom_flags(if config.direct { libc::O_DIRECT } else { 0 })
             .open(path)
             .map_err(|error| opening.not_openable(&error, config))?;
-        lock(&file, config.is_read_only, &opening)?;
         let bytes = file.seek(SeekFrom::End(0)).map_err(|error| opening.refused(&error))?;
         let len = bytes.saturating_sub(bytes % SECTOR);
         if len == 0 {
@@ -84,6 +95,17 @@ impl DiskFile {
         let direct = config.direct.then(|| alignment(&file, topology));
         let (pieces, bounce) = (Pieces::default(), Bounce::default());
         Ok(Self { file, len, topology, is_block_device: kind.is_block_device(), direct, pieces, bounce })
+    }
+
+    /// Whether both are the same file of the host.
+    pub fn is_same(&self, other: &Self) -> io::Result<bool> {
+        let (one, other) = (self.file.metadata()?, other.file.metadata()?);
+        Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
+    }
+
+    /// The same file has another size now, that of `newer`.
+    pub fn resize(&mut self, newer: &Self) {
+        self.len = newer.len;
     }
 
     /// Bytes that the guest sees: a multiple of [`SECTOR`], at least one.

@@ -2,6 +2,7 @@
 //!
 //! Two engines: `Sync` serves one request after the other; `Async` (`flight.rs`) keeps many in flight in an io_uring.
 
+pub mod change;
 pub mod config;
 pub mod file;
 mod flight;
@@ -24,7 +25,7 @@ use self::request::{
 use self::ring::Ring;
 use super::io::{Broken, Io, Served, count};
 use super::pieces::Direction;
-use super::{Chain, Counters, Device, Facts, OpenError, Source};
+use super::{Chain, Change, Counters, Device, Facts, OpenError, Source, Stop, UpdateError};
 use crate::log_limit::LogLimit;
 use crate::rate_limit::Throttle;
 
@@ -42,6 +43,10 @@ pub struct Block {
     /// What is in flight; declared before the file that it uses.
     ring: Option<Ring>,
     file: DiskFile,
+    /// The configuration space. Of another file only the size is shown: drivers read the rest of it once (5.2.5).
+    config: Vec<u8>,
+    /// VIRTIO_BLK_F_TOPOLOGY is offered.
+    has_topology: bool,
     id: String,
     serial: [u8; VIRTIO_BLK_ID_BYTES as usize],
     read_only: bool,
@@ -73,7 +78,20 @@ impl Block {
             OpenError::new(text)
         })?;
         let queues = config.num_queues.unwrap_or(1).clamp(1, MAX_QUEUES);
-        Ok(Self { ring, file, id, serial, read_only, cache, write_through: false, throttle, queues })
+        let (config, has_topology) = (config_space(&file, queues), file.topology().is_some());
+        Ok(Self {
+            ring,
+            file,
+            config,
+            has_topology,
+            id,
+            serial,
+            read_only,
+            cache,
+            write_through: false,
+            throttle,
+            queues,
+        })
     }
 
     fn sources(&self) -> Vec<Source> {
@@ -90,39 +108,7 @@ impl Block {
             | u64::from(!self.read_only) << VIRTIO_BLK_F_WRITE_ZEROES
             | u64::from(self.queues > 1) << VIRTIO_BLK_F_MQ
             | u64::from(flush) << VIRTIO_BLK_F_FLUSH
-            | u64::from(self.file.topology().is_some()) << VIRTIO_BLK_F_TOPOLOGY
-    }
-
-    /// struct virtio_blk_config (virtio 1.2, 5.2.4), up to and with `unused1`.
-    fn config(&self) -> Vec<u8> {
-        let topology = self.file.topology();
-        let logical = self.file.block_size();
-        let blocks = |bytes: u32| bytes.checked_div(logical).unwrap_or(0);
-        let exponent = topology.map_or(0, |it| blocks(it.physical).trailing_zeros());
-        let io_min = topology.map_or(0, |it| blocks(it.io_min));
-        let io_opt = topology.map_or(0, |it| blocks(it.io_opt));
-        let mut config = Vec::with_capacity(60);
-        config.extend((self.file.size() / SECTOR).to_le_bytes()); // capacity, in sectors of 512 bytes
-        config.extend(0_u32.to_le_bytes()); // size_max: not offered
-        config.extend(SEG_MAX.to_le_bytes());
-        config.extend([0; 4]); // geometry: not offered
-        config.extend(logical.to_le_bytes()); // blk_size
-        config.extend([u8::try_from(exponent).unwrap_or(0), 0]); // physical_block_exp, alignment_offset
-        config.extend(u16::try_from(io_min).unwrap_or(0).to_le_bytes());
-        config.extend(io_opt.to_le_bytes());
-        config.extend([0; 2]); // writeback: not offered; unused
-        config.extend(self.queues.to_le_bytes()); // num_queues
-        for limit in [
-            MAX_DISCARD_SECTORS,
-            MAX_DISCARD_SEG,
-            self.file.discard_sectors(),
-            MAX_WRITE_ZEROES_SECTORS,
-            MAX_WRITE_ZEROES_SEG,
-            1, // write_zeroes_may_unmap; unused
-        ] {
-            config.extend(limit.to_le_bytes());
-        }
-        config
+            | u64::from(self.has_topology) << VIRTIO_BLK_F_TOPOLOGY
     }
 
     /// Serves one request and says how many bytes were written to the chain, or that its time has not come.
@@ -227,13 +213,45 @@ impl Block {
     }
 }
 
+/// struct virtio_blk_config (virtio 1.2, 5.2.4), up to and with `unused1`.
+fn config_space(file: &DiskFile, queues: u16) -> Vec<u8> {
+    let topology = file.topology();
+    let logical = file.block_size();
+    let blocks = |bytes: u32| bytes.checked_div(logical).unwrap_or(0);
+    let exponent = topology.map_or(0, |it| blocks(it.physical).trailing_zeros());
+    let io_min = topology.map_or(0, |it| blocks(it.io_min));
+    let io_opt = topology.map_or(0, |it| blocks(it.io_opt));
+    let mut config = Vec::with_capacity(60);
+    config.extend((file.size() / SECTOR).to_le_bytes()); // capacity, in sectors of 512 bytes
+    config.extend(0_u32.to_le_bytes()); // size_max: not offered
+    config.extend(SEG_MAX.to_le_bytes());
+    config.extend([0; 4]); // geometry: not offered
+    config.extend(logical.to_le_bytes()); // blk_size
+    config.extend([u8::try_from(exponent).unwrap_or(0), 0]); // physical_block_exp, alignment_offset
+    config.extend(u16::try_from(io_min).unwrap_or(0).to_le_bytes());
+    config.extend(io_opt.to_le_bytes());
+    config.extend([0; 2]); // writeback: not offered; unused
+    config.extend(queues.to_le_bytes()); // num_queues
+    for limit in [
+        MAX_DISCARD_SECTORS,
+        MAX_DISCARD_SEG,
+        file.discard_sectors(),
+        MAX_WRITE_ZEROES_SECTORS,
+        MAX_WRITE_ZEROES_SEG,
+        1, // write_zeroes_may_unmap; unused
+    ] {
+        config.extend(limit.to_le_bytes());
+    }
+    config
+}
+
 impl Device for Block {
     fn facts(&self) -> Facts {
         Facts {
             virtio_id: VIRTIO_ID_BLOCK,
             features: self.features(),
             queue_sizes: vec![QUEUE_SIZE; usize::from(self.queues)],
-            config: self.config(),
+            config: self.config.clone(),
             sources: self.sources(),
             ..Facts::default()
         }
@@ -265,8 +283,13 @@ impl Device for Block {
         self.land_all(io)
     }
 
-    fn stopping(&mut self) {
+    fn stopping(&mut self, _why: Stop) {
         self.drop_all();
+    }
+
+    fn update(&mut self, change: Change) -> Result<(), UpdateError> {
+        let Change::Block(change) = change else { return Err(UpdateError::new("it is no disk")) };
+        self.change(change)
     }
 }
 

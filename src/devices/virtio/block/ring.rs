@@ -121,7 +121,7 @@ impl Ring {
         loop {
             // SAFETY: the entry's vectors are the place's own, which stay as they are until its completion was seen
             // (`finish` is the only one who clears them); they point into guest RAM, which outlives the device; the
-            // descriptor is the disk's, which is closed after the ring was emptied (`Block::stopping`).
+            // descriptor is the disk's, which is closed after the ring was emptied (`Block::stopping`, `Block::change`).
             if unsafe { self.uring.submission().push(&entry) }.is_ok() {
                 return;
             }

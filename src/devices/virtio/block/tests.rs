@@ -1,6 +1,7 @@
 //! The disk as a driver sees it: requests of every kind and shape, right ones and wrong ones (virtio 1.2, 5.2.6).
 
 mod engines;
+mod update;
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};

@@ -4,6 +4,7 @@
 
 mod handshake;
 mod lies;
+mod pause;
 mod random;
 mod rings;
 mod slow;

@@ -13,6 +13,8 @@ enum Access {
     Write(u64, Vec<u8>),
     Kick,
     Handshake,
+    Pause,
+    Resume,
 }
 
 fn any_access() -> impl Strategy<Value = Access> {
@@ -40,6 +42,8 @@ fn any_access() -> impl Strategy<Value = Access> {
         6 => (known, value).prop_map(|(at, value)| Access::Write(at, value.to_le_bytes().to_vec())),
         1 => Just(Access::Kick),
         1 => Just(Access::Handshake),
+        1 => Just(Access::Pause),
+        1 => Just(Access::Resume),
     ]
 }
 
@@ -63,8 +67,11 @@ proptest! {
                     Access::Write(at, data) => rig.transport().write(*at, data),
                     Access::Kick => rig.kick(device.queue),
                     Access::Handshake => device.drive(rig, V1),
+                    Access::Pause => rig.pause(),
+                    Access::Resume => rig.resume(),
                 }
             }
+            rig.resume();
             rig.settle();
             device.drive(rig, V1);
             assert!(device.answers(rig), "a proper driver is served after all that");

@@ -4,7 +4,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
 use super::*;
-use crate::virtio::{Broken, Device, Facts, Io};
+use crate::virtio::{Broken, Device, Facts, Io, Stop};
 
 /// A device whose requests wait for the test, and that tells what is called.
 struct Slow {
@@ -41,8 +41,11 @@ impl Device for Slow {
         Ok(())
     }
 
-    fn stopping(&mut self) {
-        let _ = self.said.send("stopping");
+    fn stopping(&mut self, why: Stop) {
+        let _ = self.said.send(match why {
+            Stop::Reset => "stopping",
+            Stop::Pause => "pausing",
+        });
     }
 
     fn wrote_config(&mut self, offset: usize, data: &[u8]) {
@@ -86,6 +89,24 @@ fn a_reset_waits_for_the_request_at_hand_and_drops_the_rest() {
     rig.kick(1);
     tell.send(()).unwrap();
     assert_eq!(rig.wait_used(1), (head, 1));
+}
+
+#[test]
+fn the_device_is_told_whether_it_pauses_or_is_reset() {
+    let (mut rig, hear, tell) = slow();
+    let buffer = rig.writable(1);
+    rig.drive(V1);
+    rig.pause();
+    rig.resume();
+    let head = rig.post(0, &[buffer]);
+    rig.kick(0);
+    tell.send(()).unwrap();
+    assert_eq!(rig.wait_used(0), (head, 1));
+    rig.pause();
+    rig.write(offset::STATUS, 0);
+    assert_eq!(rig.status(), 0);
+    let heard: Vec<_> = hear.try_iter().collect();
+    assert_eq!(heard, ["started", "pausing", "begun", "done", "pausing", "stopping"]);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use super::chain::Segments;
 use super::io::{Broken, Held, Io, count};
 use super::pieces::mark_dirty;
 use super::vhost_user::{BackEnd, HANG_UP};
-use super::{Chain, Device, Facts, OpenError, Source};
+use super::{Chain, Device, Facts, OpenError, Source, Stop};
 use crate::memory::{GuestMemoryBackend, GuestRam};
 
 /// Device id (virtio 1.2, 5).
@@ -218,8 +218,9 @@ impl Device for Fs {
     }
 
     /// Where requests are still out the device is broken, and only the death of virtiofsd makes sure that it writes nowhere.
-    fn stopping(&mut self) {
-        if self.dead {
+    fn stopping(&mut self, why: Stop) {
+        // virtiofsd touches guest memory for requests only: in a pause it may keep its rings.
+        if self.dead || why == Stop::Pause && self.back_end.is_idle() {
             return;
         }
         if !self.back_end.is_idle() || self.back_end.stop().is_err() {

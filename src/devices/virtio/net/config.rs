@@ -46,6 +46,15 @@ impl NetConfig {
     }
 }
 
+/// What can be changed while the VM exists: limits, by direction.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NetChange {
+    /// Of what the guest receives.
+    pub receive: Option<RateLimiterConfig>,
+    /// Of what the guest sends.
+    pub transmit: Option<RateLimiterConfig>,
+}
+
 /// Most queue pairs of an interface.
 pub const MAX_QUEUE_PAIRS: u16 = 16;
 

@@ -27,7 +27,7 @@ use self::pair::{Gate, Host, Pair, TURN, may_pass};
 use self::tap::Tap;
 use super::io::{Broken, Io, Served, count};
 use super::pieces::{Direction, Pieces};
-use super::{Chain, Counters, Device, Facts, OpenError, Source};
+use super::{Chain, Change, Counters, Device, Facts, OpenError, Source, Stop, UpdateError};
 use crate::log_limit::LogLimit;
 use crate::rate_limit::{RateLimiterConfig, Throttle};
 
@@ -369,11 +369,24 @@ impl Device for Net {
         Ok(())
     }
 
-    fn stopping(&mut self) {
+    fn stopping(&mut self, why: Stop) {
+        if why == Stop::Pause {
+            return; // what the driver asked for stays, and so does a frame that waits
+        }
         self.pairs.iter_mut().for_each(Pair::forget);
         self.use_one_pair();
         (self.control, self.gate.mergeable, self.mac) = (None, false, self.chosen_mac);
         self.set_offload(0);
+    }
+
+    fn update(&mut self, change: Change) -> Result<(), UpdateError> {
+        let Change::Net(change) = change else { return Err(UpdateError::new("it is no network interface")) };
+        let limits = [(&mut self.gate.throttle, change.receive), (&mut self.transmit_throttle, change.transmit)];
+        for (throttle, limits) in limits.into_iter().filter_map(|(throttle, limits)| Some((throttle, limits?))) {
+            Throttle::change(throttle, &limits)
+                .map_err(|error| UpdateError::new(format!("create the timer of its limits: {error}")))?;
+        }
+        Ok(())
     }
 }
 

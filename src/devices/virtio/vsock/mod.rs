@@ -27,7 +27,7 @@ use self::socket::{Listener, PATH_MAX};
 use super::chain::Segments;
 use super::io::{Broken, Io, count};
 use super::pieces::Pieces;
-use super::{Chain, Device, Facts, OpenError, Source};
+use super::{Chain, Device, Facts, OpenError, Source, Stop};
 
 /// Device id (virtio 1.2, 5).
 const VIRTIO_ID_VSOCK: u32 = 19;
@@ -410,7 +410,10 @@ impl Device for Vsock {
         self.serve(io)
     }
 
-    fn stopping(&mut self) {
+    fn stopping(&mut self, why: Stop) {
+        if why == Stop::Pause {
+            return; // connections outlive a pause, as those of TCP do
+        }
         // The guest knows of no connection after this.
         self.connections.clear();
         self.by_ports.clear();

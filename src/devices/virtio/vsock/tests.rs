@@ -508,3 +508,25 @@ proptest! {
         prop_assert_eq!(line(&mut host), format!("OK {}", request.src_port));
     }
 }
+
+#[test]
+fn connections_outlive_a_pause_and_no_reset() {
+    let mut guest = Guest::new();
+    let (mut host, ports) = guest.up();
+    guest.rig.pause();
+    host.write_all(b"meanwhile").unwrap();
+    let mut late = guest.dial(5001);
+    guest.rig.resume();
+    let mut heard = [guest.hear(), guest.hear()];
+    heard.sort_by_key(|(header, _)| header.op);
+    assert_eq!((heard[0].0.op, heard[1].0.op), (op::REQUEST, op::RW));
+    assert_eq!(heard[1].1, b"meanwhile");
+    guest.say(op::RESPONSE, (5001, heard[0].0.src_port), 0, &[]);
+    assert!(line(&mut late).starts_with("OK "));
+    guest.say(op::RW, ports, 0, b"after it");
+    let mut got = [0; 8];
+    host.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"after it");
+    guest.rig.begin();
+    assert_eq!(host.read(&mut got).unwrap(), 0, "a reset ends it");
+}

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::rate_limit::TokenBucketConfig;
+use crate::virtio::DeviceConfig;
 
 /// So many frames at once, then one every hour: what passes is counted, not timed.
 fn few(frames: u64) -> Option<RateLimiterConfig> {
@@ -127,4 +128,30 @@ fn a_lack_of_buffers_is_counted() {
     rig.post(0, &[buffer]);
     rig.kick(0);
     assert_eq!(rig.wait_used(0).1, 72);
+}
+
+#[test]
+fn limits_change_while_the_driver_is_up() {
+    let (mut rig, host) = rig_with(NetConfig { rx_rate_limiter: few(1), ..NetConfig::default() });
+    rig.drive(RING_FEATURES);
+    let buffers: Vec<Buffer> = (0..4).map(|_| rig.writable(100)).collect();
+    for buffer in &buffers {
+        rig.post(0, &[*buffer]);
+        host.send(&frame(60)).unwrap();
+    }
+    assert_eq!(rig.wait_used(0).1, 72);
+    rig.settle();
+    assert!(rig.take_used(0).is_none());
+    let wanted = NetConfig { rx_rate_limiter: few(3), tx_rate_limiter: few(2), ..NetConfig::default() };
+    rig.update(&DeviceConfig::Net(wanted), &["rx_rate_limiter", "tx_rate_limiter"]).unwrap();
+    for _ in 0..3 {
+        assert_eq!(rig.wait_used(0).1, 72, "the frame that waited, and two more");
+    }
+    let out = rig.readable(&[1; HEADER + 60]);
+    for _ in 0..3 {
+        rig.post(1, &[out]);
+    }
+    rig.kick(1);
+    rig.settle();
+    assert_eq!((0..3).filter(|_| rig.take_used(1).is_some()).count(), 2);
 }

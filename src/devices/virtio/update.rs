@@ -1,0 +1,103 @@
+//! What the user may change of a device while the VM exists: which keys of its configuration, and what they become.
+//!
+//! The control thread reads and checks the change and opens the files that it names ([`DeviceConfig::change`]); the
+//! device's worker carries it out ([`super::Device::update`]). Nothing here is in the specification: the guest sees at
+//! most a change of the configuration space (virtio 1.2, 2.5).
+
+use super::DeviceConfig;
+use super::balloon::BalloonChange;
+use super::block::change::BlockChange;
+use super::net::config::NetChange;
+use crate::rate_limit::RateLimiterConfig;
+
+/// Why a device was not changed; it is as it was. The text follows the device's name and a colon.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct UpdateError(String);
+
+impl UpdateError {
+    /// The whole sentence, without a full stop.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+/// A change of one kind of device, with the files that it needs.
+pub enum Change {
+    /// Of a memory balloon.
+    Balloon(BalloonChange),
+    /// Of a disk.
+    Block(BlockChange),
+    /// Of a network interface.
+    Net(NetChange),
+    /// Of a random number generator: its limits.
+    Rng(RateLimiterConfig),
+}
+
+impl DeviceConfig {
+    /// The keys that can be changed while the VM exists. The name of a device is one of them: it says which device is
+    /// meant.
+    pub fn live_keys(&self) -> &'static [&'static str] {
+        match self {
+            Self::Balloon(_) => &["amount_mib", "stats_polling_interval_s"],
+            Self::Block(_) => &["drive_id", "path_on_host", "rate_limiter"],
+            Self::Net(_) => &["iface_id", "rx_rate_limiter", "tx_rate_limiter"],
+            Self::Rng(_) => &["rate_limiter"],
+            Self::Fs(_) | Self::Vsock(_) => &[],
+        }
+    }
+
+    /// What makes a device of this kind become what this configuration says, where only `keys` are new. Opens the files
+    /// that they name.
+    pub fn change(&self, keys: &[&str]) -> Result<Change, UpdateError> {
+        if let Some(fixed) = keys.iter().find(|key| !self.live_keys().contains(*key)) {
+            let live = self.live_keys().join(", ");
+            let text = match live.is_empty() {
+                true => format!("{fixed} can not be changed while the VM exists, and nothing else of this device"),
+                false => format!("{fixed} can not be changed while the VM exists; what can: {live}"),
+            };
+            return Err(UpdateError::new(text));
+        }
+        let is_new = |key| keys.contains(&key);
+        let limits = |key, limits: &Option<RateLimiterConfig>| is_new(key).then(|| limits.unwrap_or_default());
+        Ok(match self {
+            Self::Balloon(balloon) => Change::Balloon(BalloonChange {
+                amount_mib: is_new("amount_mib").then_some(balloon.amount_mib),
+                stats_polling_interval_s: is_new("stats_polling_interval_s")
+                    .then_some(balloon.stats_polling_interval_s),
+            }),
+            Self::Block(drive) => Change::Block(BlockChange::open(
+                drive,
+                is_new("path_on_host"),
+                limits("rate_limiter", &drive.rate_limiter),
+            )?),
+            Self::Net(net) => Change::Net(NetChange {
+                receive: limits("rx_rate_limiter", &net.rx_rate_limiter),
+                transmit: limits("tx_rate_limiter", &net.tx_rate_limiter),
+            }),
+            Self::Rng(entropy) => Change::Rng(entropy.rate_limiter.unwrap_or_default()),
+            Self::Fs(_) | Self::Vsock(_) => return Err(UpdateError::new("nothing is to be changed")),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::rng::EntropyConfig;
+    use crate::virtio::vsock::VsockConfig;
+
+    #[test]
+    fn what_is_fixed_is_refused_by_name() {
+        let refused = |config: DeviceConfig, key| config.change(&[key]).map(drop).unwrap_err().to_string();
+        assert_eq!(
+            refused(DeviceConfig::Rng(EntropyConfig::default()), "color"),
+            "color can not be changed while the VM exists; what can: rate_limiter"
+        );
+        let vsock = VsockConfig { guest_cid: 3, uds_path: "/x".into(), vsock_id: None };
+        assert_eq!(
+            refused(DeviceConfig::Vsock(vsock), "guest_cid"),
+            "guest_cid can not be changed while the VM exists, and nothing else of this device"
+        );
+    }
+}
