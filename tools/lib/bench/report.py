@@ -25,23 +25,32 @@ def cpu_seconds(job):
     return job["cpu_ns"] / job["bytes"]
 
 
+def exits(job):
+    return job["exits"] / job["ops"]
+
+
+def exits_per_mb(job):
+    return job["exits"] / (job["bytes"] / 1e6)
+
+
 RATE, IOPS, TRIP = (rate, "MB/s"), (per_second, "per s"), (micros, "µs")
 PER_GB, PER_OP = (cpu_seconds, "CPU s/GB"), (cpu_micros, "CPU µs/op")
+EXITS_MB, EXITS_OP = (exits_per_mb, "exits/MB"), (exits, "exits/op")
 
 
 def units(job):
     """What is shown of a job: its speed, and its price."""
     if job == "round-trip":
-        return TRIP, PER_OP
-    return (IOPS, PER_OP) if "-4k-" in job else (RATE, PER_GB)
+        return TRIP, PER_OP, EXITS_OP
+    return (IOPS, PER_OP, EXITS_OP) if "-4k-" in job else (RATE, PER_GB, EXITS_MB)
 
 
 def cell(values, base):
     """Median, spread, and the median's ratio to that of `base`."""
-    middle = statistics.median(values)
+    middle, base = statistics.median(values), statistics.median(base) if base else 0
     digits = 1 if middle >= 10 else 3
     text = f"{middle:,.{digits}f} ({max(values) - min(values):,.{digits}f})"
-    return text + (f" [{middle / statistics.median(base):.2f}]" if base else "")
+    return text + (f" [{middle / base:.2f}]" if base else "")
 
 
 def table(what, result):

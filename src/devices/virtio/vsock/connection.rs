@@ -1,7 +1,7 @@
 //! One connection between a guest's socket and a UNIX socket: its state, its credit, its bytes. Worker thread.
 //!
 //! virtio 1.2, 5.10.6.3 (credit), 5.10.6.5 (life of a connection). Bytes towards the host go straight to the socket;
-//! what it does not take is kept, at most [`BUF_ALLOC`] of it, because the guest gets no credit for more.
+//! what it does not take is kept, at most `buf_alloc` of it, because the guest gets no credit for more.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -13,8 +13,11 @@ use super::socket;
 use crate::virtio::pieces::{Direction, IOV_MAX, Pieces, mark_dirty};
 use crate::virtio::{Broken, Chain};
 
-/// Bytes that are kept for a host that does not read: what the guest is told as buf_alloc.
-pub const BUF_ALLOC: u32 = 64 << 10;
+/// Bytes that are kept for a host that does not read, which the guest is told as buf_alloc: four packets of Linux, so
+/// that the guest need not wait for credit after each.
+pub const BUF_ALLOC: u32 = 256 << 10;
+/// The same where there are many connections.
+pub const BUF_ALLOC_OF_MANY: u32 = 64 << 10;
 /// The header's place in a buffer.
 const DATA: u64 = HEADER as u64;
 
@@ -51,8 +54,9 @@ pub struct Connection {
     /// The op (REQUEST or RESPONSE) that the guest waits for.
     opening: Option<u16>,
     readable: bool,
-    /// What the host did not take yet.
+    /// What the host did not take yet, and how much that may be.
     kept: VecDeque<u8>,
+    buf_alloc: u32,
     /// Bytes handed on to the host, and what of it the guest knows.
     fwd_cnt: u32,
     told: u32,
@@ -71,24 +75,25 @@ pub struct Connection {
 
 impl Connection {
     /// A host's connection: it will say where to.
-    pub fn greeting(stream: UnixStream) -> Self {
-        Self::new(stream, Ports { host: 0, guest: 0 }, Phase::Greeting, None)
+    pub fn greeting(stream: UnixStream, buf_alloc: u32) -> Self {
+        Self::new(stream, Ports { host: 0, guest: 0 }, Phase::Greeting, buf_alloc)
     }
 
     /// A guest's connection, accepted.
-    pub fn accepted(stream: UnixStream, ports: Ports) -> Self {
-        Self::new(stream, ports, Phase::Up, Some(op::RESPONSE))
+    pub fn accepted(stream: UnixStream, ports: Ports, buf_alloc: u32) -> Self {
+        Self { opening: Some(op::RESPONSE), ..Self::new(stream, ports, Phase::Up, buf_alloc) }
     }
 
-    fn new(stream: UnixStream, ports: Ports, phase: Phase, opening: Option<u16>) -> Self {
+    fn new(stream: UnixStream, ports: Ports, phase: Phase, buf_alloc: u32) -> Self {
         Self {
             ports,
             phase,
             queued: false,
             stream,
-            opening,
+            opening: None,
             readable: true,
             kept: VecDeque::new(),
+            buf_alloc,
             fwd_cnt: 0,
             told: 0,
             credit_asked: false,
@@ -168,9 +173,10 @@ impl Connection {
 
     /// Data of the guest: `len` bytes behind the header.
     pub fn data(&mut self, chain: &Chain<'_>, len: u32, pieces: &mut Pieces) -> Result<(), Broken> {
-        let kept = u32::try_from(self.kept.len()).unwrap_or(BUF_ALLOC);
+        let kept = u32::try_from(self.kept.len()).unwrap_or(u32::MAX);
         // More than the credit, or after a shutdown: the guest lies (5.10.6.3.1).
-        if self.phase != Phase::Up || self.guest_shut & SHUTDOWN_SEND != 0 || len > BUF_ALLOC.saturating_sub(kept) {
+        if self.phase != Phase::Up || self.guest_shut & SHUTDOWN_SEND != 0 || len > self.buf_alloc.saturating_sub(kept)
+        {
             self.phase = Phase::Dead;
             return Ok(());
         }
@@ -269,11 +275,11 @@ impl Connection {
             src_port: self.ports.host,
             dst_port: self.ports.guest,
             kind: TYPE_STREAM,
-            buf_alloc: BUF_ALLOC,
+            buf_alloc: self.buf_alloc,
             fwd_cnt: self.fwd_cnt,
             ..Header::default()
         };
-        let behind = self.fwd_cnt.wrapping_sub(self.told) >= BUF_ALLOC / 4;
+        let behind = self.fwd_cnt.wrapping_sub(self.told) >= self.buf_alloc / 4;
         if self.phase == Phase::Dead {
             header.op = op::RST;
         } else if let Some(op) = self.opening.take() {

@@ -21,7 +21,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use self::connection::{Connection, Phase, Ports};
+use self::connection::{BUF_ALLOC, BUF_ALLOC_OF_MANY, Connection, Phase, Ports};
 use self::packet::{HEADER, HOST_CID, Header, TYPE_STREAM, op};
 use self::socket::{Listener, PATH_MAX};
 use super::chain::Segments;
@@ -37,8 +37,10 @@ const QUEUE_SIZE: u16 = 256;
 /// The queues (5.10.2), towards the guest and from it.
 const RX: usize = 0;
 const TX: usize = 1;
-/// Most connections: with the bytes kept for each, this bounds the device's memory.
+/// Most connections: with the bytes kept for each, this bounds the device's memory (some 300 MiB).
 pub const MAX_CONNECTIONS: usize = 4096;
+/// A connection that is made while there are so many others gets the smaller buffer.
+pub const FEW_CONNECTIONS: usize = 256;
 /// Most resets that wait for a place in the guest's ring; then its packets wait, too.
 const MAX_REPLIES: usize = 256;
 /// Packets of one queue in one call, then the other queue and the host have their turn.
@@ -160,7 +162,8 @@ impl Vsock {
             match self.listener.accept() {
                 Ok(stream) if self.connections.len() < MAX_CONNECTIONS => {
                     if let Some(id) = self.watch(&stream) {
-                        self.connections.insert(id, Connection::greeting(stream));
+                        let connection = Connection::greeting(stream, self.buf_alloc());
+                        self.connections.insert(id, connection);
                     }
                 }
                 Ok(_refused) => {}
@@ -172,6 +175,11 @@ impl Vsock {
                 },
             }
         }
+    }
+
+    /// What one more connection may keep.
+    fn buf_alloc(&self) -> u32 {
+        if self.connections.len() < FEW_CONNECTIONS { BUF_ALLOC } else { BUF_ALLOC_OF_MANY }
     }
 
     fn watch(&mut self, stream: &UnixStream) -> Option<u64> {
@@ -315,7 +323,7 @@ impl Vsock {
         let stream = room.then(|| socket::connect(&self.listener.path_of(ports.host)).ok()).flatten();
         let watched = stream.and_then(|stream| Some((self.watch(&stream)?, stream)));
         let Some((id, stream)) = watched else { return self.replies.push_back(header.reset()) };
-        let mut connection = Connection::accepted(stream, ports);
+        let mut connection = Connection::accepted(stream, ports, self.buf_alloc());
         connection.credit(header);
         self.connections.insert(id, connection);
         self.by_ports.insert(ports, id);

@@ -61,17 +61,18 @@ impl Header {
     }
 
     /// As it stands in guest memory.
-    pub fn to_bytes(self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEADER);
-        bytes.extend(self.src_cid.to_le_bytes());
-        bytes.extend(self.dst_cid.to_le_bytes());
+    pub fn to_bytes(self) -> [u8; HEADER] {
+        let mut bytes = [0; HEADER];
+        let mut rest = bytes.as_mut_slice();
+        put(&mut rest, self.src_cid.to_le_bytes());
+        put(&mut rest, self.dst_cid.to_le_bytes());
         for word in [self.src_port, self.dst_port, self.len] {
-            bytes.extend(word.to_le_bytes());
+            put(&mut rest, word.to_le_bytes());
         }
-        bytes.extend(self.kind.to_le_bytes());
-        bytes.extend(self.op.to_le_bytes());
+        put(&mut rest, self.kind.to_le_bytes());
+        put(&mut rest, self.op.to_le_bytes());
         for word in [self.flags, self.buf_alloc, self.fwd_cnt] {
-            bytes.extend(word.to_le_bytes());
+            put(&mut rest, word.to_le_bytes());
         }
         bytes
     }
@@ -99,6 +100,13 @@ fn next<const N: usize>(rest: &mut &[u8]) -> [u8; N] {
     value
 }
 
+fn put<const N: usize>(rest: &mut &mut [u8], value: [u8; N]) {
+    if let Some((first, later)) = std::mem::take(rest).split_first_chunk_mut::<N>() {
+        *first = value;
+        *rest = later;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,7 +125,7 @@ mod tests {
             buf_alloc: 9,
             fwd_cnt: 10,
         };
-        let bytes: [u8; HEADER] = header.to_bytes().try_into().unwrap();
+        let bytes: [u8; HEADER] = header.to_bytes();
         assert_eq!((bytes[0], bytes[1], bytes[8], bytes[16], bytes[20], bytes[24]), (2, 1, 2, 4, 6, 7));
         assert_eq!((bytes[28], bytes[30], bytes[32], bytes[36], bytes[40]), (1, 5, 8, 9, 10));
         assert_eq!(Header::parse(&bytes), header);

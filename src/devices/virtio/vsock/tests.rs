@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::connection::BUF_ALLOC;
+use super::connection::{BUF_ALLOC, BUF_ALLOC_OF_MANY};
 use super::packet::{HEADER, HOST_CID, Header, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op};
 use super::*;
 use crate::testing::{Buffer, PATIENCE, Rig};
@@ -275,6 +275,26 @@ fn a_host_that_does_not_read_limits_its_guest_and_nobody_else() {
         }
     }
     panic!("a guest may send without credit");
+}
+
+/// What thousands of connections keep stays bounded; who is among the first has more.
+#[test]
+fn one_among_many_may_keep_less() {
+    let mut guest = Guest::new();
+    let connections: Vec<_> = (0..=FEW_CONNECTIONS)
+        .map(|number| {
+            let host = guest.dial(5000);
+            let request = guest.hears(op::REQUEST);
+            let expected = if number < FEW_CONNECTIONS { BUF_ALLOC } else { BUF_ALLOC_OF_MANY };
+            assert_eq!(request.buf_alloc, expected, "connection {number}");
+            (host, request.src_port)
+        })
+        .collect();
+    // One of the first goes, and the next one takes its place.
+    guest.say(op::RST, (5000, connections[0].1), 0, &[]);
+    guest.say(op::RST, (5000, connections[1].1), 0, &[]);
+    let _host = guest.dial(5000);
+    assert_eq!(guest.hears(op::REQUEST).buf_alloc, BUF_ALLOC);
 }
 
 #[test]
