@@ -187,8 +187,21 @@ impl<'a> Io<'a> {
 
     /// Interrupts the driver if it wants to hear of the chains given back to queue `index`; only after [`Self::give`].
     pub fn tell(&mut self, index: usize) -> Result<(), Broken> {
-        let queue = self.queues.get_mut(index).ok_or(Broken("there is no such queue"))?;
-        interrupt(queue, self.memory, self.signal, self.shared, 1)
+        self.tell_of([index])
+    }
+
+    /// As [`Self::tell`] for several queues, with one interrupt for all of them.
+    pub fn tell_of(&mut self, queues: impl IntoIterator<Item = usize>) -> Result<(), Broken> {
+        let mut wanted = false;
+        for index in queues {
+            let queue = self.queues.get_mut(index).ok_or(Broken("there is no such queue"))?;
+            wanted |= wants_interrupt(queue, self.memory)?;
+        }
+        if wanted {
+            count(&self.shared.counters.interrupts, 1);
+            self.signal.used_buffer();
+        }
+        Ok(())
     }
 
     /// Asks the driver for kicks of queue `index`, or not to send any. True when chains came before it could hear this.
@@ -258,19 +271,24 @@ fn interrupt(
     shared: &Shared,
     untold: u32,
 ) -> Result<(), Broken> {
-    if untold == 0 || !queue.needs_notification(memory)? {
-        return Ok(());
+    if untold > 0 && wants_interrupt(queue, memory)? {
+        count(&shared.counters.interrupts, 1);
+        signal.used_buffer();
     }
-    if !queue.event_idx_enabled() {
-        // virtio-queue leaves this flag to its user; its needs_notification has the fence that this read needs.
-        let flags: u16 = memory
-            .load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
-            .map_err(|_| Broken("the rings can not be accessed"))?;
-        if u16::from_le(flags) & VIRTQ_AVAIL_F_NO_INTERRUPT != 0 {
-            return Ok(());
-        }
-    }
-    count(&shared.counters.interrupts, 1);
-    signal.used_buffer();
     Ok(())
+}
+
+/// Whether the driver wants to hear of the chains that were added to the used ring since the last time.
+fn wants_interrupt(queue: &mut Queue, memory: &GuestRam) -> Result<bool, Broken> {
+    if !queue.needs_notification(memory)? {
+        return Ok(false);
+    }
+    if queue.event_idx_enabled() {
+        return Ok(true);
+    }
+    // virtio-queue leaves this flag to its user; its needs_notification has the fence that this read needs.
+    let flags: u16 = memory
+        .load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
+        .map_err(|_| Broken("the rings can not be accessed"))?;
+    Ok(u16::from_le(flags) & VIRTQ_AVAIL_F_NO_INTERRUPT == 0)
 }

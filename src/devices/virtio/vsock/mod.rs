@@ -238,8 +238,8 @@ impl Vsock {
         }
     }
 
-    /// Serves the guest's packets.
-    fn transmit(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
+    /// Serves the guest's packets. True when the guest is to hear that their buffers are used.
+    fn transmit(&mut self, io: &mut Io<'_>) -> Result<bool, Broken> {
         let mut done = 0_u32;
         io.listen(TX, false)?;
         let more = loop {
@@ -261,7 +261,7 @@ impl Vsock {
         if more {
             io.ring(TX);
         }
-        if done > 0 { io.tell(TX) } else { Ok(()) }
+        Ok(done > 0)
     }
 
     /// One packet of the guest. What makes no sense is answered with a reset, or not at all.
@@ -330,8 +330,8 @@ impl Vsock {
         self.queue(id);
     }
 
-    /// Puts packets into the guest's buffers while there are both.
-    fn receive(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
+    /// Puts packets into the guest's buffers while there are both. True when it did.
+    fn receive(&mut self, io: &mut Io<'_>) -> Result<bool, Broken> {
         let mut done = 0_u32;
         while !(self.replies.is_empty() && self.queued.is_empty()) {
             if done == BUDGET || io.is_wanted() {
@@ -356,10 +356,7 @@ impl Vsock {
         if self.held_up && self.replies.len() < MAX_REPLIES {
             io.ring(TX);
         }
-        if done == 0 {
-            return Ok(());
-        }
-        io.tell(RX)
+        Ok(done > 0)
     }
 
     /// The next packet for the guest: resets first, then the connections in turn.
@@ -383,12 +380,15 @@ impl Vsock {
         Ok(None)
     }
 
-    fn serve(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
+    /// Looks at the host's sockets and sends the guest what there is for it. `sent`: it is to hear of its own packets, too,
+    /// which often takes no interrupt more than the credit for them.
+    fn serve(&mut self, sent: bool, io: &mut Io<'_>) -> Result<(), Broken> {
         if self.unpolled {
             self.poll(io);
         }
         self.accept();
-        self.receive(io)
+        let received = self.receive(io)?;
+        io.tell_of([(TX, sent), (RX, received)].into_iter().filter(|(_, told)| *told).map(|(queue, _)| queue))
     }
 }
 
@@ -405,17 +405,17 @@ impl Device for Vsock {
     }
 
     fn kicked(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
-        match queue {
-            RX => io.listen(RX, false).map(drop)?,
+        let sent = match queue {
+            RX => io.listen(RX, false).map(|_| false)?,
             TX => self.transmit(io)?,
             _ => return Ok(()), // no events: they are for a guest that moves to another host
-        }
-        self.serve(io)
+        };
+        self.serve(sent, io)
     }
 
     fn ready(&mut self, _token: u16, io: &mut Io<'_>) -> Result<(), Broken> {
         self.unpolled = true;
-        self.serve(io)
+        self.serve(false, io)
     }
 
     fn stopping(&mut self, why: Stop) {
