@@ -31,11 +31,11 @@ def measure(run, what):
         match, _ = run.wait_for(rb"START (\S+)\n|START (\S+)\r")
         name = (match[1] or match[2]).decode()
         threads = vhost_threads(run.pid)
-        before, left = cpu_ns([run.pid] + threads), exits(run.pid)
+        before, left = cpu_ns([run.pid] + threads), exits(run)
         match, _ = run.wait_for(rb"DONE " + re.escape(name.encode()) + rb" ops=(\d+) bytes=(\d+) ns=(\d+)\s")
         cpu = cpu_ns([run.pid] + threads) - before
         results[name] = {"ops": int(match[1]), "bytes": int(match[2]), "ns": int(match[3]), "cpu_ns": cpu}
-        results[name]["exits"] = exits(run.pid) - left
+        results[name]["exits"] = exits(run) - left
         run.text = run.text[match.end() :]
     run.finish()
     return results
@@ -46,10 +46,14 @@ def cpu_ns(pids):
     return sum(time.clock_gettime_ns((~pid << 3) | 2) for pid in pids)
 
 
-def exits(pid):
-    """VM exits of the process' VMs so far, those that the host's kernel serves too; 0 where debugfs is out of reach."""
-    files = glob.glob(f"/sys/kernel/debug/kvm/{pid}-*/exits")
-    return sum(int(pathlib.Path(file).read_text()) for file in files)
+def vms():
+    """The VMs that KVM knows, where debugfs is in reach. Their names begin with a thread's id, not the process'."""
+    return set(glob.glob("/sys/kernel/debug/kvm/*/exits"))
+
+
+def exits(run):
+    """VM exits of the run's VM so far, those too that the host's kernel serves; 0 where debugfs is out of reach."""
+    return sum(int(pathlib.Path(file).read_text()) for file in vms() - run.others)
 
 
 def vhost_threads(pid):

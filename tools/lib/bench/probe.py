@@ -30,6 +30,7 @@ class Run:
         master, slave = pty.openpty()
         read, write = os.pipe()
         actions = [(os.POSIX_SPAWN_DUP2, slave, 0), (os.POSIX_SPAWN_DUP2, write, 1), (os.POSIX_SPAWN_DUP2, write, 2)]
+        self.others = jobs.vms()
         self.started = time.monotonic_ns()
         self.pid = os.posix_spawn(path, args, environment(path), file_actions=actions, setsid=True)
         os.close(slave)
