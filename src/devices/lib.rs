@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 
 pub mod bus;
+mod child;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzzing;
 pub mod legacy;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::disk::{checksum, noise};
-use crate::vm::{Running, Vm, guest};
+use crate::vm::{Vm, guest};
 
 const MEBIBYTES: usize = 8;
 
@@ -76,12 +76,6 @@ fn read_only_really_is() {
     }
 }
 
-/// The processes below the monitor.
-fn children(vm: &Running) -> Vec<String> {
-    let list = fs::read_to_string(format!("/proc/{0}/task/{0}/children", vm.id())).expect("the monitor runs");
-    list.split_whitespace().map(str::to_owned).collect()
-}
-
 #[test]
 fn a_dead_virtiofsd_is_an_error_in_the_guest() {
     for daemon in daemons() {
@@ -91,7 +85,7 @@ fn a_dead_virtiofsd_is_an_error_in_the_guest() {
             cat /share/other; stat /share/file; echo x >/share/new; umount /share; echo ALIVE";
         let mut vm = Vm::tuned().args(share(dir.path(), &daemon, "")).run(script).pipe().start();
         vm.expect("READY");
-        for pid in children(&vm) {
+        for pid in vm.children() {
             let group = format!("-{pid}"); // it may have put itself into namespaces, as a child
             assert!(Command::new("kill").args(["-KILL", "--", &group]).status().expect("kill").success());
         }
@@ -117,7 +111,7 @@ fn two_shares_and_nothing_is_left_behind() {
     let script = "mkdir /a /b; mount -t virtiofs a /a; mount -t virtiofs b /b; echo both=$(cat /a/f /b/f); read go";
     let mut vm = Vm::tuned().args(["--share", &args[0], "--share", &args[1]]).run(script).pipe().start();
     vm.expect("both=onetwo");
-    let before = children(&vm);
+    let before = vm.children();
     assert!(before.len() >= 2, "{before:?}");
     vm.signal(rustix::process::Signal::KILL);
     let gone = |pid: &String| !Path::new(&format!("/proc/{pid}")).exists();

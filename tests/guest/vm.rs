@@ -184,6 +184,13 @@ impl Running {
         self.child.id()
     }
 
+    /// The processes that the monitor has started.
+    pub fn children(&self) -> Vec<String> {
+        let list =
+            std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.id())).expect("the monitor runs");
+        list.split_whitespace().map(str::to_owned).collect()
+    }
+
     /// Sends a signal to the monitor.
     pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");

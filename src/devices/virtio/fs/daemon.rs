@@ -1,5 +1,4 @@
-//! The virtiofsd that serves a shared directory: found, started, heard and ended. The control thread starts it; the
-//! share's worker hears it.
+//! The virtiofsd that serves a shared directory: found and started, by the control thread.
 //!
 //! There are two kinds: virtiofsd of QEMU 5 to 7 (in C) and its successor (in Rust). Their options differ. Both end when
 //! their socket closes, so that none is left behind however the monitor ends.
@@ -7,37 +6,21 @@
 
 use std::ffi::{CString, OsString};
 use std::fs::{self, DirBuilder};
-use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Stdio};
-use std::time::Duration;
-
-use rustix::fs::{OFlags, fcntl_setfl};
-use rustix::process::{Pid, Signal, kill_process_group};
+use std::process::{Command, Stdio};
 
 use super::config::ShareConfig;
-use crate::log_limit::LogLimit;
+use crate::child::{Helper, find};
 
 /// Where distributions have it, beside the PATH.
 const PLACES: [&str; 4] =
     ["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/libexec/qemu/virtiofsd"];
-
-/// Longest line of its log that is kept, bytes.
-const LINE: usize = 512;
-
-/// A running virtiofsd.
-#[derive(Debug)]
-pub struct Daemon {
-    child: Child,
-    log: ChildStderr,
-    /// What it said and no line end followed yet.
-    line: Vec<u8>,
-}
 
 /// Which virtiofsd it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,102 +31,27 @@ enum Kind {
     Rust,
 }
 
-impl Daemon {
-    /// Starts the virtiofsd that `config` names, or the one that is found, and connects to it.
-    pub fn start(config: &ShareConfig) -> io::Result<(Self, UnixStream)> {
-        let program = config.virtiofsd.clone().or_else(find).ok_or_else(|| {
-            io::Error::other("virtiofsd was not found on the PATH (Debian has it in the package virtiofsd)")
-        })?;
-        let doing = |error: io::Error| io::Error::new(error.kind(), format!("start {}: {error}", program.display()));
-        let kind = kind(&program).map_err(doing)?;
-        let dir = fs::canonicalize(&config.path_on_host).map_err(doing)?;
-        let (listener, stream) = socket().map_err(doing)?;
-        let mut command = Command::new(&program);
-        command.args(arguments(kind, &dir, config.is_read_only));
-        // The listening socket is its standard input, as descriptors above 2 do not outlive an exec.
-        command.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(Stdio::piped());
-        // A group of its own: a terminal's Ctrl-C is not meant for it, and `kill` finds all of it.
-        command.process_group(0);
-        if kind == Kind::C && config.is_read_only {
-            let dir = CString::new(dir.as_os_str().as_bytes()).map_err(io::Error::other)?;
-            // SAFETY: the closure runs in the child between fork and exec; it makes system calls on a string made before.
-            unsafe { command.pre_exec(move || read_only(&dir)) };
-        }
-        Ok((Self::of(command.spawn().map_err(doing)?)?, stream))
+/// Starts the virtiofsd that `config` names, or the one that is found, and connects to it.
+pub fn start(config: &ShareConfig) -> io::Result<(Helper, UnixStream)> {
+    let program = config.virtiofsd.clone().or_else(|| find("virtiofsd", &PLACES)).ok_or_else(|| {
+        io::Error::other("virtiofsd was not found on the PATH (Debian has it in the package virtiofsd)")
+    })?;
+    let doing = |error: io::Error| io::Error::new(error.kind(), format!("start {}: {error}", program.display()));
+    let kind = kind(&program).map_err(doing)?;
+    let dir = fs::canonicalize(&config.path_on_host).map_err(doing)?;
+    let (listener, stream) = socket().map_err(doing)?;
+    let mut command = Command::new(&program);
+    command.args(arguments(kind, &dir, config.is_read_only));
+    // The listening socket is its standard input, as descriptors above 2 do not outlive an exec.
+    command.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(Stdio::piped());
+    // A group of its own: a terminal's Ctrl-C is not meant for it, and `Helper::kill` finds all of it.
+    command.process_group(0);
+    if kind == Kind::C && config.is_read_only {
+        let dir = CString::new(dir.as_os_str().as_bytes()).map_err(io::Error::other)?;
+        // SAFETY: the closure runs in the child between fork and exec; it makes system calls on a string made before.
+        unsafe { command.pre_exec(move || read_only(&dir)) };
     }
-
-    /// A child whose standard error is a pipe.
-    pub fn of(mut child: Child) -> io::Result<Self> {
-        let log = child.stderr.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        fcntl_setfl(&log, OFlags::NONBLOCK)?;
-        Ok(Self { child, log, line: Vec::new() })
-    }
-
-    /// Its log, to wait for.
-    pub fn log(&self) -> RawFd {
-        self.log.as_raw_fd()
-    }
-
-    /// Passes on what it has logged. A guest may be able to make it say something without end: most of that is dropped.
-    pub fn pass_on(&mut self, tag: &str) {
-        static LIMIT: LogLimit = LogLimit::new();
-        let mut room = [0; LINE];
-        while let Ok(len @ 1..) = self.log.read(&mut room) {
-            for byte in room.get(..len).unwrap_or_default() {
-                if *byte != b'\n' && self.line.len() < LINE {
-                    self.line.push(*byte);
-                }
-                if *byte == b'\n' {
-                    let line = String::from_utf8_lossy(&self.line).trim().to_owned();
-                    if !line.is_empty()
-                        && let Some(suppressed) = LIMIT.check()
-                    {
-                        tracing::warn!(share = tag, suppressed, "virtiofsd: {line}");
-                    }
-                    self.line.clear();
-                }
-            }
-        }
-    }
-
-    /// The last thing that it said. It is given a moment to end by itself, so that it is all there.
-    pub fn last_words(&mut self) -> String {
-        for _ in 0..100 {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        self.kill();
-        let (mut text, mut room) = (Vec::new(), [0; LINE]);
-        while let Ok(len @ 1..) = self.log.read(&mut room) {
-            text.extend_from_slice(room.get(..len).unwrap_or_default());
-        }
-        let text = String::from_utf8_lossy(&text);
-        text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it said nothing").to_owned()
-    }
-
-    /// Ends it, and the process that it may have put into namespaces of its own.
-    pub fn kill(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) {
-            let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
-            let _ = self.child.kill();
-        }
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-/// The first virtiofsd on the PATH, or where distributions have it.
-fn find() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path = std::env::split_paths(&path).map(|dir| dir.join("virtiofsd"));
-    on_path.chain(PLACES.map(PathBuf::from)).find(|file| file.is_file())
+    Ok((Helper::of("virtiofsd", command.spawn().map_err(doing)?)?, stream))
 }
 
 /// Which kind `program` is, by the options that it knows.
@@ -257,7 +165,7 @@ mod tests {
                 virtiofsd: Some(program.into()),
                 ..ShareConfig::default()
             };
-            Daemon::start(&config).map(|_| ()).unwrap_err().to_string()
+            super::start(&config).map(|_| ()).unwrap_err().to_string()
         };
         assert!(start("/bin/true").starts_with("start /bin/true: it is no virtiofsd"));
         assert!(start("/none/such").contains("start /none/such: No such file"));
@@ -270,6 +178,6 @@ mod tests {
         assert!(!name.as_pathname().unwrap().exists() && !name.as_pathname().unwrap().parent().unwrap().exists());
         let (mut other, _) = listener.accept().unwrap();
         io::Write::write_all(&mut other, b"x").unwrap();
-        stream.read_exact(&mut [0]).unwrap();
+        io::Read::read_exact(&mut stream, &mut [0]).unwrap();
     }
 }

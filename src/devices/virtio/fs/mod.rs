@@ -12,12 +12,12 @@ pub mod tests;
 use std::time::{Duration, Instant};
 
 use self::config::{ShareConfig, TAG_MAX};
-use self::daemon::Daemon;
 use super::chain::Segments;
 use super::io::{Broken, Held, Io, count};
 use super::pieces::mark_dirty;
 use super::vhost_user::{BackEnd, HANG_UP};
 use super::{Chain, Device, Facts, OpenError, Source, Stop};
+use crate::child::Helper;
 use crate::memory::{GuestMemoryBackend, GuestRam};
 
 /// Device id (virtio 1.2, 5).
@@ -38,7 +38,7 @@ const OUT_HEADER: u32 = 16;
 /// A shared directory.
 pub struct Fs {
     tag: String,
-    daemon: Daemon,
+    daemon: Helper,
     back_end: BackEnd,
     /// virtiofsd is gone or not to be trusted: requests are answered here.
     dead: bool,
@@ -53,13 +53,13 @@ impl Fs {
         let what = |error: &dyn std::fmt::Display| {
             OpenError::new(format!("share {} as '{}': {error}", config.path_on_host.display(), config.tag))
         };
-        let (mut daemon, stream) = Daemon::start(config).map_err(|error| what(&error))?;
+        let (mut daemon, stream) = daemon::start(config).map_err(|error| what(&error))?;
         let back_end = BackEnd::connect(stream, QUEUES)
             .map_err(|error| what(&format!("virtiofsd: {error}; its last words: {}", daemon.last_words())))?;
         Ok(Self::new(&config.tag, daemon, back_end))
     }
 
-    fn new(tag: &str, daemon: Daemon, back_end: BackEnd) -> Self {
+    fn new(tag: &str, daemon: Helper, back_end: BackEnd) -> Self {
         let (tag, waiting) = (tag.to_owned(), [false; QUEUES]);
         Self { tag, daemon, back_end, dead: false, waiting, room: Vec::new() }
     }

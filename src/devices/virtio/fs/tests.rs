@@ -12,9 +12,9 @@ use crate::virtio::vhost_user::ring::SLOTS;
 const REQUESTS: u32 = 1;
 
 /// A process that stands for virtiofsd where only its life and death matter.
-fn daemon() -> Daemon {
+fn daemon() -> Helper {
     let child = Command::new("sleep").arg("1000").stderr(Stdio::piped()).spawn().unwrap();
-    Daemon::of(child).unwrap()
+    Helper::of("sleep", child).unwrap()
 }
 
 fn share(behaviour: Behaviour) -> (Box<Fs>, Fake) {
