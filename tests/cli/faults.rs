@@ -72,6 +72,14 @@ fn each_fault_of_a_document_is_one_line() {
             "vm.json:3: network-interfaces[0].queue_pairs: must be 1 to 16, not 17".into(),
         ),
         (
+            with("\"network-interfaces\": [{\"iface_id\": \"a\", \"host_dev_name\": \"t\", \"vhost\": true, \"rx_rate_limiter\": {\"ops\": {\"size\": 1, \"refill_time\": 1}}}]"),
+            "vm.json:3: network-interfaces[0].rx_rate_limiter: the host's kernel moves the frames (vhost), and it has no limits".into(),
+        ),
+        (
+            with("\"machine-config\": {\"track_dirty_pages\": true},\n\"network-interfaces\": [{\"iface_id\": \"a\", \"host_dev_name\": \"t\", \"vhost\": true}]"),
+            "vm.json:4: network-interfaces[0].vhost: does not note the pages that it writes; do without it or track_dirty_pages".into(),
+        ),
+        (
             with("\"network-interfaces\": [{\"iface_id\": \"a\", \"host_fd\": 3, \"queue_pairs\": 2}]"),
             "vm.json:3: network-interfaces[0].queue_pairs: a descriptor is one pair; more take a TAP device by host_dev_name".into(),
         ),

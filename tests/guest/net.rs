@@ -183,26 +183,33 @@ fn the_guest_chooses_its_address_and_what_it_hears() {
     }
 }
 
-/// Each vCPU sends by a pair of its own, and what comes back finds it.
-#[test]
-fn each_cpu_has_its_pair() {
-    let script = guest_side(8)
-        + r"echo queues=$(ls -d /sys/class/net/eth0/queues/[rt]x-* | wc -l); echo READY; read go
+/// Each vCPU sends by a pair of its own, and what comes back finds it. Then a second driver takes over.
+fn pairs(net: u8, more: &str) {
+    let script = guest_side(net)
+        + &format!(
+            r"echo queues=$(ls -d /sys/class/net/eth0/queues/[rt]x-* | wc -l); echo READY; read go
             dd if=/dev/urandom of=/tmp/out bs=64k count=16 2>/dev/null
-            for c in 0 1; do taskset $((1 << c)) nc 10.9.8.1 700$c </tmp/out >/tmp/in$c; done
+            for c in 0 1; do taskset $((1 << c)) nc 10.9.{net}.1 700$c </tmp/out >/tmp/in$c; done
             echo out=$(md5sum </tmp/out | cut -d' ' -f1)
-            echo in=$(md5sum </tmp/in0 | cut -d' ' -f1) $(md5sum </tmp/in1 | cut -d' ' -f1)";
-    let options = "tap=vmmtest8,mac=02:00:00:00:09:08,queue-pairs=2";
-    let vm = Vm::tuned().args(["--net", options, "--cpus", "2"]);
+            echo in=$(md5sum </tmp/in0 | cut -d' ' -f1) $(md5sum </tmp/in1 | cut -d' ' -f1)
+            cd /sys/bus/virtio/drivers/virtio_net; for d in virtio*; do echo $d > unbind; echo $d > bind; done
+            {}
+            ping -c 3 -s 1400 10.9.{net}.1 | sed -n 's/.* \([0-9]*\) packets received.*/again=\1/p'",
+            guest_side(net)
+        );
+    let tap = format!("vmmtest{net}");
+    let options = format!("tap={tap},mac=02:00:00:00:09:{net:02x},queue-pairs=2{more}");
+    let vm = Vm::tuned().args(["--net", &options, "--cpus", "2"]);
     let mut vm = vm.run(&script).pipe().start();
     vm.expect("READY");
-    ip("addr add 10.9.8.1/24 dev vmmtest8");
-    ip("link set vmmtest8 up");
+    assert_eq!(has_kernel_thread(vm.id()), more == ",vhost");
+    ip(&format!("addr add 10.9.{net}.1/24 dev {tap}"));
+    ip(&format!("link set {tap} up"));
     // Sends back what it gets, when it has all of it.
     let echoes: Vec<JoinHandle<Vec<u8>>> = [7000, 7001]
         .into_iter()
         .map(|port| {
-            let listener = TcpListener::bind(("10.9.8.1", port)).expect("listening");
+            let listener = TcpListener::bind((format!("10.9.{net}.1"), port)).expect("listening");
             thread::spawn(move || {
                 let mut bytes = vec![0; 1 << 20];
                 let (mut peer, _) = listener.accept().expect("a caller");
@@ -217,6 +224,35 @@ fn each_cpu_has_its_pair() {
     assert_eq!(ended.number("queues"), 4);
     assert_eq!(ended.value("in"), sums.join(" "));
     assert_eq!(ended.value("out"), sums[0]);
+    assert_eq!(ended.number("again"), 3);
+}
+
+/// Whether the host's kernel has a thread of vhost for this process.
+fn has_kernel_thread(owner: u32) -> bool {
+    let name = format!("vhost-{owner}");
+    let threads = std::fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
+    let names = threads.filter_map(|entry| std::fs::read_to_string(entry.path().join("comm")).ok());
+    names.into_iter().any(|comm| comm.trim() == name)
+}
+
+#[test]
+fn each_cpu_has_its_pair() {
+    pairs(8, "");
+}
+
+#[test]
+fn the_host_s_kernel_serves_pairs() {
+    pairs(11, ",vhost");
+}
+
+#[test]
+fn the_host_s_kernel_moves_the_frames() {
+    exchanges("tuned/vmlinux", 12, ",vhost");
+}
+
+#[test]
+fn debian_13_is_served_by_the_host_s_kernel() {
+    exchanges("debian13/vmlinux", 13, ",vhost");
 }
 
 /// 3 MiB each way, of which 1 are the burst and 1 is in the bucket: the other one waits a second.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use devices::rate_limit::RateLimiterConfig;
 use devices::virtio::block::config::MAX_QUEUES;
 use devices::virtio::fs::config::TAG_MAX;
 use devices::virtio::net::config::{MAX_QUEUE_PAIRS, MTU_MIN, Mac, NetConfig, bad_name};
@@ -175,18 +176,33 @@ impl VmConfig {
                 }
                 None => {}
             }
-            match net.queue_pairs {
-                Some(pairs) if !(1..=MAX_QUEUE_PAIRS).contains(&pairs) => {
-                    wrong("queue_pairs", format!("must be 1 to {MAX_QUEUE_PAIRS}, not {pairs}"));
-                }
-                Some(2..) if net.host_fd.is_some() => {
-                    wrong("queue_pairs", "a descriptor is one pair; more take a TAP device by host_dev_name".into());
-                }
-                _ => {}
+            self.check_interface_options(net, wrong);
+        }
+    }
+
+    fn check_interface_options(&self, net: &NetConfig, mut wrong: impl FnMut(&'static str, String)) {
+        match net.queue_pairs {
+            Some(pairs) if !(1..=MAX_QUEUE_PAIRS).contains(&pairs) => {
+                wrong("queue_pairs", format!("must be 1 to {MAX_QUEUE_PAIRS}, not {pairs}"));
             }
-            if let Some(mtu) = net.mtu.filter(|mtu| *mtu < MTU_MIN) {
-                wrong("mtu", format!("must be at least {MTU_MIN}, not {mtu}"));
+            Some(2..) if net.host_fd.is_some() => {
+                wrong("queue_pairs", "a descriptor is one pair; more take a TAP device by host_dev_name".into());
             }
+            _ => {}
+        }
+        if net.vhost {
+            if self.machine_config.track_dirty_pages {
+                wrong("vhost", "does not note the pages that it writes; do without it or track_dirty_pages".into());
+            }
+            for (key, limits) in [("rx_rate_limiter", &net.rx_rate_limiter), ("tx_rate_limiter", &net.tx_rate_limiter)]
+            {
+                if limits.as_ref().is_some_and(RateLimiterConfig::is_limit) {
+                    wrong(key, "the host's kernel moves the frames (vhost), and it has no limits".into());
+                }
+            }
+        }
+        if let Some(mtu) = net.mtu.filter(|mtu| *mtu < MTU_MIN) {
+            wrong("mtu", format!("must be at least {MTU_MIN}, not {mtu}"));
         }
     }
 

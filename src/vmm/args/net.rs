@@ -2,9 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-/// Reads `tap=NAME|fd=N[,mac=ADDRESS][,mtu=N][,queue-pairs=N][,id=NAME]` into an element of `network-interfaces`.
+/// Reads `tap=NAME|fd=N[,mac=ADDRESS][,mtu=N][,queue-pairs=N][,vhost][,id=NAME]` into an element of `network-interfaces`.
 pub fn parse(text: &str) -> Result<Value, String> {
-    const KNOWN: &str = "tap=NAME, fd=N, mac=ADDRESS, mtu=N, queue-pairs=N and id=NAME are known";
+    const KNOWN: &str = "tap=NAME, fd=N, mac=ADDRESS, mtu=N, queue-pairs=N, vhost and id=NAME are known";
     let mut net = Map::new();
     for option in text.split(',') {
         let (key, value) = match option.split_once('=') {
@@ -20,6 +20,7 @@ pub fn parse(text: &str) -> Result<Value, String> {
             Some(("queue-pairs", number)) if number.parse::<u16>().is_ok() => {
                 ("queue_pairs", json!(number.parse::<u16>().unwrap_or(0)))
             }
+            None if option == "vhost" => ("vhost", json!(true)),
             _ => return Err(format!("unknown option `{option}`; {KNOWN}")),
         };
         if net.insert(key.to_owned(), value).is_some() {
@@ -40,6 +41,7 @@ mod tests {
     fn pairs_become_keys() {
         assert_eq!(parse("tap=tap0").unwrap(), json!({ "host_dev_name": "tap0" }));
         assert_eq!(parse("tap=a,queue-pairs=4").unwrap(), json!({ "host_dev_name": "a", "queue_pairs": 4 }));
+        assert_eq!(parse("tap=a,vhost").unwrap(), json!({ "host_dev_name": "a", "vhost": true }));
         assert_eq!(
             parse("fd=3,mac=02:00:00:00:00:01,mtu=9000,id=lan").unwrap(),
             json!({ "host_fd": 3, "guest_mac": "02:00:00:00:00:01", "mtu": 9000, "iface_id": "lan" })
@@ -55,6 +57,7 @@ mod tests {
             ("mac=x", "tap=NAME"),
             ("tap=a,tap=b", "`tap=b`"),
             ("fd=x", "`fd=x`"),
+            ("tap=a,vhost=x", "`vhost=x`"),
             ("tap=a,queue-pairs=", "`queue-pairs=`"),
         ] {
             assert!(parse(text).unwrap_err().contains(word), "{text}");

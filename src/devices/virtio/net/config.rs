@@ -31,6 +31,10 @@ pub struct NetConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 16))]
     pub queue_pairs: Option<u16>,
+    /// The host's kernel moves the frames (/dev/vhost-net), not this process. It then reads and writes the guest's memory
+    /// and checks its rings. For a TAP device; without limits.
+    #[serde(default)]
+    pub vhost: bool,
     /// Limits of what the guest receives: bytes and frames. What is too early waits in the host's queue.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rx_rate_limiter: Option<RateLimiterConfig>,

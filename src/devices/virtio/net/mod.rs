@@ -1,6 +1,6 @@
 //! virtio-net (virtio 1.2, 5.1) over a TAP device of the host, or a socket of frames. Runs on its worker thread.
 //!
-//! One thread serves all queue pairs. Frames to the guest take the way of `pair.rs`, past the filter that the driver
+//! One thread serves all queue pairs, unless the host's kernel does (`vhost.rs`). Frames to the guest take the way of `pair.rs`, past the filter that the driver
 //! sets by the control queue; frames from the guest go straight from its memory.
 
 pub mod config;
@@ -8,16 +8,16 @@ mod control;
 mod filter;
 mod pair;
 mod tap;
+mod vhost;
 
 use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
 
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_ERR, VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA,
-    VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
-    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
-    VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC,
-    VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_OK,
-    VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_ERR, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA,
+    VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_OK, VIRTIO_NET_S_LINK_UP,
 };
 
 use self::config::{Mac, NetConfig};
@@ -25,6 +25,7 @@ use self::control::{Command, Refused};
 use self::filter::Filter;
 use self::pair::{Gate, Host, Pair, TURN, may_pass};
 use self::tap::Tap;
+use self::vhost::Vhost;
 use super::io::{Broken, Io, Served, count};
 use super::pieces::{Direction, Pieces};
 use super::{Chain, Change, Counters, Device, Facts, OpenError, Source, Stop, UpdateError};
@@ -75,7 +76,10 @@ impl Net {
         let gate =
             Gate { filter: Filter::new(mac, false), throttle: throttle(&config.rx_rate_limiter)?, mergeable: false };
         let transmit_throttle = throttle(&config.tx_rate_limiter)?;
-        let pairs = (0_usize..).step_by(2).zip(Tap::open(config)?).map(|(queue, tap)| Pair::new(tap, queue)).collect();
+        let taps = Tap::open(config)?.into_iter().map(|tap| Ok((lender(config, &tap)?, tap)));
+        let pairs = (0_usize..).step_by(2).zip(taps);
+        let pairs = pairs.map(|(queue, pair)| pair.map(|(vhost, tap)| Pair::new(tap, vhost, queue)));
+        let pairs = pairs.collect::<Result<_, OpenError>>()?;
         Ok(Self {
             id,
             chosen_mac: mac,
@@ -92,32 +96,20 @@ impl Net {
     }
 
     fn features(&self) -> u64 {
-        let tcp = [
-            VIRTIO_NET_F_CSUM,
-            VIRTIO_NET_F_GUEST_CSUM,
-            VIRTIO_NET_F_GUEST_TSO4,
-            VIRTIO_NET_F_GUEST_TSO6,
-            VIRTIO_NET_F_GUEST_ECN,
-            VIRTIO_NET_F_HOST_TSO4,
-            VIRTIO_NET_F_HOST_TSO6,
-            VIRTIO_NET_F_HOST_ECN,
-        ];
-        let udp = [VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_USO];
-        let control = [
-            VIRTIO_NET_F_CTRL_VQ,
-            VIRTIO_NET_F_CTRL_RX,
-            VIRTIO_NET_F_CTRL_RX_EXTRA,
-            VIRTIO_NET_F_CTRL_VLAN,
-            VIRTIO_NET_F_CTRL_MAC_ADDR,
-        ];
-        let tap = self.pairs.first().map(|pair| &pair.tap);
+        // The host's kernel gives the guest all that comes.
+        let filters = [VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_VLAN];
         bits(&[VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS])
-            | bits(&control)
-            | if tap.is_some_and(Tap::offloads) { bits(&tcp) } else { 0 }
-            | if tap.is_some_and(Tap::offloads_udp) { bits(&udp) } else { 0 }
+            | bits(&[VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_CTRL_MAC_ADDR])
+            | if self.lends() { 0 } else { bits(&filters) }
+            | self.pairs.first().map_or(0, |pair| pair.tap.features())
             | u64::from(self.chosen_mac.is_some()) << VIRTIO_NET_F_MAC
             | u64::from(self.mtu.is_some()) << VIRTIO_NET_F_MTU
             | u64::from(self.pairs.len() > 1) << VIRTIO_NET_F_MQ
+    }
+
+    /// Whether the host's kernel moves the frames.
+    fn lends(&self) -> bool {
+        self.pairs.iter().any(|pair| pair.vhost.is_some())
     }
 
     /// struct virtio_net_config (5.1.4), up to and with `mtu`.
@@ -268,10 +260,19 @@ impl Net {
             let Some(pair) = self.pairs.get_mut(place) else { break };
             pair.tap.attach(grow).map_err(|_| Refused("the host does not change the use of its queue"))?;
             if grow {
-                io.ring(place.saturating_mul(2));
+                let first = place.saturating_mul(2);
+                for queue in [first, first.saturating_add(1)] {
+                    if let Err(Broken(why)) = pair.lend(queue, io) {
+                        pair.forget();
+                        let _ = pair.tap.attach(false);
+                        return Err(Refused(why));
+                    }
+                    io.ring(queue);
+                }
                 self.active = self.active.saturating_add(1);
             } else {
                 pair.let_go(io);
+                pair.take_back(io).map_err(|Broken(why)| Refused(why))?;
                 pair.forget();
                 self.active = place;
             }
@@ -290,26 +291,14 @@ impl Net {
 
     /// Has the host leave to the guest what the driver can take.
     fn set_offload(&self, features: u64) {
-        let offloads = [
-            (VIRTIO_NET_F_GUEST_CSUM, tap::TUN_F_CSUM),
-            (VIRTIO_NET_F_GUEST_TSO4, tap::TUN_F_TSO4),
-            (VIRTIO_NET_F_GUEST_TSO6, tap::TUN_F_TSO6),
-            (VIRTIO_NET_F_GUEST_ECN, tap::TUN_F_TSO_ECN),
-            (VIRTIO_NET_F_GUEST_USO4, tap::TUN_F_USO4),
-            (VIRTIO_NET_F_GUEST_USO6, tap::TUN_F_USO6),
-        ];
         let Some(Pair { tap, .. }) = self.pairs.first() else { return };
-        let wanted = offloads
-            .iter()
-            .filter(|(feature, _)| features & bits(&[*feature]) != 0)
-            .fold(0, |all, (_, flag)| all | flag);
-        if let Err(error) = tap.set_offload(wanted) {
+        if let Err(error) = tap.leave_to_guest(features) {
             // Segments without their checksum, say: a driver that asks for nonsense gets frames without offloads.
             static LIMIT: LogLimit = LogLimit::new();
             if let Some(suppressed) = LIMIT.check() {
                 tracing::warn!(interface = self.id, %error, suppressed, "the host does not take the driver's offloads");
             }
-            let _ = tap.set_offload(0);
+            let _ = tap.leave_to_guest(0);
         }
     }
 }
@@ -318,7 +307,10 @@ impl Device for Net {
     fn facts(&self) -> Facts {
         let mut queue_sizes = vec![QUEUE_SIZE; self.pairs.len().saturating_mul(2)];
         queue_sizes.push(CONTROL_QUEUE_SIZE);
-        let taps = (0..).zip(&self.pairs).map(|(token, pair)| Source { token, fd: pair.tap.fd() });
+        let files = (0..).zip(&self.pairs).map(|(token, pair)| {
+            let fd = pair.vhost.as_ref().map_or(pair.tap.fd(), |vhost| vhost.errors().as_raw_fd());
+            Source { token, fd }
+        });
         let timers = [(&self.gate.throttle, RECEIVE_TIMER), (&self.transmit_throttle, TRANSMIT_TIMER)];
         let timers = timers.into_iter().filter_map(|(throttle, token)| Some(throttle.as_ref()?.source(token)));
         Facts {
@@ -326,7 +318,8 @@ impl Device for Net {
             features: self.features(),
             queue_sizes,
             config: self.config_space(),
-            sources: taps.chain(timers).collect(),
+            sources: files.chain(timers).collect(),
+            lent: if self.lends() { 0..self.pairs.len().saturating_mul(2) } else { 0..0 },
             ..Facts::default()
         }
     }
@@ -340,6 +333,12 @@ impl Device for Net {
         let pairs = if has(VIRTIO_NET_F_MQ) { self.pairs.len() } else { 1 };
         self.control = has(VIRTIO_NET_F_CTRL_VQ).then_some(pairs.saturating_mul(2));
         self.set_offload(io.features());
+        for vhost in self.pairs.iter_mut().filter_map(|pair| pair.vhost.as_mut()) {
+            vhost.prepare(io.features(), io.memory()).map_err(|error| {
+                vhost::complain(&error);
+                Broken("the host's kernel does not take the driver")
+            })?;
+        }
         Ok(())
     }
 
@@ -348,15 +347,20 @@ impl Device for Net {
         match queue % 2 {
             _ if self.control == Some(queue) => self.serve_control(queue, io),
             _ if pair >= self.pairs.len() => Ok(()),
+            _ if self.lends() => match self.pairs.get_mut(pair).filter(|_| pair < self.active) {
+                Some(pair) => pair.lend(queue, io),
+                None => Ok(()),
+            },
             0 => self.receive(pair, io, Pair::receive),
             _ => self.transmit(pair, io),
         }
     }
 
-    /// The host has frames, or time has come for those that wait.
+    /// The host has frames, or time has come for those that wait; or the host's kernel gave a ring up.
     fn ready(&mut self, token: u16, io: &mut Io<'_>) -> Result<(), Broken> {
         let mut pairs = 0..self.pairs.len();
         match token {
+            _ if self.lends() => Err(Broken("the host's kernel can not go on with a ring")),
             RECEIVE_TIMER => pairs.try_for_each(|pair| self.receive(pair, io, Pair::receive)),
             TRANSMIT_TIMER => pairs.try_for_each(|pair| self.transmit(pair, io)),
             pair => self.receive(usize::from(pair), io, Pair::ready),
@@ -365,8 +369,10 @@ impl Device for Net {
 
     /// The buffers of a frame that waits are there when the queue runs again.
     fn finish(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
-        self.pairs.iter_mut().for_each(|pair| pair.let_go(io));
-        Ok(())
+        self.pairs.iter_mut().try_for_each(|pair| {
+            pair.let_go(io);
+            pair.take_back(io)
+        })
     }
 
     fn stopping(&mut self, why: Stop) {
@@ -388,6 +394,20 @@ impl Device for Net {
         }
         Ok(())
     }
+}
+
+/// What moves the frames of one pair in our place, where the user wants that.
+fn lender(config: &NetConfig, tap: &Tap) -> Result<Option<Vhost>, OpenError> {
+    const PATH: &str = "/dev/vhost-net";
+    if !config.vhost {
+        return Ok(None);
+    }
+    let id = &config.iface_id;
+    if !tap.is_tap() {
+        return Err(OpenError::new(format!("open '{id}': vhost takes a TAP device, and its descriptor is a socket")));
+    }
+    let vhost = Vhost::open(Path::new(PATH));
+    vhost.map(Some).map_err(|error| OpenError::new(format!("open {PATH} for '{id}': {}", vhost::why(&error))))
 }
 
 fn bits(all: &[u32]) -> u64 {

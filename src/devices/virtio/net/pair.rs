@@ -8,6 +8,7 @@ use std::io;
 
 use super::filter::Filter;
 use super::tap::Tap;
+use super::vhost::{Vhost, complain};
 use super::{FRAME_MAX, HEADER};
 use crate::rate_limit::Throttle;
 use crate::virtio::io::{Broken, Counters, Held, Io, count};
@@ -35,6 +36,8 @@ pub struct Gate {
 pub struct Pair {
     /// The host's end.
     pub tap: Tap,
+    /// Who moves the frames in our place.
+    pub vhost: Option<Vhost>,
     /// The number of its receive queue.
     queue: usize,
     /// One frame with its header.
@@ -74,10 +77,10 @@ pub type Host = Result<(), io::Error>;
 
 impl Pair {
     /// The pair whose receive queue has this number.
-    pub fn new(tap: Tap, queue: usize) -> Self {
+    pub fn new(tap: Tap, vhost: Option<Vhost>, queue: usize) -> Self {
         // One byte more than a frame has tells when one is longer.
         let frame = vec![0; FRAME_MAX.saturating_add(1)].into_boxed_slice();
-        Self { tap, queue, frame, waiting: None, chains: Vec::new() }
+        Self { tap, vhost, queue, frame, waiting: None, chains: Vec::new() }
     }
 
     /// The host has frames: takes them, unless one waits already.
@@ -213,8 +216,36 @@ impl Pair {
         Ok(())
     }
 
-    /// The driver is gone: nothing of it is kept.
+    /// Lends one of the pair's queues to the host's kernel.
+    pub fn lend(&mut self, queue: usize, io: &Io<'_>) -> Result<(), Broken> {
+        let Some(vhost) = &mut self.vhost else { return Ok(()) };
+        let Some(lent) = io.lend(queue)? else { return Ok(()) };
+        vhost.start(queue % 2, &lent, io.memory(), self.tap.fd()).map_err(|error| {
+            complain(&error);
+            Broken("the host's kernel does not take a queue")
+        })
+    }
+
+    /// The host's kernel gives both queues back.
+    pub fn take_back(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
+        let Some(vhost) = &mut self.vhost else { return Ok(()) };
+        for which in 0..2 {
+            let next =
+                vhost.stop(which, io.memory()).map_err(|_| Broken("the host's kernel does not give a queue back"))?;
+            if let Some(next) = next {
+                io.take_back(self.queue.saturating_add(which), next)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The driver is gone: nothing of it is kept, and the host's kernel has nothing of it either.
     pub fn forget(&mut self) {
+        for which in 0..2 {
+            if let Some(Err(error)) = self.vhost.as_mut().map(|vhost| vhost.let_go(which)) {
+                complain(&error);
+            }
+        }
         self.waiting = None;
         self.chains.clear();
     }

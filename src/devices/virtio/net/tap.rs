@@ -7,6 +7,12 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO,
+};
+
 use super::HEADER;
 use super::config::NetConfig;
 use crate::virtio::OpenError;
@@ -25,13 +31,23 @@ const IFF_DETACH_QUEUE: u16 = 0x0400;
 const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
 /// What the guest's side can take: checksums to be done, TCP segments of IPv4 and IPv6, with ECN, UDP segments.
-pub const TUN_F_CSUM: u32 = 0x01;
-pub const TUN_F_TSO4: u32 = 0x02;
-pub const TUN_F_TSO6: u32 = 0x04;
-pub const TUN_F_TSO_ECN: u32 = 0x08;
-pub const TUN_F_USO4: u32 = 0x20;
-pub const TUN_F_USO6: u32 = 0x40;
+const TUN_F_CSUM: u32 = 0x01;
+const TUN_F_TSO4: u32 = 0x02;
+const TUN_F_TSO6: u32 = 0x04;
+const TUN_F_TSO_ECN: u32 = 0x08;
+const TUN_F_USO4: u32 = 0x20;
+const TUN_F_USO6: u32 = 0x40;
 const USO: u32 = TUN_F_USO4 | TUN_F_USO6;
+
+/// What a driver takes (virtio 1.2, 5.1.3), and how the host is told.
+const OFFLOADS: [(u32, u32); 6] = [
+    (VIRTIO_NET_F_GUEST_CSUM, TUN_F_CSUM),
+    (VIRTIO_NET_F_GUEST_TSO4, TUN_F_TSO4),
+    (VIRTIO_NET_F_GUEST_TSO6, TUN_F_TSO6),
+    (VIRTIO_NET_F_GUEST_ECN, TUN_F_TSO_ECN),
+    (VIRTIO_NET_F_GUEST_USO4, TUN_F_USO4),
+    (VIRTIO_NET_F_GUEST_USO6, TUN_F_USO6),
+];
 
 /// struct ifreq: a name, then a union of which the flags are used.
 #[repr(C)]
@@ -140,7 +156,7 @@ impl Tap {
     }
 
     /// Says what the guest can take; nothing for a socket. It goes for all queues of a TAP device.
-    pub fn set_offload(&self, flags: u32) -> io::Result<()> {
+    fn set_offload(&self, flags: u32) -> io::Result<()> {
         if !self.has_header {
             return Ok(());
         }
@@ -148,14 +164,23 @@ impl Tap {
         check(unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(flags)) }).map(|_| ())
     }
 
-    /// Whether checksums and segments can be left to the other side.
-    pub fn offloads(&self) -> bool {
+    /// Whether it is a TAP device.
+    pub fn is_tap(&self) -> bool {
         self.has_header
     }
 
-    /// Whether that goes for UDP, too.
-    pub fn offloads_udp(&self) -> bool {
-        self.has_uso
+    /// The features (virtio 1.2, 5.1.3) that leave checksums and segments to the other side.
+    pub fn features(&self) -> u64 {
+        let host = [VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_ECN];
+        let host = host.into_iter().chain(self.has_uso.then_some(VIRTIO_NET_F_HOST_USO));
+        let guest = OFFLOADS.iter().filter(|(_, flag)| self.has_uso || flag & USO == 0).map(|(feature, _)| *feature);
+        host.chain(guest).filter(|_| self.has_header).fold(0, |bits, bit| bits | 1 << bit)
+    }
+
+    /// What the driver of these features can take is left to it.
+    pub fn leave_to_guest(&self, features: u64) -> io::Result<()> {
+        let taken = OFFLOADS.iter().filter(|(feature, _)| features & (1 << feature) != 0);
+        self.set_offload(taken.fold(0, |flags, (_, flag)| flags | flag))
     }
 
     /// Reads a frame with its header into `buffer`; its length. A frame that is longer is cut. An error other than
