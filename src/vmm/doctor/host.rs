@@ -18,7 +18,7 @@ pub fn look() -> Vec<Check> {
             &read("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages"),
         ),
         device("/dev/net/tun", "networks", "modprobe tun; in a container, pass the device in"),
-        device("/dev/vhost-net", "faster networks (not used yet)", "modprobe vhost_net"),
+        device("/dev/vhost-net", "networks in the host's kernel (vhost)", "modprobe vhost_net"),
         device("/dev/vhost-vsock", "sockets to the guest through the kernel (not used yet)", "modprobe vhost_vsock"),
         cgroup(&read("/proc/self/cgroup"), &read("/sys/fs/cgroup/cgroup.controllers")),
         quick_start(&read("/proc/mounts"), &read("/sys/module/kvm/parameters/nx_huge_pages")),
