@@ -12,7 +12,6 @@ mod vhost;
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::Path;
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_ERR, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA,
@@ -76,7 +75,7 @@ impl Net {
         let gate =
             Gate { filter: Filter::new(mac, false), throttle: throttle(&config.rx_rate_limiter)?, mergeable: false };
         let transmit_throttle = throttle(&config.tx_rate_limiter)?;
-        let taps = Tap::open(config)?.into_iter().map(|tap| Ok((lender(config, &tap)?, tap)));
+        let taps = Tap::open(config)?.into_iter().map(|tap| Ok((Vhost::of(config, &tap)?, tap)));
         let pairs = (0_usize..).step_by(2).zip(taps);
         let pairs = pairs.map(|(queue, pair)| pair.map(|(vhost, tap)| Pair::new(tap, vhost, queue)));
         let pairs = pairs.collect::<Result<_, OpenError>>()?;
@@ -376,6 +375,7 @@ impl Device for Net {
     }
 
     fn stopping(&mut self, why: Stop) {
+        self.pairs.iter_mut().for_each(Pair::let_kernel_go);
         if why == Stop::Pause {
             return; // what the driver asked for stays, and so does a frame that waits
         }
@@ -387,6 +387,9 @@ impl Device for Net {
 
     fn update(&mut self, change: Change) -> Result<(), UpdateError> {
         let Change::Net(change) = change else { return Err(UpdateError::new("it is no network interface")) };
+        if self.lends() {
+            return Err(UpdateError::new("the host's kernel moves its frames (vhost), and it has no limits"));
+        }
         let limits = [(&mut self.gate.throttle, change.receive), (&mut self.transmit_throttle, change.transmit)];
         for (throttle, limits) in limits.into_iter().filter_map(|(throttle, limits)| Some((throttle, limits?))) {
             Throttle::change(throttle, &limits)
@@ -394,20 +397,6 @@ impl Device for Net {
         }
         Ok(())
     }
-}
-
-/// What moves the frames of one pair in our place, where the user wants that.
-fn lender(config: &NetConfig, tap: &Tap) -> Result<Option<Vhost>, OpenError> {
-    const PATH: &str = "/dev/vhost-net";
-    if !config.vhost {
-        return Ok(None);
-    }
-    let id = &config.iface_id;
-    if !tap.is_tap() {
-        return Err(OpenError::new(format!("open '{id}': vhost takes a TAP device, and its descriptor is a socket")));
-    }
-    let vhost = Vhost::open(Path::new(PATH));
-    vhost.map(Some).map_err(|error| OpenError::new(format!("open {PATH} for '{id}': {}", vhost::why(&error))))
 }
 
 fn bits(all: &[u32]) -> u64 {

@@ -239,13 +239,18 @@ impl Pair {
         Ok(())
     }
 
-    /// The driver is gone: nothing of it is kept, and the host's kernel has nothing of it either.
-    pub fn forget(&mut self) {
+    /// The host's kernel touches neither queue any more; for a broken device, where they do not go on.
+    pub fn let_kernel_go(&mut self) {
         for which in 0..2 {
             if let Some(Err(error)) = self.vhost.as_mut().map(|vhost| vhost.let_go(which)) {
                 complain(&error);
             }
         }
+    }
+
+    /// The driver is gone: nothing of it is kept.
+    pub fn forget(&mut self) {
+        self.let_kernel_go();
         self.waiting = None;
         self.chains.clear();
     }

@@ -17,8 +17,11 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
+use super::config::NetConfig;
+use super::tap::Tap;
 use crate::log_limit::LogLimit;
 use crate::memory::GuestRam;
+use crate::virtio::OpenError;
 use crate::virtio::lend::Lent;
 use crate::virtio::transport::RING_FEATURES;
 
@@ -52,8 +55,24 @@ impl<'a> VhostKernBackend for Kernel<'a> {
 }
 
 impl Vhost {
+    /// What moves the frames of `tap` in our place, where the user wants that.
+    pub fn of(config: &NetConfig, tap: &Tap) -> Result<Option<Self>, OpenError> {
+        const PATH: &str = "/dev/vhost-net";
+        if !config.vhost {
+            return Ok(None);
+        }
+        let id = &config.iface_id;
+        if !tap.is_tap() {
+            return Err(OpenError::new(format!(
+                "open '{id}': vhost takes a TAP device, and its descriptor is a socket"
+            )));
+        }
+        let opened = Self::open(Path::new(PATH));
+        opened.map(Some).map_err(|error| OpenError::new(format!("open {PATH} for '{id}': {}", why(&error))))
+    }
+
     /// Opens `path` (/dev/vhost-net) and makes it this process's.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let errors = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let no_memory = GuestRam::default();
@@ -158,7 +177,7 @@ fn other(error: vhost::Error) -> io::Error {
 }
 
 /// An error of [`Vhost::open`] in words, with its cure where one is known.
-pub fn why(error: &io::Error) -> String {
+fn why(error: &io::Error) -> String {
     let cure = match error.raw_os_error() {
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
             "it does not exist (modprobe vhost_net; in a container, pass the device in; or do without vhost)"
@@ -172,6 +191,16 @@ pub fn why(error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_is_no_tap_device() {
+        let (ours, _theirs) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let config =
+            NetConfig { iface_id: "e".into(), host_fd: Some(ours.as_raw_fd()), vhost: true, ..NetConfig::default() };
+        let tap = Tap::open(&config).unwrap().pop().unwrap();
+        assert!(Vhost::of(&config, &tap).unwrap_err().to_string().contains("takes a TAP device"));
+        assert!(Vhost::of(&NetConfig { vhost: false, ..config }, &tap).unwrap().is_none());
+    }
 
     #[test]
     fn a_host_without_it_is_told_what_to_do() {
