@@ -11,6 +11,7 @@ mod cpus_memory;
 mod disk;
 mod disk_options;
 mod ends;
+mod lies;
 mod login;
 mod net;
 mod rng;

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# How tools/guest gets the two kinds of virtiofsd that tests of shared
-# directories use, whatever the host has. Sourced after common.sh and guest.sh.
+# What guest tests need beside guests: both kinds of virtiofsd, and a driver
+# that lies. Sourced by tools/guest after common.sh and guest.sh.
 # shellcheck disable=SC2154 # scratch is set in tools/guest
 
 # bundle OUT RELEASE PROGRAM LIBRARY... -- PACKAGE...: a program of a Debian
@@ -35,4 +35,11 @@ make_virtiofsd() {
     bundle "$1/c" bookworm usr/lib/qemu/virtiofsd libcap-ng.so.0 libseccomp.so.2 libgmodule-2.0.so.0 \
         libglib-2.0.so.0 libnuma.so.1 libpcre2-8.so.0 -- \
         qemu-system-common libc6 libcap-ng0 libseccomp2 libglib2.0-0 libnuma1 libpcre2-8-0
+}
+
+# A disk whose content is the program: any guest can copy and run it.
+make_lies() {
+    gcc -static -O1 -s -Wl,--build-id=none -o "$1/lies.img" "$TOOLS/lib/guest/lies.c"
+    truncate --size=%4096 "$1/lies.img"
+    input lies.c 1 "$TOOLS/lib/guest/lies.c"
 }
