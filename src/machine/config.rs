@@ -5,6 +5,7 @@
 //! VM; only the checks of `host.rs` look at the host. Any thread may use it.
 
 mod dialect;
+mod draft;
 mod edit;
 mod fault;
 mod host;
@@ -26,6 +27,7 @@ use devices::virtio::vsock::VsockConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use draft::Draft;
 pub use edit::{Change, Edit};
 pub use fault::{Fault, Faults, Origin};
 pub use host::HostLimits;

@@ -1,4 +1,8 @@
-//! The control thread's loop: it owns the machine and waits for signals, vCPUs, the guest and console input.
+//! The control thread's loop: it owns the machine and waits for signals, vCPUs, the guest, console input and requests.
+
+mod configure;
+mod mailbox;
+mod obey;
 
 use std::fmt;
 use std::os::fd::AsRawFd;
@@ -8,9 +12,13 @@ use devices::seams::GuestEvent;
 use tracing::{info, warn};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+pub use self::configure::{Begin, configure};
+pub use self::mailbox::{Answer, Letter, Mailbox, Refusal, Remote, Reply, Request, State};
+
+use crate::config::VmConfig;
 use crate::error::{Doing, HostError};
 use crate::events::Event;
-use crate::input::{Input, Request};
+use crate::input::{self, Input};
 use crate::machine::Machine;
 use crate::signals::{self, Signals};
 use crate::stop::VcpuStop;
@@ -24,6 +32,7 @@ const EVENTS: u64 = 0;
 const SIGNALS: u64 = 1;
 const INPUT: u64 = 2;
 const DRAINED: u64 = 3;
+const REQUESTS: u64 = 4;
 
 /// Why a VM ended.
 #[derive(Debug)]
@@ -42,6 +51,10 @@ pub enum End {
     Killed(i32),
     /// The user left by the escape key.
     Left,
+    /// A request asked for the end.
+    Stopped,
+    /// A signal came before there was a VM.
+    NotStarted(i32),
 }
 
 impl End {
@@ -56,8 +69,9 @@ impl End {
             Self::Vcpu(_, VcpuStop::InternalError { .. } | VcpuStop::Unexpected { .. } | VcpuStop::Kicked) => 7,
             Self::Vcpu(_, VcpuStop::FailEntry { .. }) => 8,
             Self::Vcpu(_, VcpuStop::MemoryFault { .. } | VcpuStop::Host(_)) => 9,
-            Self::Killed(_) => 10,
+            Self::Killed(_) | Self::NotStarted(_) => 10,
             Self::Left => 11,
+            Self::Stopped => 12,
         }
     }
 
@@ -79,6 +93,8 @@ impl fmt::Display for End {
                 write!(f, "killed after {}: the guest did not power off in time", signals::name(*signal))
             }
             Self::Left => write!(f, "left by the escape key"),
+            Self::Stopped => write!(f, "stopped by a request"),
+            Self::NotStarted(signal) => write!(f, "{} came before the VM was started", signals::name(*signal)),
         }
     }
 }
@@ -91,6 +107,10 @@ pub struct Surroundings<'a> {
     pub input: Option<Input>,
     /// How long a guest may take to power off after it was asked to.
     pub grace: Duration,
+    /// Where requests come from.
+    pub mailbox: Option<&'a Mailbox>,
+    /// The machine's configuration; a change of a device while it runs is written here.
+    pub config: &'a mut VmConfig,
 }
 
 /// How a VM ended.
@@ -119,6 +139,9 @@ struct Control<'a> {
     /// The input's file is one that epoll can wait for.
     input_polled: bool,
     grace: Duration,
+    mailbox: Option<&'a Mailbox>,
+    config: &'a mut VmConfig,
+    paused: bool,
     epoll: Epoll,
     /// When the guest's time to power off is over, and the signal that set it.
     deadline: Option<(Instant, i32)>,
@@ -130,7 +153,7 @@ struct Control<'a> {
 impl<'a> Control<'a> {
     fn new(machine: &'a Machine, surroundings: Surroundings<'a>) -> Result<Self, HostError> {
         let epoll = Epoll::new().doing(|| "create an epoll instance")?;
-        let Surroundings { signals, input, grace } = surroundings;
+        let Surroundings { signals, input, grace, mailbox, config } = surroundings;
         let add = |fd, token| {
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token)).doing(|| "wait for events")
         };
@@ -139,6 +162,9 @@ impl<'a> Control<'a> {
         if let Some(drained) = machine.serial_drained() {
             add(drained.as_raw_fd(), DRAINED)?;
         }
+        if let Some(mailbox) = mailbox {
+            add(mailbox.as_raw_fd(), REQUESTS)?;
+        }
         let watch = Watch { next: Instant::now() + WATCH, busy: Duration::MAX, asked: false };
         let mut control = Self {
             machine,
@@ -146,6 +172,9 @@ impl<'a> Control<'a> {
             input,
             input_polled: false,
             grace,
+            mailbox,
+            config,
+            paused: false,
             epoll,
             deadline: None,
             watch,
@@ -170,6 +199,7 @@ impl<'a> Control<'a> {
                 SIGNALS => self.signal(),
                 INPUT => self.read_input(),
                 DRAINED => self.drained(),
+                REQUESTS => self.requests(),
                 _ => None,
             };
             end = end.or(came);
@@ -204,6 +234,8 @@ impl<'a> Control<'a> {
         if self.deadline.is_some() || self.grace.is_zero() {
             return Some(End::Killed(signal));
         }
+        // A guest that is paused could not obey.
+        self.resume();
         self.machine.press_power_button();
         let now = Instant::now();
         self.deadline = Some((now.checked_add(self.grace).unwrap_or(now + NEVER), signal));
@@ -226,13 +258,13 @@ impl<'a> Control<'a> {
             // A guest that was not listening yet has missed the button.
             self.machine.press_power_button();
         }
-        self.watch.is_dead(self.machine).then_some(End::Halted)
+        (!self.paused && self.watch.is_dead(self.machine)).then_some(End::Halted)
     }
 
     fn read_input(&mut self) -> Option<End> {
         let request = self.input.as_mut()?.read();
         self.poll_input();
-        request.map(|Request::Leave| End::Left)
+        request.map(|input::Request::Leave| End::Left)
     }
 
     /// The guest has read what it was given.
@@ -312,9 +344,10 @@ mod tests {
             End::Vcpu(0, VcpuStop::Host(std::io::Error::from_raw_os_error(libc::EFAULT))),
             End::Killed(libc::SIGTERM),
             End::Left,
+            End::Stopped,
         ];
         let codes: Vec<u8> = ends.iter().map(End::exit_code).collect();
-        assert_eq!(codes, [0, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+        assert_eq!(codes, [0, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
         let mut words: Vec<String> = ends.iter().map(ToString::to_string).collect();
         words.sort();
         words.dedup();

@@ -2,6 +2,7 @@
 //!
 //! The only crate that speaks to KVM.
 
+mod attached;
 pub mod boot;
 pub mod config;
 pub mod control;

@@ -19,11 +19,13 @@ use devices::legacy::serial::{Serial, SerialOut};
 use devices::seams::{Doorbell, Interrupt, Notify};
 use devices::virtio::mmio::MmioTransport;
 use devices::virtio::registers::{Registers, offset};
-use devices::virtio::worker::{Worker, WorkerHandle};
+use devices::virtio::worker::Worker;
+use devices::virtio::{Change, UpdateError};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::Cap;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::attached::Attached;
 use crate::boot;
 use crate::config::VmConfig;
 use crate::error::{Doing, HostError};
@@ -42,13 +44,12 @@ use crate::x86_64::{layout, msr};
 /// A virtual machine, built and parked.
 pub struct Machine {
     vcpus: Vec<VcpuHandle>,
-    workers: Vec<WorkerHandle>,
     serial: Option<SerialPort>,
     power: Arc<Mutex<Pm>>,
     events: Arc<Events>,
     vm: Option<Vm>,
-    /// Mapped into the guest, like the memory: they outlive the VM.
-    _registers: Vec<Arc<Registers>>,
+    /// Their registers are mapped into the guest, like the memory: they outlive the VM.
+    devices: Vec<Attached>,
     _ram: Ram,
 }
 
@@ -89,18 +90,16 @@ impl Machine {
         let mut buses = Buses::default();
         let serial = console.map(|out| attach_serial(&vm, &mut buses, out, &notify)).transpose()?;
         let power = attach_registers(&vm, &mut buses, &notify)?;
-        let (mut workers, mut registers) = (Vec::new(), Vec::new());
+        let mut devices = Vec::new();
         for (slot, device) in plan.devices.iter().zip(opened) {
-            let (worker, page) = attach_virtio(&vm, &ram, &mut buses, slot, device, &notify)?;
-            workers.push(worker);
-            registers.push(page);
+            devices.push(attach_virtio(&vm, &ram, &mut buses, slot, device, &notify)?);
         }
         timeline(Mark::Devices);
 
         let buses = Arc::new(buses);
         let vcpus = create_vcpus(&vm, plan, config.machine_config.smt, entry, &buses, &events)?;
         timeline(Mark::Vcpus);
-        Ok(Self { vcpus, workers, serial, power, events, vm: Some(vm), _registers: registers, _ram: ram })
+        Ok(Self { vcpus, serial, power, events, vm: Some(vm), devices, _ram: ram })
     }
 
     /// Lets every vCPU run. Only the boot processor has something to run; the others wait for it to start them.
@@ -108,12 +107,35 @@ impl Machine {
         self.vcpus.iter().for_each(VcpuHandle::run);
     }
 
-    /// Parks every vCPU and returns when the last one is parked.
+    /// Parks every vCPU, then takes the queues from the devices. When it returns nothing touches guest memory but who
+    /// writes to it past the devices (another process that has it).
     pub fn pause(&self) {
         let answers: Vec<_> = self.vcpus.iter().map(VcpuHandle::pause).collect();
         for parked in answers {
             let _ = parked.recv();
         }
+        self.devices.iter().for_each(Attached::pause);
+    }
+
+    /// Undoes [`Self::pause`].
+    pub fn resume(&self) {
+        self.devices.iter().for_each(Attached::resume);
+        self.vcpus.iter().for_each(VcpuHandle::resume);
+    }
+
+    /// Changes the device `id`, whether the machine is paused or not.
+    pub fn update(&self, id: &str, change: Change) -> Result<(), UpdateError> {
+        let device = self.device(id).ok_or_else(|| UpdateError::new("there is no such device"))?;
+        device.update(change)
+    }
+
+    /// What the device `id` has to tell; `None` where there is no such device.
+    pub fn inspect(&self, id: &str) -> Option<serde_json::Value> {
+        self.device(id).map(Attached::inspect)
+    }
+
+    fn device(&self, id: &str) -> Option<&Attached> {
+        self.devices.iter().find(|device| device.id() == id)
     }
 
     /// Takes the machine down as dropping it does, but leaves KVM's part of the work behind: for a process that ends.
@@ -126,9 +148,7 @@ impl Machine {
 
     fn stop_threads(&mut self) {
         self.vcpus.clear();
-        for worker in self.workers.drain(..) {
-            worker.quit();
-        }
+        self.devices.iter().for_each(Attached::quit);
     }
 
     /// What happens to the VM.
@@ -247,7 +267,7 @@ fn attach_virtio(
     slot: &Slot,
     device: OpenDevice,
     notify: &Notify,
-) -> Result<(WorkerHandle, Arc<Registers>), HostError> {
+) -> Result<Attached, HostError> {
     let memory = ram.guest().clone();
     let doing = || format!("attach device '{}'", slot.id);
     let worker = Worker::spawn(&slot.id, slot.index, device, memory.clone()).doing(doing)?;
@@ -257,10 +277,10 @@ fn attach_virtio(
         vm.bind_doorbell(doorbell, slot.gpa + offset::QUEUE_NOTIFY, queue)?;
     }
     ignore_acknowledgements(vm, slot)?;
-    let registers = transport.registers().clone();
-    show_registers(vm, slot, &registers)?;
-    buses.mmio.insert(slot.gpa, layout::VIRTIO_MMIO_LEN, Arc::new(Mutex::new(transport))).doing(doing)?;
-    Ok((worker, registers))
+    show_registers(vm, slot, transport.registers())?;
+    let transport = Arc::new(Mutex::new(transport));
+    buses.mmio.insert(slot.gpa, layout::VIRTIO_MMIO_LEN, transport.clone()).doing(doing)?;
+    Ok(Attached::new(&slot.id, worker, transport))
 }
 
 /// Lets the write of 1 to InterruptACK (virtio 1.2, 4.2.2) end in the host's kernel, where otherwise every interrupt would

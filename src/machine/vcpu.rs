@@ -64,6 +64,8 @@ pub struct ExitCounts {
 enum Message {
     /// Run until told otherwise.
     Run,
+    /// The same, after a pause.
+    Resume,
     /// Park, then answer.
     Pause(SyncSender<()>),
     /// Say whether nothing but a reset can wake this vCPU.
@@ -123,6 +125,11 @@ impl VcpuHandle {
     /// Lets it run.
     pub fn run(&self) {
         self.send(Message::Run);
+    }
+
+    /// Lets it run after a pause.
+    pub fn resume(&self) {
+        self.send(Message::Resume);
     }
 
     /// Parks it; the answer comes when it is parked.
@@ -196,6 +203,12 @@ impl Vcpu {
     fn obey(&self, message: Message, state: State) -> State {
         match message {
             Message::Run => State::Running,
+            Message::Resume => {
+                // The guest's watchdogs then know that it was the host who stopped it (Linux, KVM_KVMCLOCK_CTRL). A guest
+                // without the KVM clock has nothing to be told: that is an error, and none.
+                let _ = self.fd.kvmclock_ctrl();
+                State::Running
+            }
             Message::Pause(parked) => {
                 let _ = parked.send(());
                 State::Parked

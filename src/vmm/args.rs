@@ -16,6 +16,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::ctl::CtlArgs;
+use crate::listen::ApiOptions;
 use crate::timings::TimingsFormat;
 pub use vm::VmArgs;
 
@@ -29,6 +31,8 @@ Examples:
     vmm --kernel vmlinux --disk data.img,ro,id=data --append debug
   Anything that a file can say:
     vmm --config vm.json --set drives[0].cache_type=Unsafe
+  A VM that comes by Firecracker's API:
+    vmm --api-sock /run/vmm.sock
   What would be built, without building it:
     vmm explain --config vm.json
 
@@ -46,7 +50,7 @@ docs/config.md the keys of the file.";
     args_conflicts_with_subcommands = true,
     arg_required_else_help = true,
     disable_help_subcommand = true,
-    override_usage = "vmm --kernel FILE [--rootfs IMAGE] [OPTIONS]\n       vmm --config FILE [OPTIONS]\n       vmm <COMMAND>"
+    override_usage = "vmm --kernel FILE [--rootfs IMAGE] [OPTIONS]\n       vmm --config FILE [OPTIONS]\n       vmm --api-sock PATH [OPTIONS]\n       vmm <COMMAND>"
 )]
 struct Cli {
     #[command(flatten)]
@@ -63,6 +67,8 @@ enum Verb {
     Explain(Box<ExplainArgs>),
     /// Say whether this host can run VMs, or whether a kernel can boot in one
     Doctor(DoctorArgs),
+    /// Speak to a VM that was started with --api-sock
+    Ctl(CtlArgs),
     /// Print the JSON Schema of the configuration
     Schema,
 }
@@ -80,9 +86,23 @@ pub struct RunArgs {
     /// Time for the guest to power off after SIGTERM, SIGINT or SIGHUP
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub grace: u64,
-    /// Firecracker's; there is no API to switch off
-    #[arg(long, hide = true)]
+    /// Serve the API (Firecracker's, docs/api.md) at the UNIX socket PATH. Without --kernel and --config the VM comes by it
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: Option<PathBuf>,
+    /// No API, whatever --api-sock says
+    #[arg(long)]
     pub no_api: bool,
+    /// Longest body of a request to the API
+    #[arg(long, value_name = "BYTES", default_value_t = 51_200, hide_short_help = true)]
+    pub http_api_max_payload_size: u32,
+}
+
+impl RunArgs {
+    /// The API that is asked for.
+    pub fn api(&self) -> Option<ApiOptions> {
+        let socket = self.api_sock.clone().filter(|_| !self.no_api)?;
+        Some(ApiOptions { socket, body_max: usize::try_from(self.http_api_max_payload_size).unwrap_or(usize::MAX) })
+    }
 }
 
 /// What `vmm explain` takes.
@@ -117,6 +137,8 @@ pub enum Order {
     Explain(Box<ExplainArgs>),
     /// `vmm doctor`.
     Doctor(DoctorArgs),
+    /// `vmm ctl`.
+    Ctl(CtlArgs),
     /// `vmm schema`.
     Schema,
 }
@@ -146,6 +168,7 @@ pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Order, clap::Err
         None => Order::Run(Box::new(cli.vm), cli.run),
         Some(Verb::Explain(args)) => Order::Explain(args),
         Some(Verb::Doctor(args)) => Order::Doctor(args),
+        Some(Verb::Ctl(args)) => Order::Ctl(args),
         Some(Verb::Schema) => Order::Schema,
     })
 }
@@ -181,6 +204,8 @@ mod tests {
         assert!(matches!(order("explain --kernel k"), Ok(Order::Explain(_))));
         assert!(matches!(order("doctor --json"), Ok(Order::Doctor(_))));
         assert!(matches!(order("schema"), Ok(Order::Schema)));
+        assert!(matches!(order("ctl a.sock pause"), Ok(Order::Ctl(_))));
+        assert!(order("ctl a.sock").is_err() && order("ctl a.sock fly").is_err());
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! `vmm`: a micro-VM monitor. Reads the command line and the configuration, then hands over to one verb.
 
 mod args;
+mod ctl;
 mod doctor;
 mod explain;
+mod listen;
 mod log;
 mod run;
 mod schema;
@@ -16,6 +18,7 @@ use machine::config::{HostLimits, VmConfig};
 use machine::plan::Plan;
 
 use args::{Failure, Order, RunArgs, VmArgs};
+use run::What;
 
 /// Exit status for a configuration that is wrong (Firecracker's).
 const BAD_CONFIG: u8 = 152;
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
         Order::Run(vm, run) => run_verb(&vm, run, started),
         Order::Explain(args) => planned(&args.vm, None).map(|(config, plan)| explain::print(&config, &plan, args.json)),
         Order::Schema => Ok(schema::print()),
+        Order::Ctl(args) => Ok(ctl::run(&args)),
         Order::Doctor(args) => Ok(doctor::print(&args)),
     };
     done.unwrap_or_else(|failure| {
@@ -44,12 +48,16 @@ fn main() -> ExitCode {
 }
 
 fn run_verb(vm: &VmArgs, run: RunArgs, started: Instant) -> Result<ExitCode, Failure> {
-    let (config, plan) = planned(vm, Some(&HostLimits::of_this_host()))?;
-    if let Err(error) = log::start(config.logger.as_ref(), run.id.as_deref()) {
-        return Err(Failure::Config(error));
-    }
-    let options = run::RunOptions { id: run.id, timings: run.timings, started, grace: Duration::from_secs(run.grace) };
-    Ok(run::run(&config, &plan, &options))
+    let api = run.api();
+    let what = if api.is_some() && !vm.names_a_vm() {
+        What::Draft(Box::new(vm.draft()?))
+    } else {
+        let (config, _) = planned(vm, Some(&HostLimits::of_this_host()))?;
+        log::start(config.logger.as_ref(), run.id.as_deref()).map_err(Failure::Config)?;
+        What::Vm(Box::new(config))
+    };
+    let grace = Duration::from_secs(run.grace);
+    Ok(run::run(what, &run::RunOptions { id: run.id, timings: run.timings, started, grace, api }))
 }
 
 /// The configuration and its plan.

@@ -1,4 +1,4 @@
-//! The default verb: build a VM from a configuration, run it to its end, say why it ended.
+//! The default verb: build a VM from a configuration, or from what the API says, run it to its end, say why it ended.
 //!
 //! Everything here is on the main thread, which becomes the machine's control thread.
 
@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use devices::legacy::console_out::ConsoleOut;
-use machine::config::{OnReboot, VmConfig};
-use machine::control::{self, End, Outcome, Surroundings};
+use machine::config::{Draft, OnReboot, VmConfig};
+use machine::control::{self, Answer, Begin, End, Mailbox, Outcome, Refusal, Surroundings};
 use machine::error::{Doing, HostError, chain};
 use machine::events::Events;
 use machine::input::Input;
@@ -21,6 +21,7 @@ use machine::signals::Signals;
 use machine::timeline::{Mark, Timeline};
 use machine::vcpu;
 
+use crate::listen::{self, ApiOptions};
 use crate::log;
 use crate::terminal::{self, RawTerminal};
 use crate::timings::{self, TimingsFormat};
@@ -41,14 +42,24 @@ pub struct RunOptions {
     pub started: Instant,
     /// How long the guest may take to power off when a signal asks for it.
     pub grace: Duration,
+    /// Where the API is, if there is one.
+    pub api: Option<ApiOptions>,
+}
+
+/// What is to be run.
+pub enum What {
+    /// This VM, now.
+    Vm(Box<VmConfig>),
+    /// What the API makes of this.
+    Draft(Box<Draft>),
 }
 
 /// Runs the VM in the foreground.
-pub fn run(config: &VmConfig, plan: &Plan, options: &RunOptions) -> ExitCode {
+pub fn run(what: What, options: &RunOptions) -> ExitCode {
     terminal::restore_on_every_exit();
     let timeline = Arc::new(Timeline::new(options.started, timings::before_main(options.started)));
     timeline.mark(Mark::Configured);
-    match run_to_end(config, plan, options, &timeline) {
+    match run_to_end(what, options, &timeline) {
         Ok(end) => {
             if let Some(format) = options.timings {
                 say(&timings::text(&timeline, format));
@@ -63,52 +74,103 @@ pub fn run(config: &VmConfig, plan: &Plan, options: &RunOptions) -> ExitCode {
     }
 }
 
-fn run_to_end(
-    config: &VmConfig,
-    plan: &Plan,
-    options: &RunOptions,
-    timeline: &Arc<Timeline>,
-) -> Result<End, HostError> {
+fn run_to_end(what: What, options: &RunOptions, timeline: &Arc<Timeline>) -> Result<End, HostError> {
     let signals = Signals::block().doing(|| "block signals")?;
+    let api = options.api.as_ref().map(|api| listen::listen(api, options.id.as_deref())).transpose()?;
     vcpu::install_kick()?;
-    let console = console(config)?;
-    loop {
-        let outcome = run_once(config, plan, options, timeline, &signals, console.as_ref())?;
-        if !restarts(config, &outcome) {
-            return Ok(outcome.end);
+    let stage = Stage { options, timeline, signals: &signals, mailbox: api.as_ref().map(|api| &api.mailbox) };
+    match what {
+        What::Vm(config) => {
+            let live = stage.boot(&config, console(&config)?)?;
+            stage.run(*config, live)
         }
-        say(&report(options.id.as_deref(), &outcome.end));
+        What::Draft(draft) => stage.configure(*draft),
     }
 }
 
-fn run_once(
-    config: &VmConfig,
-    plan: &Plan,
-    options: &RunOptions,
-    timeline: &Arc<Timeline>,
-    signals: &Signals,
-    console: Option<&ConsoleOut>,
-) -> Result<Outcome, HostError> {
-    let events = Arc::new(Events::new(timeline.clone()).doing(|| "create an event")?);
-    let machine = Machine::build(config, plan, console.cloned(), events)?;
-    let raw = match (console, &config.serial.serial_out_path) {
-        (Some(_), None) => RawTerminal::enter().doing(|| "make the terminal raw")?,
-        _ => None,
-    };
-    let input = input(&machine, raw.is_some())?;
-    machine.boot();
-    let outcome = control::run(&machine, Surroundings { signals, input, grace: options.grace })?;
-    timeline.mark(Mark::End);
-    if restarts(config, &outcome) {
-        drop(machine);
-    } else {
-        machine.leave();
+/// What surrounds a VM for as long as the process lives.
+struct Stage<'a> {
+    options: &'a RunOptions,
+    timeline: &'a Arc<Timeline>,
+    signals: &'a Signals,
+    mailbox: Option<&'a Mailbox>,
+}
+
+/// A VM that runs, with its console.
+struct Live {
+    machine: Machine,
+    console: Option<ConsoleOut>,
+    input: Option<Input>,
+    raw: Option<RawTerminal>,
+}
+
+impl Stage<'_> {
+    /// Takes the VM's configuration from the API and runs it.
+    fn configure(&self, mut draft: Draft) -> Result<End, HostError> {
+        let mailbox = self.mailbox.ok_or("there is no API").doing(|| "configure the VM")?;
+        loop {
+            let (config, letter) = match control::configure(&mut draft, mailbox, self.signals)? {
+                Begin::Start(config, letter) => (config, letter),
+                Begin::End(end) => return Ok(end),
+            };
+            let live = log::start(config.logger.as_ref(), self.options.id.as_deref())
+                .doing(|| "start the log")
+                .and_then(|()| self.boot(&config, console(&config)?));
+            match live {
+                Ok(live) => {
+                    letter.answer(Ok(Answer::Done));
+                    return self.run(*config, live);
+                }
+                Err(error) => letter.answer(Err(Refusal::Refused(chain(&error)))),
+            }
+        }
     }
-    if let Some(console) = console {
-        flush(console, signals);
+
+    /// Builds a VM and lets it run.
+    fn boot(&self, config: &VmConfig, console: Option<ConsoleOut>) -> Result<Live, HostError> {
+        let plan = Plan::of(config).doing(|| "lay out the VM")?;
+        let events = Arc::new(Events::new(self.timeline.clone()).doing(|| "create an event")?);
+        let machine = Machine::build(config, &plan, console.clone(), events)?;
+        let raw = match (&console, &config.serial.serial_out_path) {
+            (Some(_), None) => RawTerminal::enter().doing(|| "make the terminal raw")?,
+            _ => None,
+        };
+        let input = input(&machine, raw.is_some())?;
+        machine.boot();
+        Ok(Live { machine, console, input, raw })
     }
-    drop(raw);
-    Ok(outcome)
+
+    /// Attends to a VM, and where a reboot starts it again the next one, to the end.
+    fn run(&self, mut config: VmConfig, mut live: Live) -> Result<End, HostError> {
+        loop {
+            let Live { machine, console, input, raw } = live;
+            let outcome = control::run(
+                &machine,
+                Surroundings {
+                    signals: self.signals,
+                    input,
+                    grace: self.options.grace,
+                    mailbox: self.mailbox,
+                    config: &mut config,
+                },
+            )?;
+            self.timeline.mark(Mark::End);
+            let restarts = restarts(&config, &outcome);
+            match restarts {
+                true => drop(machine),
+                false => machine.leave(),
+            }
+            if let Some(console) = &console {
+                flush(console, self.signals);
+            }
+            drop(raw);
+            if !restarts {
+                return Ok(outcome.end);
+            }
+            say(&report(self.options.id.as_deref(), &outcome.end));
+            live = self.boot(&config, console)?;
+        }
+    }
 }
 
 fn restarts(config: &VmConfig, outcome: &Outcome) -> bool {

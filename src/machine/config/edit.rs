@@ -32,6 +32,24 @@ impl Edit {
     pub fn set(path: JsonPath, value: impl Into<Value>, source: impl Into<String>) -> Self {
         Self { path, change: Change::Set(value.into()), source: source.into() }
     }
+
+    /// Changes what is at `place` by `patch`: each key replaces the old one, and within an object (a rate limiter, say)
+    /// each of its keys does. Null changes nothing. `source` names the patch in messages.
+    pub fn patch(place: &JsonPath, patch: &Map<String, Value>, source: &str) -> Vec<Self> {
+        let mut edits = Vec::new();
+        for (key, new) in patch.iter().filter(|(_, new)| !new.is_null()) {
+            let path = place.key(key);
+            match new {
+                Value::Object(inner) if !inner.is_empty() => {
+                    let inner = inner.iter().filter(|(_, new)| !new.is_null());
+                    let source = |inner| format!("{source}: {key}.{inner}");
+                    edits.extend(inner.map(|(key, new)| Self::set(path.key(key), new.clone(), source(key))));
+                }
+                new => edits.push(Self::set(path, new.clone(), format!("{source}: {key}"))),
+            }
+        }
+        edits
+    }
 }
 
 /// A place that an edit wrote to, without [`Step::Next`] and [`Step::Where`], and which edit it was.

@@ -26,10 +26,25 @@ pub struct Source<'a> {
 
 /// Reads a document, if there is one, applies `edits` and checks the result; with `host`, also against the host.
 pub fn load(source: Option<Source<'_>>, edits: &[Edit], host: Option<&HostLimits>) -> Result<VmConfig, Faults> {
-    let mut document = match source {
+    let document = match source {
         Some(source) => parse(source)?,
         None => Value::Object(Map::new()),
     };
+    check(Document { value: document, source, unfinished: None }, edits, host)
+}
+
+/// A document on its way to a configuration.
+pub(super) struct Document<'a> {
+    pub value: Value,
+    /// What it was read from.
+    pub source: Option<Source<'a>>,
+    /// A part that is still to come: what it means is not checked.
+    pub unfinished: Option<JsonPath>,
+}
+
+/// Applies `edits` to a document and checks the result; with `host`, also against the host.
+pub(super) fn check(document: Document<'_>, edits: &[Edit], host: Option<&HostLimits>) -> Result<VmConfig, Faults> {
+    let Document { value: mut document, source, unfinished } = document;
     let (edited, refused) = edit::apply(&mut document, edits);
     let origins = Origins::new(source, &edited);
     let mut faults: Vec<Fault> = refused.into_iter().map(|(problem, flag)| of_flag(problem, flag)).collect();
@@ -51,6 +66,7 @@ pub fn load(source: Option<Source<'_>>, edits: &[Edit], host: Option<&HostLimits
     if let Some(host) = host {
         meant.extend(config.check_host(host));
     }
+    meant.retain(|problem| !unfinished.as_ref().is_some_and(|part| problem.path.is_in(part)));
     // One fault is enough for one place.
     for problem in meant {
         if !known.iter().any(|place| problem.path.is_in(place)) && !problems.iter().any(|p| p.path == problem.path) {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use machine::config::{Change, Edit, HostLimits, JsonPath, Origin, Source, VmConfig, load};
+use machine::config::{Change, Draft, Edit, HostLimits, JsonPath, Origin, Source, VmConfig, load};
 use serde_json::{Value, json};
 
 use super::Failure;
@@ -122,6 +122,16 @@ impl VmArgs {
         })
     }
 
+    /// Whether there is something to boot; else it comes by the API.
+    pub fn names_a_vm(&self) -> bool {
+        self.config.is_some() || self.kernel.is_some()
+    }
+
+    /// What the flags say of a VM whose kernel comes by the API.
+    pub fn draft(&self) -> Result<Draft, Failure> {
+        Draft::new(&self.edits()).map_err(|faults| Failure::Args(faults.to_string()))
+    }
+
     /// What the flags do to the document, in order.
     pub fn edits(&self) -> Vec<Edit> {
         let mut edits = Vec::new();
@@ -142,7 +152,8 @@ impl VmArgs {
         set(&["on-reboot"], text(&self.on_reboot), "--on-reboot");
         set(&["balloon"], self.balloon.clone(), "--balloon");
         set(&["entropy"], self.no_rng.then_some(Value::Null), "--no-rng");
-        let rng = self.rng || self.config.is_none() && !self.no_rng;
+        // A file, or the API, says by itself what there is.
+        let rng = self.rng || self.config.is_none() && self.kernel.is_some() && !self.no_rng;
         edits.extend(rng.then(|| change(JsonPath::keys(["entropy"]), Change::Default(json!({})), "--rng")));
         let append = JsonPath::keys(["boot-source", "boot_args_append"]);
         edits.extend(self.append.iter().map(|words| change(append.clone(), Change::Words(words.clone()), "--append")));

@@ -1,0 +1,78 @@
+//! A client of the API: one request, one answer, one connection.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// How long the VM may take to answer: building a large one takes seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest answer.
+const ANSWER_MAX: u64 = 16 << 20;
+
+/// Why there is no answer, or not the one that was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The VM says no.
+    #[error("{0}")]
+    Refused(String),
+    /// Nobody answers.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The answer makes no sense.
+    #[error("the answer is not understood")]
+    Nonsense,
+}
+
+/// Sends a request and waits for the answer: JSON, or null where there is nothing to say.
+pub fn call(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let body = body.map(Value::to_string).unwrap_or_default();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(format!("{head}{body}").as_bytes())?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER_MAX).read_to_end(&mut answer)?;
+    read(&answer)
+}
+
+fn read(answer: &[u8]) -> Result<Value, ClientError> {
+    let mut lines = [httparse::EMPTY_HEADER; 32];
+    let mut head = httparse::Response::new(&mut lines);
+    let Ok(httparse::Status::Complete(len)) = head.parse(answer) else { return Err(ClientError::Nonsense) };
+    let body = answer.get(len..).unwrap_or_default();
+    let value = if body.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(body) };
+    let value: Value = value.map_err(|_| ClientError::Nonsense)?;
+    match head.code {
+        Some(200..=299) => Ok(value),
+        Some(_) => {
+            let fault = value.get("fault_message").and_then(Value::as_str);
+            Err(ClientError::Refused(fault.unwrap_or("the request was refused").to_owned()))
+        }
+        None => Err(ClientError::Nonsense),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_json_nothing_or_a_fault() {
+        let head = |status: u16| format!("HTTP/1.1 {status} X\r\nServer: x\r\n\r\n");
+        assert_eq!(read(format!("{}{{\"a\":1}}", head(200)).as_bytes()).unwrap(), serde_json::json!({ "a": 1 }));
+        assert_eq!(read(head(204).as_bytes()).unwrap(), Value::Null);
+        let fault = read(format!("{}{{\"fault_message\":\"no\"}}", head(400)).as_bytes()).unwrap_err();
+        assert_eq!(fault.to_string(), "no");
+        for bad in ["", "HTTP/1.1 200", "HTTP/1.1 200 OK\r\n\r\n{"] {
+            assert!(matches!(read(bad.as_bytes()), Err(ClientError::Nonsense)), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! One client of the API server: what came from it, what is to be sent to it. Nothing here waits.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use crate::message::{self, CONTINUE, Parsed, Request, Response};
+
+/// Bytes that are read at once.
+const CHUNK: usize = 16 << 10;
+
+/// A connection.
+pub struct Connection {
+    stream: UnixStream,
+    incoming: Vec<u8>,
+    outgoing: Vec<u8>,
+    /// The client sends no more, or is not listened to any more.
+    ended: bool,
+    /// It was told to send the body.
+    continued: bool,
+    /// When it last did anything.
+    pub active: Instant,
+}
+
+impl Connection {
+    /// A client that has just come.
+    pub fn new(stream: UnixStream) -> std::io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        let (incoming, outgoing) = (Vec::new(), Vec::new());
+        Ok(Self { stream, incoming, outgoing, ended: false, continued: false, active: Instant::now() })
+    }
+
+    /// Whether it waits to be read from; else it waits until it takes what is to be sent. A client that does not take its
+    /// answers is not listened to: that bounds what is kept for it.
+    pub fn is_listening(&self) -> bool {
+        self.outgoing.is_empty()
+    }
+
+    /// Does what can be done now. False when the connection is over.
+    pub fn turn(&mut self, body_max: usize, mut serve: impl FnMut(&Request) -> Response) -> bool {
+        self.active = Instant::now();
+        if self.is_listening() && !self.read() {
+            return false;
+        }
+        loop {
+            if !self.send() {
+                return false;
+            }
+            if !self.outgoing.is_empty() {
+                return true; // the rest when it can be written
+            }
+            if self.incoming.is_empty() || !self.answer(body_max, &mut serve) {
+                return !self.ended;
+            }
+        }
+    }
+
+    /// Reads once. False when nothing can come any more from a connection that is broken.
+    fn read(&mut self) -> bool {
+        let mut chunk = [0; CHUNK];
+        match self.stream.read(&mut chunk) {
+            Ok(0) => self.ended = true,
+            Ok(len) => self.incoming.extend_from_slice(chunk.get(..len).unwrap_or_default()),
+            Err(error) => return matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
+        }
+        true
+    }
+
+    /// Answers the next request, if it is whole. False when there is none.
+    fn answer(&mut self, body_max: usize, serve: &mut impl FnMut(&Request) -> Response) -> bool {
+        match message::parse(&self.incoming, body_max) {
+            Parsed::Partial { wants_continue } => {
+                if !wants_continue || std::mem::replace(&mut self.continued, true) {
+                    return false;
+                }
+                self.outgoing.extend_from_slice(CONTINUE);
+            }
+            Parsed::Whole(request, len) => {
+                self.incoming.drain(..len);
+                self.continued = false;
+                let response = serve(&request);
+                self.outgoing = response.bytes(request.is_last);
+                self.end_if(request.is_last);
+            }
+            Parsed::Bad(status, text) => {
+                self.outgoing = Response::fault(status, &text).bytes(true);
+                self.end_if(true);
+            }
+        }
+        true
+    }
+
+    fn end_if(&mut self, last: bool) {
+        if last {
+            self.ended = true;
+            self.incoming.clear();
+        }
+    }
+
+    /// Sends what the client takes. False when it is gone.
+    fn send(&mut self) -> bool {
+        while !self.outgoing.is_empty() {
+            match self.stream.write(&self.outgoing) {
+                Ok(len) => drop(self.outgoing.drain(..len)),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return error.kind() == ErrorKind::WouldBlock,
+            }
+        }
+        true
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}

@@ -1,0 +1,224 @@
+//! HTTP/1.1 messages (RFC 9112), as far as this interface needs them: requests with a length, answers with JSON. Pure.
+//!
+//! httparse reads the lines; what they mean for the length of a message is decided here.
+
+/// Longest head of a request, bytes.
+const HEAD_MAX: usize = 8 << 10;
+/// Most header lines.
+const HEADERS_MAX: usize = 64;
+
+/// A whole request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// GET, PUT, PATCH, DELETE, or something else.
+    pub method: String,
+    /// The path, without its query.
+    pub path: String,
+    /// The body; empty where there is none.
+    pub body: Vec<u8>,
+    /// The client sends no more on this connection.
+    pub is_last: bool,
+}
+
+/// What is in the bytes that came so far.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Parsed {
+    /// Not enough yet; `wants_continue`: the client waits for "100 Continue" before it sends the body.
+    Partial {
+        /// See above.
+        wants_continue: bool,
+    },
+    /// A request, and how many bytes it took.
+    Whole(Request, usize),
+    /// The connection cannot go on: the status and what is wrong.
+    Bad(u16, String),
+}
+
+/// Looks for a request at the beginning of `bytes`. Its body may have `body_max` bytes.
+pub fn parse(bytes: &[u8], body_max: usize) -> Parsed {
+    let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut head = httparse::Request::new(&mut lines);
+    let bad = |text: String| Parsed::Bad(400, text);
+    let begin = match head.parse(bytes) {
+        Ok(httparse::Status::Complete(len)) => len,
+        Ok(httparse::Status::Partial) if bytes.len() < HEAD_MAX => return Parsed::Partial { wants_continue: false },
+        Ok(httparse::Status::Partial) => {
+            return bad(format!("the head of the request is longer than {HEAD_MAX} bytes"));
+        }
+        Err(error) => return bad(format!("not an HTTP request: {error}")),
+    };
+    let (mut length, mut is_last, mut wants_continue) = (None, head.version == Some(0), false);
+    for line in head.headers.iter() {
+        let Ok(value) = std::str::from_utf8(line.value).map(str::trim) else {
+            return bad(format!("the header {} is not text", line.name));
+        };
+        match line.name.to_ascii_lowercase().as_str() {
+            // Only digits (RFC 9110, 8.6): a sign would be taken by parse().
+            "content-length" => match value.parse::<usize>().ok().filter(|_| value.bytes().all(|b| b.is_ascii_digit()))
+            {
+                Some(len) if length.is_none_or(|known| known == len) => length = Some(len),
+                _ => return bad(format!("Content-Length is not one number: {value}")),
+            },
+            "transfer-encoding" => {
+                return Parsed::Bad(501, "Transfer-Encoding is not supported; send a Content-Length".into());
+            }
+            "connection" => match value.to_ascii_lowercase().as_str() {
+                "close" => is_last = true,
+                "keep-alive" => is_last = false,
+                _ => {}
+            },
+            "expect" => wants_continue = value.eq_ignore_ascii_case("100-continue"),
+            _ => {}
+        }
+    }
+    let length = length.unwrap_or(0);
+    if length > body_max {
+        let text =
+            format!("the body has {length} bytes; at most {body_max} are accepted (--http-api-max-payload-size)");
+        return Parsed::Bad(413, text);
+    }
+    let end = begin + length; // both are small
+    let Some(body) = bytes.get(begin..end) else {
+        return Parsed::Partial { wants_continue: wants_continue && bytes.len() == begin };
+    };
+    let target = head.path.unwrap_or_default();
+    let path = target.split(['?', '#']).next().unwrap_or_default();
+    let request = Request {
+        method: head.method.unwrap_or_default().to_owned(),
+        path: path.to_owned(),
+        body: body.to_vec(),
+        is_last,
+    };
+    Parsed::Whole(request, end)
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Response {
+    /// The status.
+    pub status: u16,
+    /// JSON; empty with 204.
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    /// Done, and nothing to say.
+    pub fn done() -> Self {
+        Self { status: 204, body: Vec::new() }
+    }
+
+    /// What was asked for.
+    pub fn json(value: &serde_json::Value) -> Self {
+        Self { status: 200, body: value.to_string().into_bytes() }
+    }
+
+    /// What is wrong, in Firecracker's shape.
+    pub fn fault(status: u16, text: &str) -> Self {
+        Self { status, body: serde_json::json!({ "fault_message": text }).to_string().into_bytes() }
+    }
+
+    /// The bytes to send; `close` tells the client that the connection ends.
+    pub fn bytes(&self, close: bool) -> Vec<u8> {
+        let mut head = format!("HTTP/1.1 {} {}\r\nServer: Firecracker API\r\n", self.status, reason(self.status));
+        if close {
+            head.push_str("Connection: close\r\n");
+        } else {
+            head.push_str("Connection: keep-alive\r\n");
+        }
+        // 204 has no body and no length of one (RFC 9110, 8.6).
+        if self.status != 204 {
+            head.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n", self.body.len()));
+        }
+        head.push_str("\r\n");
+        let mut bytes = head.into_bytes();
+        bytes.extend(&self.body);
+        bytes
+    }
+}
+
+/// What the client waits for before it sends a large body.
+pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        204 => "No Content",
+        413 => "Payload Too Large",
+        501 => "Not Implemented",
+        503 => "Service Unavailable",
+        _ => "Bad Request",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(text: &str) -> (Request, usize) {
+        match parse(text.as_bytes(), 100) {
+            Parsed::Whole(request, len) => (request, len),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_request_is_seen_when_its_last_byte_is_there() {
+        let text = "PUT /actions?x=1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}";
+        for len in 0..text.len() {
+            assert_eq!(parse(&text.as_bytes()[..len], 100), Parsed::Partial { wants_continue: false }, "{len}");
+        }
+        let (request, len) = whole(text);
+        let wanted = Request { method: "PUT".into(), path: "/actions".into(), body: b"{}".to_vec(), is_last: false };
+        assert_eq!((request, len), (wanted, text.len()));
+        assert_eq!(whole(&format!("{text}GET / HT")).1, text.len(), "the next one is not touched");
+    }
+
+    #[test]
+    fn what_ends_the_connection() {
+        for (head, last) in [
+            ("GET / HTTP/1.1\r\n\r\n", false),
+            ("GET / HTTP/1.0\r\n\r\n", true),
+            ("GET / HTTP/1.1\r\nconnection: Close\r\n\r\n", true),
+            ("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", false),
+        ] {
+            assert_eq!(whole(head).0.is_last, last, "{head}");
+        }
+    }
+
+    #[test]
+    fn a_client_may_wait_before_it_sends_the_body() {
+        let head = "PUT / HTTP/1.1\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n";
+        assert_eq!(parse(head.as_bytes(), 100), Parsed::Partial { wants_continue: true });
+        assert_eq!(parse(format!("{head}{{").as_bytes(), 100), Parsed::Partial { wants_continue: false });
+    }
+
+    #[test]
+    fn bad_messages_have_a_status() {
+        let put = |headers: &str| format!("PUT / HTTP/1.1\r\n{headers}\r\n\r\n");
+        for (text, status) in [
+            ("nonsense\r\n\r\n".to_owned(), 400),
+            ("\0\0\0".to_owned(), 400),
+            (put("Content-Length: x"), 400),
+            (put("Content-Length: -1"), 400),
+            (put("Content-Length: +1"), 400),
+            (put("Content-Length: 99999999999999999999999"), 400),
+            (put("Content-Length: 1\r\nContent-Length: 2"), 400),
+            (put("Content-Length: 101"), 413),
+            (put("Transfer-Encoding: chunked"), 501),
+            (format!("GET /{}", "a".repeat(HEAD_MAX)), 400),
+            (put(&"a: b\r\n".repeat(HEADERS_MAX + 1)), 400),
+        ] {
+            let parsed = parse(text.as_bytes(), 100);
+            assert!(matches!(parsed, Parsed::Bad(found, _) if found == status), "{text}: {parsed:?}");
+        }
+    }
+
+    #[test]
+    fn answers_have_a_length_unless_they_have_no_body() {
+        let text = |response: Response| String::from_utf8(response.bytes(false)).unwrap();
+        assert!(!text(Response::done()).contains("Content-Length"));
+        let fault = text(Response::fault(400, "a \"b\""));
+        assert!(fault.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{fault}");
+        assert!(fault.ends_with("Content-Length: 27\r\n\r\n{\"fault_message\":\"a \\\"b\\\"\"}"), "{fault}");
+    }
+}

@@ -1,0 +1,266 @@
+//! What each request means: Firecracker's endpoints, and ours in the same style, as requests to the control thread.
+//!
+//! Before the start a request is an edit of the one configuration, afterwards a change of a running device. What a body may
+//! hold is known to the configuration alone. The `api` thread runs this. Source: Firecracker's swagger file and
+//! src/firecracker/src/api_server/parsed_request.rs; docs/api.yaml is the reference here.
+
+use machine::config::{Edit, JsonPath, Step};
+use machine::control::{Answer, Remote, Reply, Request as Order, State};
+use serde_json::{Map, Value, json};
+
+use crate::message::{Request, Response};
+
+/// The version of Firecracker's API that is spoken.
+const FIRECRACKER_VERSION: &str = "1.17.0";
+
+/// What answers need to know besides the machine.
+pub struct Api {
+    /// The machine's control thread.
+    pub remote: Remote,
+    /// The VM's name.
+    pub id: String,
+    /// Version of this program.
+    pub version: &'static str,
+}
+
+/// An endpoint.
+pub struct Route {
+    /// The method.
+    pub method: &'static str,
+    /// The path; a part in braces stands for a name.
+    pub path: &'static str,
+    run: fn(&Api, &Call<'_>) -> Outcome,
+}
+
+/// A request whose endpoint is known.
+struct Call<'a> {
+    /// Method and path, for messages.
+    source: String,
+    /// The name in the path; empty where the endpoint has none.
+    name: &'a str,
+    body: &'a [u8],
+}
+
+/// What is to be sent, or why not.
+type Outcome = Result<Option<Value>, String>;
+
+/// Every endpoint.
+pub const ROUTES: &[Route] = &[
+    route("GET", "/", |api, _| {
+        let state = api.remote.state().map_err(text)?.name();
+        Ok(Some(json!({ "app_name": "vmm", "id": api.id, "state": state, "vmm_version": api.version })))
+    }),
+    route("GET", "/version", |_, _| Ok(Some(json!({ "firecracker_version": FIRECRACKER_VERSION })))),
+    route("GET", "/vm/config", |api, _| Ok(Some(describe(api)?.1))),
+    route("PATCH", "/vm", |api, call| {
+        let order = match member(&call.object()?, "state", &["Paused", "Resumed"])? {
+            "Paused" => Order::Pause,
+            _ => Order::Resume,
+        };
+        done(api.remote.ask(order))
+    }),
+    route("PUT", "/actions", |api, call| {
+        let known = ["InstanceStart", "SendCtrlAltDel", "PowerButton", "Stop", "FlushMetrics"];
+        let order = match member(&call.object()?, "action_type", &known)? {
+            "InstanceStart" => Order::Start,
+            "SendCtrlAltDel" => Order::CtrlAltDel,
+            "PowerButton" => Order::PowerButton,
+            "Stop" => Order::Stop,
+            _ => return Err("metrics are not in this version of vmm".into()),
+        };
+        done(api.remote.ask(order))
+    }),
+    route("PUT", "/boot-source", |api, call| call.set(api, JsonPath::keys(["boot-source"]))),
+    route("GET", "/machine-config", |api, _| Ok(Some(describe(api)?.1["machine-config"].take()))),
+    route("PUT", "/machine-config", |api, call| call.set(api, JsonPath::keys(["machine-config"]))),
+    route("PATCH", "/machine-config", |api, call| {
+        let edits = Edit::patch(&JsonPath::keys(["machine-config"]), &call.object()?, &call.source);
+        done(api.remote.ask(Order::Configure(edits)))
+    }),
+    route("PUT", "/drives/{drive_id}", |api, call| call.set_named(api, "drives", "drive_id")),
+    route("PATCH", "/drives/{drive_id}", |api, call| call.update_named(api, "drives", "drive_id")),
+    route("DELETE", "/drives/{drive_id}", |api, call| call.remove(api, "drives", "drive_id")),
+    route("PUT", "/network-interfaces/{iface_id}", |api, call| call.set_named(api, "network-interfaces", "iface_id")),
+    route("PATCH", "/network-interfaces/{iface_id}", |api, call| {
+        call.update_named(api, "network-interfaces", "iface_id")
+    }),
+    route("DELETE", "/network-interfaces/{iface_id}", |api, call| call.remove(api, "network-interfaces", "iface_id")),
+    route("PUT", "/shares/{tag}", |api, call| call.set_named(api, "shares", "tag")),
+    route("DELETE", "/shares/{tag}", |api, call| call.remove(api, "shares", "tag")),
+    route("PUT", "/vsock", |api, call| call.set(api, JsonPath::keys(["vsock"]))),
+    route("PUT", "/entropy", |api, call| call.set(api, JsonPath::keys(["entropy"]))),
+    route("PATCH", "/entropy", |api, call| call.update(api, "rng", call.object()?)),
+    route("PUT", "/serial", |api, call| call.set(api, JsonPath::keys(["serial"]))),
+    route("PUT", "/logger", |api, call| call.set(api, JsonPath::keys(["logger"]))),
+    route("GET", "/balloon", |api, _| match describe(api)?.1["balloon"].take() {
+        Value::Null => Err("there is no balloon".into()),
+        balloon => Ok(Some(balloon)),
+    }),
+    route("PUT", "/balloon", |api, call| call.set(api, JsonPath::keys(["balloon"]))),
+    route("PATCH", "/balloon", |api, call| {
+        let body = call.object()?;
+        only(&body, &["amount_mib"])?;
+        call.update(api, "balloon", body)
+    }),
+    route("GET", "/balloon/statistics", |api, _| match api.remote.ask(Order::Inspect { id: "balloon".into() }) {
+        Ok(Answer::Told(Value::Null)) => Err("the balloon's statistics are off (stats_polling_interval_s)".into()),
+        Ok(Answer::Told(statistics)) => Ok(Some(statistics)),
+        other => done(other),
+    }),
+    route("PATCH", "/balloon/statistics", |api, call| {
+        let body = call.object()?;
+        only(&body, &["stats_polling_interval_s"])?;
+        call.update(api, "balloon", body)
+    }),
+];
+
+/// Endpoints of Firecracker's that are refused by name.
+pub const LATER: &[&str] = &[
+    "/balloon/hinting",
+    "/cpu-config",
+    "/hotplug",
+    "/metrics",
+    "/mmds",
+    "/pmem",
+    "/snapshot/create",
+    "/snapshot/load",
+];
+
+const fn route(method: &'static str, path: &'static str, run: fn(&Api, &Call<'_>) -> Outcome) -> Route {
+    Route { method, path, run }
+}
+
+impl Api {
+    /// Carries a request out.
+    pub fn serve(&self, request: &Request) -> Response {
+        let source = format!("{} {}", request.method, request.path);
+        let found = ROUTES.iter().find_map(|route| {
+            let name = fits(route.path, &request.path).filter(|_| route.method == request.method)?;
+            Some((route, name))
+        });
+        let Some((route, name)) = found else {
+            return Response::fault(400, &unknown(&source, &request.path));
+        };
+        match (route.run)(self, &Call { source, name, body: &request.body }) {
+            Ok(None) => Response::done(),
+            Ok(Some(value)) => Response::json(&value),
+            Err(text) => Response::fault(400, &text),
+        }
+    }
+}
+
+/// Whether a path is of this form, and the name in it.
+fn fits<'a>(form: &str, path: &'a str) -> Option<&'a str> {
+    match form.split_once('{') {
+        Some((before, _)) => path.strip_prefix(before).filter(|name| !name.is_empty() && !name.contains('/')),
+        None => (form == path).then_some(""),
+    }
+}
+
+fn unknown(source: &str, path: &str) -> String {
+    let later = |form: &&&str| path.strip_prefix(**form).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    if let Some(form) = LATER.iter().find(later) {
+        return format!("{form} (Firecracker's) is not in this version of vmm");
+    }
+    let methods: Vec<_> =
+        ROUTES.iter().filter(|route| fits(route.path, path).is_some()).map(|route| route.method).collect();
+    match methods.is_empty() {
+        true => format!("Invalid request method and/or path: {source}."),
+        false => format!("Invalid request method and/or path: {source}. Known here: {}.", methods.join(", ")),
+    }
+}
+
+impl Call<'_> {
+    /// The body, which must be an object.
+    fn object(&self) -> Result<Map<String, Value>, String> {
+        if self.body.is_empty() {
+            return Err(format!("{}: has no body; a JSON object is expected", self.source));
+        }
+        match serde_json::from_slice(self.body) {
+            Ok(Value::Object(object)) => Ok(object),
+            Ok(_) => Err(format!("{}: a JSON object is expected", self.source)),
+            Err(error) => Err(format!("{}: the body is not JSON: {error}", self.source)),
+        }
+    }
+
+    /// The body, without the name that it repeats.
+    fn named(&self, key: &str) -> Result<Map<String, Value>, String> {
+        let mut body = self.object()?;
+        match body.remove(key) {
+            Some(Value::String(name)) if name == self.name => Ok(body),
+            Some(name) => Err(format!("{}: {key} is {name} in the body and `{}` in the path", self.source, self.name)),
+            None => Err(format!("{}: {key} is missing in the body", self.source)),
+        }
+    }
+
+    fn set(&self, api: &Api, path: JsonPath) -> Outcome {
+        done(api.remote.configure(path, Value::Object(self.object()?), &self.source))
+    }
+
+    fn set_named(&self, api: &Api, list: &str, key: &str) -> Outcome {
+        let mut body = self.named(key)?;
+        body.insert(key.into(), self.name.into());
+        let path = JsonPath::keys([list]).join(Step::Where(key.into(), self.name.into()));
+        done(api.remote.configure(path, Value::Object(body), &self.source))
+    }
+
+    fn update(&self, api: &Api, id: &str, patch: Map<String, Value>) -> Outcome {
+        done(api.remote.ask(Order::Update { id: id.into(), patch, source: self.source.clone() }))
+    }
+
+    fn update_named(&self, api: &Api, list: &str, key: &str) -> Outcome {
+        let patch = self.named(key)?;
+        self.is_there(api, list, key)?;
+        self.update(api, self.name, patch)
+    }
+
+    fn remove(&self, api: &Api, list: &str, key: &str) -> Outcome {
+        self.is_there(api, list, key)?;
+        done(api.remote.ask(Order::Remove { id: self.name.into() }))
+    }
+
+    /// Names are unique among all devices; this one must be of the right kind.
+    fn is_there(&self, api: &Api, list: &str, key: &str) -> Result<(), String> {
+        let (_, config) = describe(api)?;
+        let mut there = config.get(list).and_then(Value::as_array).into_iter().flatten();
+        match there.any(|device| device.get(key).and_then(Value::as_str) == Some(self.name)) {
+            true => Ok(()),
+            false => Err(format!("{}: there is no `{}` among {list}", self.source, self.name)),
+        }
+    }
+}
+
+fn text(error: impl ToString) -> String {
+    error.to_string()
+}
+
+fn done(reply: Reply) -> Outcome {
+    reply.map(|_| None).map_err(text)
+}
+
+fn describe(api: &Api) -> Result<(State, Value), String> {
+    match api.remote.ask(Order::Describe).map_err(text)? {
+        Answer::Described { state, json, .. } => Ok((state, json)),
+        _ => Err("the VM does not say what it is".into()),
+    }
+}
+
+/// The one member of an object, whose value is one of `known`.
+fn member<'a>(object: &Map<String, Value>, key: &str, known: &[&'a str]) -> Result<&'a str, String> {
+    only(object, &[key])?;
+    let value = object.get(key).ok_or_else(|| format!("{key} is missing"))?;
+    let found = known.iter().find(|name| value.as_str() == Some(**name));
+    found.copied().ok_or_else(|| format!("{key} must be one of {}, not {value}", known.join(", ")))
+}
+
+/// The object has no other keys, and at least one of these.
+fn only(object: &Map<String, Value>, known: &[&str]) -> Result<(), String> {
+    if let Some(key) = object.keys().find(|key| !known.contains(&key.as_str())) {
+        return Err(format!("{key}: unknown key; known here: {}", known.join(", ")));
+    }
+    let missing = known.iter().find(|key| !object.contains_key(**key));
+    missing.map_or(Ok(()), |key| Err(format!("{key} is missing")))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,166 @@
+//! The server: one thread, one poll(2) over all clients. A client that is slow, or gone, holds up nobody.
+//!
+//! Requests are carried out one after another, as the control thread answers them.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::thread::{Builder, JoinHandle};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+use crate::connection::Connection;
+use crate::message::{Request, Response};
+
+/// Most clients at a time. One more takes the place of the one that was silent for longest.
+const CLIENTS_MAX: usize = 256;
+/// Stack of the thread, bytes.
+const STACK: usize = 512 << 10;
+
+/// A socket that clients can connect to. Dropping it takes its name away.
+pub struct Socket {
+    listener: UnixListener,
+    name: Name,
+}
+
+/// A server at work. Dropping it ends it when the request at hand is answered, and takes its socket's name away.
+pub struct Serving {
+    _name: Name,
+    quit: OwnedFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let told = rustix::io::write(&self.quit, &1_u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take().filter(|_| told.is_ok()) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The name of a socket in the file system.
+struct Name {
+    path: PathBuf,
+    inode: Option<u64>,
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        // It may be another's by now.
+        if inode(&self.path).is_some() && inode(&self.path) == self.inode {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    Some(path.symlink_metadata().ok()?.ino())
+}
+
+/// The socket could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("--api-sock {}: {why}", path.display())]
+pub struct SocketError {
+    path: PathBuf,
+    why: String,
+}
+
+impl Socket {
+    /// Listens at `path`. A socket that nobody listens at any more is replaced.
+    pub fn bind(path: &Path) -> Result<Self, SocketError> {
+        let failed = |why: String| SocketError { path: path.to_owned(), why };
+        let listener = match UnixListener::bind(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                match UnixStream::connect(path) {
+                    Ok(_) => return Err(failed("another process listens there".into())),
+                    Err(error) if error.kind() != io::ErrorKind::ConnectionRefused => {
+                        return Err(failed(format!("something is there that is no socket to replace ({error})")));
+                    }
+                    Err(_) => {}
+                }
+                let removed = std::fs::remove_file(path).and_then(|()| UnixListener::bind(path));
+                removed.map_err(|error| failed(format!("replace the socket of a process that has ended: {error}")))?
+            }
+            made => made.map_err(|error| failed(error.to_string()))?,
+        };
+        listener.set_nonblocking(true).map_err(|error| failed(error.to_string()))?;
+        Ok(Self { listener, name: Name { path: path.to_owned(), inode: inode(path) } })
+    }
+
+    /// Serves clients on a thread of its own.
+    pub fn serve(
+        self,
+        body_max: usize,
+        serve: impl FnMut(&Request) -> Response + Send + 'static,
+    ) -> io::Result<Serving> {
+        let Self { listener, name } = self;
+        let quit = eventfd(0, EventfdFlags::CLOEXEC)?;
+        let end = quit.try_clone()?;
+        let run = move || run(&listener, &end, body_max, serve);
+        let thread = Builder::new().name("api".into()).stack_size(STACK).spawn(run)?;
+        Ok(Serving { _name: name, quit, thread: Some(thread) })
+    }
+}
+
+fn run(listener: &UnixListener, quit: &OwnedFd, body_max: usize, mut serve: impl FnMut(&Request) -> Response) {
+    let mut clients: Vec<Connection> = Vec::new();
+    loop {
+        let ready = match wait(listener, quit, &clients) {
+            Ok(ready) => ready,
+            Err(error) => return tracing::error!(%error, "the API has ended"),
+        };
+        let [quits, knocks, ready @ ..] = ready.as_slice() else { return };
+        if *quits {
+            return;
+        }
+        let mut turn = ready.iter();
+        clients.retain_mut(|client| turn.next() != Some(&true) || client.turn(body_max, &mut serve));
+        if *knocks {
+            accept(listener, &mut clients);
+        }
+    }
+}
+
+/// Waits until the end, the listener or a client is ready, and says for each, in this order, whether it is.
+fn wait(listener: &UnixListener, quit: &OwnedFd, clients: &[Connection]) -> io::Result<Vec<bool>> {
+    let mut waits = vec![PollFd::new(quit, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
+    waits.extend(clients.iter().map(|client| {
+        let what = if client.is_listening() { PollFlags::IN } else { PollFlags::OUT };
+        PollFd::from_borrowed_fd(client.as_fd(), what)
+    }));
+    match poll(&mut waits, None) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(waits.iter().map(|wait| !wait.revents().is_empty()).collect())
+}
+
+fn accept(listener: &UnixListener, clients: &mut Vec<Connection>) {
+    loop {
+        match listener.accept().and_then(|(stream, _)| Connection::new(stream)) {
+            Ok(client) => {
+                if clients.len() >= CLIENTS_MAX
+                    && let Some((oldest, _)) = clients.iter().enumerate().min_by_key(|(_, client)| client.active)
+                {
+                    clients.swap_remove(oldest);
+                }
+                clients.push(client);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) => {
+                // Too many open files, say. The client stays in the queue and poll would return at once: one is let go.
+                tracing::warn!(%error, "a client of the API could not be served");
+                if clients.is_empty() {
+                    std::thread::sleep(std::time::Duration::from_millis(100));
+                } else {
+                    clients.remove(0);
+                }
+                return;
+            }
+        }
+    }
+}

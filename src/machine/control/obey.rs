@@ -1,0 +1,79 @@
+//! What the control thread does with the requests to a VM that is started.
+
+use serde_json::{Map, Value};
+
+use super::mailbox::{Answer, Refusal, Reply, Request, State};
+use super::{Control, End};
+use crate::plan::Plan;
+
+/// Why the configuration of a VM that is started does not change.
+const STARTED: Refusal = Refusal::WrongState("the VM is started already; this can only be set before it is");
+
+impl Control<'_> {
+    /// Answers every letter that is there.
+    pub(super) fn requests(&mut self) -> Option<End> {
+        let mailbox = self.mailbox?;
+        while let Some(mut letter) = mailbox.next() {
+            let request = std::mem::replace(&mut letter.request, Request::Describe);
+            if request == Request::Stop {
+                letter.answer(Ok(Answer::Done));
+                return Some(End::Stopped);
+            }
+            let reply = self.obey(request);
+            letter.answer(reply);
+        }
+        None
+    }
+
+    fn obey(&mut self, request: Request) -> Reply {
+        match request {
+            Request::Configure(_) | Request::Remove { .. } | Request::Start => return Err(STARTED),
+            Request::Pause => self.pause(),
+            Request::Resume => self.resume(),
+            Request::PowerButton | Request::CtrlAltDel => self.machine.press_power_button(),
+            Request::Update { id, patch, source } => self.update(&id, &patch, &source)?,
+            Request::Inspect { id } => {
+                return self.machine.inspect(&id).map(Answer::Told).ok_or(Refusal::NoDevice(id));
+            }
+            Request::Describe => return Ok(self.describe()),
+            Request::Stop => {}
+        }
+        Ok(Answer::Done)
+    }
+
+    /// Parks the machine. Twice is as once, as in Firecracker.
+    fn pause(&mut self) {
+        if !std::mem::replace(&mut self.paused, true) {
+            self.machine.pause();
+        }
+    }
+
+    /// Lets the machine go on.
+    pub(super) fn resume(&mut self) {
+        if std::mem::replace(&mut self.paused, false) {
+            self.machine.resume();
+        }
+    }
+
+    fn update(&mut self, id: &str, patch: &Map<String, Value>, source: &str) -> Result<(), Refusal> {
+        let refused = |text: String| Refusal::Refused(format!("{source}: {text}"));
+        let place = self.config.place_of(id).ok_or_else(|| Refusal::NoDevice(id.to_owned()))?;
+        let wanted = self.config.patched(&place, patch, source, None);
+        let wanted = wanted.map_err(|faults| Refusal::Refused(faults.to_string()))?;
+        let plan = Plan::of(&wanted).map_err(|error| refused(error.to_string()))?;
+        let Some(slot) = plan.devices.iter().find(|slot| slot.id == id) else {
+            return Err(Refusal::NoDevice(id.to_owned()));
+        };
+        let keys: Vec<_> = patch.iter().filter(|(_, new)| !new.is_null()).map(|(key, _)| key.as_str()).collect();
+        let change = slot.config.change(&keys).map_err(|error| refused(error.to_string()))?;
+        self.machine.update(id, change).map_err(|error| refused(error.to_string()))?;
+        *self.config = wanted;
+        Ok(())
+    }
+
+    fn describe(&self) -> Answer {
+        let state = if self.paused { State::Paused } else { State::Running };
+        let json = serde_json::to_value(&*self.config).unwrap_or_default();
+        Answer::Described { state, config: Box::new(self.config.clone()), json }
+    }
+}

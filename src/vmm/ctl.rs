@@ -1,0 +1,116 @@
+//! `vmm ctl`: speaks the API of a VM that runs, one request at a time.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use api::client;
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value, json};
+
+/// Exit status when the VM refuses, or does not answer.
+const REFUSED: u8 = 1;
+
+/// What `vmm ctl` takes.
+#[derive(Debug, Clone, Args)]
+#[command(max_term_width = 110, arg_required_else_help = true, disable_help_subcommand = true)]
+pub struct CtlArgs {
+    /// The VM's API socket (--api-sock)
+    #[arg(value_name = "SOCKET")]
+    pub socket: PathBuf,
+    #[command(subcommand)]
+    pub verb: CtlVerb,
+}
+
+/// What to do with the VM.
+#[derive(Debug, Clone, Subcommand)]
+pub enum CtlVerb {
+    /// Print its name, its state and the monitor's version
+    State,
+    /// Print its configuration
+    Config,
+    /// Let it run for the first time
+    Start,
+    /// Stop its vCPUs and devices where they are
+    Pause,
+    /// Let it go on
+    Resume,
+    /// Ask the guest to power off
+    PowerButton,
+    /// End it now
+    Stop,
+    /// Change a device: `update drives/root path_on_host=new.ext4`, `update balloon amount_mib=64`
+    Update {
+        /// drives/ID, network-interfaces/ID, balloon, balloon/statistics or entropy
+        #[arg(value_name = "DEVICE")]
+        device: String,
+        /// JSON, or a bare text
+        #[arg(value_name = "KEY=VALUE", required = true, value_parser = setting)]
+        settings: Vec<(String, Value)>,
+    },
+}
+
+fn setting(text: &str) -> Result<(String, Value), String> {
+    let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or("KEY=VALUE is expected")?;
+    Ok((key.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
+}
+
+impl CtlVerb {
+    /// Method, path and body.
+    fn request(&self) -> (&'static str, String, Option<Value>) {
+        let state = |name: &str| ("PATCH", "/vm".to_owned(), Some(json!({ "state": name })));
+        let action = |name: &str| ("PUT", "/actions".to_owned(), Some(json!({ "action_type": name })));
+        match self {
+            Self::State => ("GET", "/".into(), None),
+            Self::Config => ("GET", "/vm/config".into(), None),
+            Self::Start => action("InstanceStart"),
+            Self::Pause => state("Paused"),
+            Self::Resume => state("Resumed"),
+            Self::PowerButton => action("PowerButton"),
+            Self::Stop => action("Stop"),
+            Self::Update { device, settings } => {
+                let mut body: Map<_, _> = settings.iter().cloned().collect();
+                for (list, key) in [("drives/", "drive_id"), ("network-interfaces/", "iface_id")] {
+                    if let Some(id) = device.strip_prefix(list) {
+                        body.insert(key.into(), id.into());
+                    }
+                }
+                ("PATCH", format!("/{device}"), Some(body.into()))
+            }
+        }
+    }
+}
+
+/// Sends the request and prints the answer.
+pub fn run(args: &CtlArgs) -> ExitCode {
+    let (method, path, body) = args.verb.request();
+    match client::call(&args.socket, method, &path, body.as_ref()) {
+        Ok(Value::Null) => ExitCode::SUCCESS,
+        Ok(answer) => {
+            println!("{answer:#}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("vmm: {}: {error}", args.socket.display());
+            ExitCode::from(REFUSED)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_update_names_its_device_as_the_api_wants_it() {
+        let update = |device: &str, settings: &[&str]| {
+            let settings = settings.iter().map(|text| setting(text).unwrap()).collect();
+            CtlVerb::Update { device: device.into(), settings }.request()
+        };
+        let (method, path, body) = update("drives/a", &["path_on_host=/x=y", "rate_limiter={\"ops\":null}"]);
+        assert_eq!((method, path.as_str()), ("PATCH", "/drives/a"));
+        let wanted = json!({ "drive_id": "a", "path_on_host": "/x=y", "rate_limiter": { "ops": null } });
+        assert_eq!(body, Some(wanted));
+        assert_eq!(update("balloon", &["amount_mib=64"]).2, Some(json!({ "amount_mib": 64 })));
+        assert!(setting("x").is_err() && setting("=1").is_err());
+    }
+}

@@ -1,0 +1,34 @@
+//! `--api-sock`: the API's socket, its thread, and the mailbox through which it speaks to the control thread.
+
+use std::path::PathBuf;
+
+use api::routes::Api;
+use api::server::{Serving, Socket};
+use machine::control::Mailbox;
+use machine::error::{Doing, HostError};
+
+/// The API that is asked for.
+#[derive(Debug, Clone)]
+pub struct ApiOptions {
+    /// Its socket.
+    pub socket: PathBuf,
+    /// Longest body of a request, bytes.
+    pub body_max: usize,
+}
+
+/// The API at work. It is dropped in this order: whoever waits for an answer is told that the VM has ended, and hears it.
+pub struct Listening {
+    /// Where its requests come to.
+    pub mailbox: Mailbox,
+    _serving: Serving,
+}
+
+/// Starts the API. It answers from now on as soon as the control thread looks into the mailbox.
+pub fn listen(options: &ApiOptions, id: Option<&str>) -> Result<Listening, HostError> {
+    let (mailbox, remote) = Mailbox::new()?;
+    let socket = Socket::bind(&options.socket).doing(|| "start the API")?;
+    let api = Api { remote, id: id.unwrap_or("anonymous-instance").to_owned(), version: env!("CARGO_PKG_VERSION") };
+    let serving =
+        socket.serve(options.body_max, move |request| api.serve(request)).doing(|| "start the API's thread")?;
+    Ok(Listening { mailbox, _serving: serving })
+}

@@ -1,0 +1,379 @@
+//! The API from outside, without KVM: a VM that is configured and never starts, or can not.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use api::client::{self, ClientError};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A `vmm` that waits for its VM, in a directory with some files.
+struct Waiting {
+    process: Child,
+    room: TempDir,
+}
+
+impl Waiting {
+    fn start(args: &[&str]) -> Self {
+        let room = TempDir::new().expect("a directory");
+        for (name, text) in
+            [("kernel", format!("{:514}HdrS", "not a kernel")), ("disk", "a".repeat(512)), ("text", String::new())]
+        {
+            std::fs::write(room.path().join(name), text).expect("a file");
+        }
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
+        command.args(["--api-sock", "api.sock"]).args(args).current_dir(room.path());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let waiting = Self { process: command.spawn().expect("start vmm"), room };
+        let until = Instant::now() + PATIENCE;
+        while UnixStream::connect(waiting.socket()).is_err() {
+            assert!(Instant::now() < until, "no API");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        waiting
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.room.path().join("api.sock")
+    }
+
+    fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(self.socket()).expect("the API's socket");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+        stream
+    }
+
+    fn call(&self, method: &str, path: &str, body: Value) -> Result<Value, String> {
+        let body = (!body.is_null()).then_some(body);
+        match client::call(&self.socket(), method, path, body.as_ref()) {
+            Err(ClientError::Refused(text)) => Err(text),
+            answer => Ok(answer.expect("an answer")),
+        }
+    }
+
+    /// What comes back for these bytes, until the other end closes.
+    fn raw(&self, bytes: &[u8]) -> String {
+        let mut stream = self.connect();
+        let _ = stream.write_all(bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// It still answers.
+    fn is_well(&self) {
+        assert_eq!(self.call("GET", "/", Value::Null).expect("an answer")["state"], "Not started");
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn says_what_it_is() {
+    let vm = Waiting::start(&["--id", "my-vm"]);
+    let wanted =
+        json!({ "app_name": "vmm", "id": "my-vm", "state": "Not started", "vmm_version": env!("CARGO_PKG_VERSION") });
+    assert_eq!(vm.call("GET", "/", Value::Null), Ok(wanted));
+    assert!(vm.call("GET", "/version", Value::Null).unwrap()["firecracker_version"].is_string());
+}
+
+/// Every endpoint, right and wrong, before the start.
+#[test]
+fn requests_before_the_start() {
+    let vm = Waiting::start(&[]);
+    let null = Value::Null;
+    let bucket = json!({ "size": 1, "refill_time": 1 });
+    let not_started = "the VM is not started; start it first (InstanceStart)";
+    let cases = [
+        (
+            "PUT",
+            "/boot-source",
+            json!({ "kernel_image_path": "/no/kernel" }),
+            Err("PUT /boot-source: kernel_image_path: /no/kernel does not exist"),
+        ),
+        ("PUT", "/boot-source", json!({ "kernel": "k" }), Err("PUT /boot-source: kernel: unknown key")),
+        ("PUT", "/boot-source", json!({}), Err("kernel_image_path: is missing")),
+        ("PUT", "/boot-source", null.clone(), Err("PUT /boot-source: has no body")),
+        ("PUT", "/boot-source", json!([1]), Err("PUT /boot-source: a JSON object is expected")),
+        (
+            "PUT",
+            "/actions",
+            json!({ "action_type": "InstanceStart" }),
+            Err("there is no kernel to boot; PUT /boot-source"),
+        ),
+        ("PUT", "/actions", json!({ "action_type": "Fly" }), Err("action_type must be one of InstanceStart")),
+        ("PUT", "/actions", json!({}), Err("action_type is missing")),
+        ("PUT", "/actions", json!({ "action_type": "SendCtrlAltDel" }), Err(not_started)),
+        ("PUT", "/actions", json!({ "action_type": "PowerButton" }), Err(not_started)),
+        ("PUT", "/actions", json!({ "action_type": "FlushMetrics" }), Err("metrics are not in this version")),
+        ("PATCH", "/vm", json!({ "state": "Paused" }), Err(not_started)),
+        ("PATCH", "/vm", json!({ "state": "Gone" }), Err("state must be one of Paused, Resumed")),
+        ("PATCH", "/vm", json!({ "state": "Paused", "x": 1 }), Err("x: unknown key")),
+        ("PUT", "/machine-config", json!({ "vcpu_count": 2, "mem_size_mib": 256 }), Ok(())),
+        (
+            "PUT",
+            "/machine-config",
+            json!({ "vcpu_count": 0, "mem_size_mib": 256 }),
+            Err("PUT /machine-config: vcpu_count: must be at least 1, not 0"),
+        ),
+        (
+            "PUT",
+            "/machine-config",
+            json!({ "vcpu_count": 1, "cpu_template": "T2" }),
+            Err("`cpu_template` (Firecracker's) is not in this version"),
+        ),
+        ("PATCH", "/machine-config", json!({ "smt": true }), Ok(())),
+        (
+            "PATCH",
+            "/machine-config",
+            json!({ "vcpu_count": 3 }),
+            Err("PATCH /machine-config: vcpu_count: must be 1 or even with smt, not 3"),
+        ),
+        ("PUT", "/drives/a", json!({ "drive_id": "a", "path_on_host": "disk", "is_root_device": true }), Ok(())),
+        (
+            "PUT",
+            "/drives/a",
+            json!({ "drive_id": "b", "path_on_host": "disk", "is_root_device": false }),
+            Err("PUT /drives/a: drive_id is \"b\" in the body and `a` in the path"),
+        ),
+        ("PUT", "/drives/a", json!({ "path_on_host": "disk" }), Err("PUT /drives/a: drive_id is missing in the body")),
+        (
+            "PUT",
+            "/drives/b",
+            json!({ "drive_id": "b", "path_on_host": "none" }),
+            Err("PUT /drives/b: path_on_host: none does not exist"),
+        ),
+        (
+            "PUT",
+            "/drives/b",
+            json!({ "drive_id": "b", "path_on_host": "text", "is_root_device": true }),
+            Err("drives[0] is the root device already"),
+        ),
+        (
+            "PUT",
+            "/drives/b",
+            json!({ "drive_id": "b", "path_on_host": "text", "rate_limiter": { "ops": bucket.clone() } }),
+            Ok(()),
+        ),
+        ("PUT", "/drives/a!", json!({ "drive_id": "a!", "path_on_host": "text" }), Err("`a!` contains '!'")),
+        ("PATCH", "/drives/a", json!({ "drive_id": "a", "path_on_host": "text" }), Err(not_started)),
+        ("PATCH", "/drives/c", json!({ "drive_id": "c" }), Err("PATCH /drives/c: there is no `c` among drives")),
+        ("DELETE", "/drives/b", null.clone(), Ok(())),
+        ("DELETE", "/drives/b", null.clone(), Err("DELETE /drives/b: there is no `b` among drives")),
+        (
+            "PUT",
+            "/network-interfaces/eth0",
+            json!({ "iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "06:00:ac:10:00:02" }),
+            Ok(()),
+        ),
+        (
+            "PUT",
+            "/network-interfaces/eth1",
+            json!({ "iface_id": "eth1", "host_dev_name": "tap0" }),
+            Err("`tap0` is network-interfaces[0]'s already"),
+        ),
+        ("DELETE", "/drives/eth0", null.clone(), Err("there is no `eth0` among drives")),
+        (
+            "PATCH",
+            "/network-interfaces/eth0",
+            json!({ "iface_id": "eth0", "rx_rate_limiter": { "ops": bucket.clone() } }),
+            Err(not_started),
+        ),
+        ("DELETE", "/network-interfaces/eth0", null.clone(), Ok(())),
+        ("PUT", "/shares/work", json!({ "tag": "work", "path_on_host": "." }), Ok(())),
+        ("DELETE", "/shares/work", null.clone(), Ok(())),
+        ("PUT", "/vsock", json!({ "guest_cid": 3, "uds_path": "v.sock" }), Ok(())),
+        (
+            "PUT",
+            "/vsock",
+            json!({ "guest_cid": 2, "uds_path": "v.sock" }),
+            Err("PUT /vsock: guest_cid: must be from 3 to 4294967294, not 2"),
+        ),
+        ("PUT", "/entropy", json!({ "rate_limiter": { "bandwidth": bucket } }), Ok(())),
+        ("PATCH", "/entropy", json!({ "rate_limiter": {} }), Err(not_started)),
+        ("PUT", "/serial", json!({ "serial_out_path": "out" }), Ok(())),
+        ("PUT", "/logger", json!({ "log_path": "log", "level": "DEBUG", "show_level": true }), Ok(())),
+        ("PUT", "/logger", json!({ "level": "Loud" }), Err("PUT /logger: level: must be")),
+        ("GET", "/balloon", null.clone(), Err("there is no balloon")),
+        ("PUT", "/balloon", json!({ "amount_mib": 64, "deflate_on_oom": true, "stats_polling_interval_s": 1 }), Ok(())),
+        (
+            "PUT",
+            "/balloon",
+            json!({ "amount_mib": 256 }),
+            Err("PUT /balloon: amount_mib: must be less than the VM's memory (256 MiB), not 256"),
+        ),
+        ("PATCH", "/balloon", json!({ "amount_mib": 1 }), Err(not_started)),
+        ("PATCH", "/balloon", json!({ "deflate_on_oom": true }), Err("deflate_on_oom: unknown key")),
+        ("GET", "/balloon/statistics", null.clone(), Err(not_started)),
+        ("PATCH", "/balloon/statistics", json!({ "stats_polling_interval_s": 2 }), Err(not_started)),
+        ("PUT", "/snapshot/create", json!({}), Err("/snapshot/create (Firecracker's) is not in this version of vmm")),
+        (
+            "PUT",
+            "/metrics",
+            json!({ "metrics_path": "m" }),
+            Err("/metrics (Firecracker's) is not in this version of vmm"),
+        ),
+        ("GET", "/nonsense", null.clone(), Err("Invalid request method and/or path: GET /nonsense.")),
+        ("POST", "/vm", null.clone(), Err("Invalid request method and/or path: POST /vm. Known here: PATCH.")),
+    ];
+    for (method, path, body, wanted) in cases {
+        let before = vm.call("GET", "/vm/config", Value::Null).unwrap();
+        let got = vm.call(method, path, body.clone());
+        match (&got, wanted) {
+            (Ok(Value::Null), Ok(())) => {}
+            (Err(text), Err(part)) if text.contains(part) => {
+                assert_eq!(vm.call("GET", "/vm/config", Value::Null).unwrap(), before, "{method} {path} {body}");
+            }
+            _ => panic!("{method} {path} {body}: {got:?}, not {wanted:?}"),
+        }
+    }
+    let config = vm.call("GET", "/vm/config", Value::Null).unwrap();
+    assert_eq!(config["drives"].as_array().unwrap().len(), 1);
+    assert_eq!((&config["logger"]["level"], &config["balloon"]["amount_mib"]), (&json!("Debug"), &json!(64)));
+    let machine = vm.call("GET", "/machine-config", Value::Null).unwrap();
+    assert_eq!((&machine["vcpu_count"], &machine["smt"]), (&json!(2), &json!(true)));
+    assert_eq!(vm.call("GET", "/balloon", Value::Null).unwrap()["amount_mib"], 64);
+}
+
+#[test]
+fn flags_and_requests_edit_the_same_configuration() {
+    let vm = Waiting::start(&["--memory", "64M", "--cpus", "2", "--disk", "disk"]);
+    vm.call("PATCH", "/machine-config", json!({ "vcpu_count": 1 })).unwrap();
+    let config = vm.call("GET", "/vm/config", Value::Null).unwrap();
+    assert_eq!(config["machine-config"]["mem_size_mib"], 64);
+    assert_eq!(config["machine-config"]["vcpu_count"], 1);
+    assert_eq!(config["drives"][0]["drive_id"], "disk1");
+    assert!(config.get("boot-source").is_none() && config.get("entropy").is_none());
+}
+
+#[test]
+fn a_request_that_is_no_request_harms_nobody() {
+    let vm = Waiting::start(&[]);
+    let put = |headers: &str, body: &str| format!("PUT /entropy HTTP/1.1\r\n{headers}\r\n\r\n{body}");
+    let long = put("Content-Length: 60000", &"x".repeat(60_000));
+    for (bytes, part) in [
+        (&b"hello\r\n\r\n"[..], "HTTP/1.1 400 "),
+        (put("Content-Length: 2", "{").as_bytes(), ""),
+        (put("Content-Length: 1", "{").as_bytes(), "PUT /entropy: the body is not JSON"),
+        (put("Content-Length: 2", "{}").as_bytes(), "HTTP/1.1 204 "),
+        (&[put("Content-Length: 4", "").as_bytes(), b"\"\xff\xfe\""].concat(), "the body is not JSON"),
+        (put("Content-Length: nine", "").as_bytes(), "Content-Length is not one number"),
+        (put("Transfer-Encoding: chunked", "0\r\n\r\n").as_bytes(), "HTTP/1.1 501 "),
+        (long.as_bytes(), "HTTP/1.1 413 "),
+        (&[0; 5000], "HTTP/1.1 400 "),
+        (b"", ""),
+    ] {
+        let answer = vm.raw(bytes);
+        assert!(answer.contains(part), "{:?}: {answer}", String::from_utf8_lossy(&bytes[..bytes.len().min(80)]));
+        assert!(part.is_empty() == answer.is_empty(), "{answer}");
+        vm.is_well();
+    }
+}
+
+#[test]
+fn requests_may_come_together_or_byte_by_byte() {
+    let vm = Waiting::start(&[]);
+    let get = "GET /version HTTP/1.1\r\nHost: x\r\n\r\n";
+    assert_eq!(vm.raw(get.repeat(50).as_bytes()).matches("HTTP/1.1 200 OK").count(), 50);
+    let mut slow = vm.connect();
+    for byte in get.bytes() {
+        slow.write_all(&[byte]).unwrap();
+        vm.is_well();
+    }
+    let mut first = [0; 15];
+    slow.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200 OK");
+    let mut waits = vm.connect();
+    waits.write_all(b"PUT /entropy HTTP/1.1\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n").unwrap();
+    let mut proceed = [0; 25];
+    waits.read_exact(&mut proceed).unwrap();
+    assert_eq!(&proceed, b"HTTP/1.1 100 Continue\r\n\r\n");
+    waits.write_all(b"{}").unwrap();
+    waits.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"HTTP/1.1 204 No");
+}
+
+/// Clients that are silent, that vanish in the middle, that never read their answers, and a hundred that are well.
+#[test]
+fn clients_do_not_disturb_each_other() {
+    let vm = Waiting::start(&[]);
+    let silent: Vec<_> = (0..300).map(|_| vm.connect()).collect();
+    for _ in 0..50 {
+        vm.connect().write_all(b"PUT /entropy HTTP/1.1\r\nContent-Length: 100\r\n\r\n{").unwrap();
+    }
+    let mut greedy = vm.connect();
+    greedy.set_nonblocking(true).unwrap();
+    let request = b"GET /vm/config HTTP/1.1\r\n\r\n".repeat(100);
+    while greedy.write(&request).is_ok() {}
+    std::thread::scope(|scope| {
+        let calls: Vec<_> = (0..100).map(|_| scope.spawn(|| (0..10).for_each(|_| vm.is_well()))).collect();
+        calls.into_iter().for_each(|call| call.join().unwrap());
+    });
+    drop(silent);
+    vm.is_well();
+}
+
+/// A start that fails leaves everything as it was, and the next one may succeed.
+#[test]
+fn a_start_that_fails_is_no_end() {
+    let vm = Waiting::start(&[]);
+    vm.call("PUT", "/boot-source", json!({ "kernel_image_path": "kernel" })).unwrap();
+    for _ in 0..2 {
+        vm.call("PUT", "/actions", json!({ "action_type": "InstanceStart" })).expect_err("that is no kernel");
+        vm.is_well();
+    }
+}
+
+#[test]
+fn its_socket_goes_with_it_and_a_left_one_is_replaced() {
+    let mut vm = Waiting::start(&[]);
+    let second = Command::new(env!("CARGO_BIN_EXE_vmm")).arg("--api-sock").arg(vm.socket()).output().unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another process listens there"));
+    vm.is_well();
+    vm.process.kill().unwrap();
+    vm.process.wait().unwrap();
+    assert!(vm.socket().exists(), "who is killed leaves it");
+    let mut again = Command::new(env!("CARGO_BIN_EXE_vmm")).arg("--api-sock").arg(vm.socket()).spawn().unwrap();
+    let until = Instant::now() + PATIENCE;
+    while UnixStream::connect(vm.socket()).is_err() {
+        assert!(Instant::now() < until);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    vm.call("PUT", "/actions", json!({ "action_type": "Stop" })).unwrap();
+    assert_eq!(again.wait().unwrap().code(), Some(12));
+    assert!(!vm.socket().exists());
+}
+
+#[test]
+fn ctl_speaks_the_same_api() {
+    let mut vm = Waiting::start(&["--id", "one"]);
+    let socket = vm.socket();
+    let ctl = |words: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_vmm")).arg("ctl").arg(&socket).args(words).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (status, out, _) = ctl(&["state"]);
+    assert_eq!((status, serde_json::from_str::<Value>(&out).unwrap()["id"].clone()), (Some(0), json!("one")));
+    let (status, out, err) = ctl(&["pause"]);
+    assert_eq!((status, out.as_str()), (Some(1), ""));
+    assert!(err.contains("the VM is not started"), "{err}");
+    let (status, _, err) = ctl(&["update", "balloon", "amount_mib=1"]);
+    assert!(status == Some(1) && err.contains("not started"), "{err}");
+    assert_eq!(ctl(&["stop"]), (Some(0), String::new(), String::new()));
+    assert_eq!(vm.process.wait().unwrap().code(), Some(12));
+    let (status, _, err) = ctl(&["state"]);
+    assert!(status == Some(1) && err.contains("No such file"), "{err}");
+}
