@@ -70,7 +70,7 @@ def vhost_threads(pid):
 def surroundings(what, work, programs):
     """Gives a function that says what a contender's VM has beside its kernel."""
     with contextlib.ExitStack() as stack:
-        if what != "boot" and "LAB" in os.environ:
+        if what != "boot" and "LAB" in os.environ and not os.path.ismount("/sys/kernel/debug"):
             subprocess.run(["/bin/busybox", "mount", "-t", "debugfs", "debugfs", "/sys/kernel/debug"], check=True)
         if what == "block":
             disk = os.path.join(work, "disk")

@@ -13,6 +13,7 @@ CID = 3
 VARIANTS = {
     "qemu-vhost": ("qemu", ["net"]),
     "vmm-async": ("vmm", ["block"]),
+    "vmm-vhost": ("vmm", ["net"]),
 }
 
 
@@ -27,16 +28,20 @@ def command(name, path, vm):
     return MONITORS[name](path, vm)
 
 
-def vmm(path, vm, disk=""):
+def vmm(path, vm, disk="", net=""):
     args = [path, "--kernel", vm["kernel"], "--initrd", vm["initrd"], "--cmdline", vm["cmdline"]]
     args += ["--memory", f"{vm['memory']}M", "--cpus", str(vm["cpus"])]
     args += ["--disk", vm["disk"] + disk] if "disk" in vm else []
-    args += ["--net", f"tap={vm['tap']},mac={MAC}"] if "tap" in vm else []
+    args += ["--net", f"tap={vm['tap']},mac={MAC}{net}"] if "tap" in vm else []
     return args + (["--vsock", vm["vsock"]] if "vsock" in vm else [])
 
 
 def vmm_async(path, vm):
     return vmm(path, vm, disk=",engine=async")
+
+
+def vmm_vhost(path, vm):
+    return vmm(path, vm, net=",vhost")
 
 
 def qemu(path, vm, vhost="off"):
@@ -103,6 +108,7 @@ def cloud_hypervisor(path, vm):
 MONITORS = {
     "vmm": vmm,
     "vmm-async": vmm_async,
+    "vmm-vhost": vmm_vhost,
     "qemu": qemu,
     "qemu-vhost": qemu_vhost,
     "alioth": alioth,
