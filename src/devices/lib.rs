@@ -20,3 +20,4 @@ pub mod seams;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod virtio;
+pub mod window;

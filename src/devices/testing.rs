@@ -40,6 +40,8 @@ const RINGS: u64 = 0x1000;
 const RINGS_STRIDE: u64 = 0x8000;
 const AVAIL: u64 = 0x4000;
 const USED: u64 = 0x5000;
+/// Where a device's window would be, if the rig had memory there.
+pub const WINDOWS: u64 = 1 << 32;
 /// Where buffers are allocated.
 const ARENA: u64 = 0x40000;
 
@@ -109,7 +111,10 @@ impl Rig {
     }
 
     /// As [`Self::new`], with memory of the caller's.
-    pub fn with(device: Box<dyn Device>, memory: SharedRam) -> Self {
+    pub fn with(mut device: Box<dyn Device>, memory: SharedRam) -> Self {
+        for number in 0..device.facts().windows.len() {
+            device.placed(number, WINDOWS);
+        }
         let events = Arc::new(Mutex::new(Vec::new()));
         let heard = Arc::clone(&events);
         let notify: Notify = Arc::new(move |event| heard.lock().unwrap_or_else(PoisonError::into_inner).push(event));

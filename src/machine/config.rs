@@ -18,10 +18,12 @@ mod walk;
 
 use std::path::PathBuf;
 
+use devices::rate_limit::TokenBucketConfig;
 use devices::virtio::balloon::BalloonConfig;
 use devices::virtio::block::config::DriveConfig;
 use devices::virtio::fs::config::ShareConfig;
 use devices::virtio::net::config::NetConfig;
+use devices::virtio::pmem::PmemConfig;
 use devices::virtio::rng::EntropyConfig;
 use devices::virtio::vsock::VsockConfig;
 use schemars::JsonSchema;
@@ -50,6 +52,9 @@ pub struct VmConfig {
     /// Network interfaces, in the order in which the guest sees them.
     #[serde(default)]
     pub network_interfaces: Vec<NetConfig>,
+    /// Files of the host as memory of the guest: its /dev/pmem0, /dev/pmem1, ..., in this order.
+    #[serde(default)]
+    pub pmem: Vec<PmemConfig>,
     /// Directories of the host in the guest, in the order in which the guest sees them.
     #[serde(default)]
     pub shares: Vec<ShareConfig>,
@@ -83,7 +88,8 @@ pub struct BootSource {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd_path: Option<PathBuf>,
     /// Kernel command line. Where it is absent a default is used; where it says no `root=` and a drive is the root
-    /// device, `root=/dev/vda` is added, or `root=PARTUUID=` where it has a `partuuid`.
+    /// device, `root=/dev/vda` is added, or `root=PARTUUID=` where it has a `partuuid`; where a `pmem` device is, its
+    /// `root=/dev/pmemN`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_args: Option<String>,
     /// Words put behind `boot_args`, or behind the default.
@@ -161,11 +167,14 @@ pub struct SerialConfig {
     pub serial_out_path: Option<PathBuf>,
     /// `false`: the VM has no serial port.
     pub enabled: bool,
+    /// Limit of the guest's output, bytes. What comes faster waits, up to 2 MiB; what is more is dropped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<TokenBucketConfig>,
 }
 
 impl Default for SerialConfig {
     fn default() -> Self {
-        Self { serial_out_path: None, enabled: true }
+        Self { serial_out_path: None, enabled: true, rate_limiter: None }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Source: Linux, Documentation/virt/kvm/api.rst (section numbers below are its).
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::AsRawFd;
 
@@ -33,6 +34,8 @@ const NEEDED: [(Cap, &str); 9] = [
 pub struct Vm {
     kvm: Kvm,
     fd: VmFd,
+    /// The number of the next memory slot; none is used twice.
+    next_slot: Cell<u32>,
 }
 
 impl Vm {
@@ -55,7 +58,7 @@ impl Vm {
                 Err(error) => return Err(HostError::new("create a VM (KVM_CREATE_VM)", io::Error::from(error))),
             }
         };
-        let vm = Self { kvm, fd };
+        let vm = Self { kvm, fd, next_slot: Cell::new(0) };
         vm.set_up().map_err(io::Error::from).doing(|| "set up the VM's interrupt controllers")?;
         Ok(vm)
     }
@@ -96,7 +99,8 @@ impl Vm {
     /// The guest reads and writes that memory from now on: it must stay mapped until the VM is closed, and nothing in
     /// this process may hold a Rust reference into it.
     #[allow(unsafe_code)]
-    pub unsafe fn map_memory(&self, slot: u32, gpa: u64, len: u64, host: u64, readonly: bool) -> Result<(), HostError> {
+    pub unsafe fn map_memory(&self, gpa: u64, len: u64, host: u64, readonly: bool) -> Result<(), HostError> {
+        let slot = self.next_slot.get();
         let region = kvm_userspace_memory_region {
             slot,
             flags: if readonly { KVM_MEM_READONLY } else { 0 },
@@ -107,7 +111,9 @@ impl Vm {
         // SAFETY: the caller's promise is the one that the ioctl asks for.
         unsafe { self.fd.set_user_memory_region(region) }
             .map_err(io::Error::from)
-            .doing(|| format!("give the guest memory slot {slot} at {gpa:#x}"))
+            .doing(|| format!("give the guest memory slot {slot} at {gpa:#x}"))?;
+        self.next_slot.set(slot + 1);
+        Ok(())
     }
 
     /// Binds an interrupt line to a GSI (4.75, KVM_IRQFD).

@@ -18,4 +18,5 @@ pub mod signals;
 pub mod stop;
 pub mod timeline;
 pub mod vcpu;
+mod windows;
 pub mod x86_64;

@@ -21,6 +21,7 @@ use devices::virtio::mmio::MmioTransport;
 use devices::virtio::registers::{Registers, offset};
 use devices::virtio::worker::Worker;
 use devices::virtio::{Change, UpdateError};
+use devices::window::Window;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::Cap;
 use vmm_sys_util::eventfd::EventFd;
@@ -36,6 +37,7 @@ use crate::memory::{Ram, RamKind};
 use crate::plan::{Plan, Slot};
 use crate::timeline::Mark;
 use crate::vcpu::{Buses, VcpuHandle};
+use crate::windows;
 use crate::x86_64::acpi::{self, Hardware};
 use crate::x86_64::cpuid::{self, Topology};
 use crate::x86_64::regs::{self, Entry};
@@ -50,6 +52,8 @@ pub struct Machine {
     vm: Option<Vm>,
     /// Their registers are mapped into the guest, like the memory: they outlive the VM.
     devices: Vec<Attached>,
+    /// Mapped into the guest, too.
+    _windows: Vec<Arc<Window>>,
     _ram: Ram,
 }
 
@@ -70,7 +74,7 @@ impl Machine {
         events: Arc<Events>,
     ) -> Result<Self, HostError> {
         let timeline = |mark| events.timeline().mark(mark);
-        let opened = open_devices(&plan.devices)?;
+        let mut opened = open_devices(&plan.devices)?;
         // KVM_CREATE_VM waits for the host's kernel (milliseconds, for a grace period); meanwhile memory is filled.
         let (vm, loaded) = thread::scope(|scope| {
             let vm = thread::Builder::new().name("kvm".into()).spawn_scoped(scope, Vm::create);
@@ -90,6 +94,7 @@ impl Machine {
         let mut buses = Buses::default();
         let serial = console.map(|out| attach_serial(&vm, &mut buses, out, &notify)).transpose()?;
         let power = attach_registers(&vm, &mut buses, &notify)?;
+        let windows = windows::show(&vm, &mut buses, plan, &mut opened)?;
         let mut devices = Vec::new();
         for (slot, device) in plan.devices.iter().zip(opened) {
             devices.push(attach_virtio(&vm, &ram, &mut buses, slot, device, &notify)?);
@@ -99,7 +104,7 @@ impl Machine {
         let buses = Arc::new(buses);
         let vcpus = create_vcpus(&vm, plan, config.machine_config.smt, entry, &buses, &events)?;
         timeline(Mark::Vcpus);
-        Ok(Self { vcpus, serial, power, events, vm: Some(vm), devices, _ram: ram })
+        Ok(Self { vcpus, serial, power, events, vm: Some(vm), devices, _windows: windows, _ram: ram })
     }
 
     /// Lets every vCPU run. Only the boot processor has something to run; the others wait for it to start them.
@@ -215,10 +220,10 @@ fn open_devices(slots: &[Slot]) -> Result<Vec<OpenDevice>, HostError> {
 
 #[allow(unsafe_code)]
 fn map_ram(vm: &Vm, ram: &Ram) -> Result<(), HostError> {
-    for (number, (gpa, len, host)) in (0..).zip(ram.slots()) {
+    for (gpa, len, host) in ram.slots() {
         // SAFETY: the memory is mapped as long as `ram`, which the machine drops after the VM; only vm-memory's
         // volatile access touches it.
-        unsafe { vm.map_memory(number, gpa, len, host, false)? };
+        unsafe { vm.map_memory(gpa, len, host, false)? };
     }
     Ok(())
 }
@@ -300,11 +305,9 @@ fn ignore_acknowledgements(vm: &Vm, slot: &Slot) -> Result<(), HostError> {
 /// Lets the guest read a device's registers as memory: reads then cost no exit, and writes still make one.
 #[allow(unsafe_code)]
 fn show_registers(vm: &Vm, slot: &Slot, registers: &Arc<Registers>) -> Result<(), HostError> {
-    const FIRST_SLOT: usize = 16; // above those of RAM
-    let number = u32::try_from(FIRST_SLOT + slot.index).doing(|| "number a memory slot")?;
     // SAFETY: the page is `layout::VIRTIO_MMIO_LEN` bytes of atomics, which the machine keeps until the VM is closed;
     // the guest can only read it.
-    unsafe { vm.map_memory(number, slot.gpa, layout::VIRTIO_MMIO_LEN, registers.as_ptr() as u64, true) }
+    unsafe { vm.map_memory(slot.gpa, layout::VIRTIO_MMIO_LEN, registers.as_ptr() as u64, true) }
 }
 
 fn create_vcpus(

@@ -4,6 +4,7 @@
 
 mod cmdline;
 mod map;
+mod windows;
 
 use std::path::PathBuf;
 
@@ -13,6 +14,7 @@ use serde::Serialize;
 
 pub use cmdline::{DEFAULT_CMDLINE, SERIAL_CMDLINE, compose as compose_cmdline};
 pub use map::{Region, RegionKind};
+pub use windows::PlacedWindow;
 
 use crate::config::VmConfig;
 use crate::x86_64::layout;
@@ -147,7 +149,8 @@ fn default_queues(cpus: u32) -> u16 {
     u16::try_from(cpus.clamp(1, 4)).unwrap_or(4)
 }
 
-/// The root drive comes first, so that it is /dev/vda; then the other drives as listed; then the rest.
+/// The root drive comes first, so that it is /dev/vda; then the other drives as listed; then persistent memory, as listed,
+/// as Linux counts /dev/pmem0, /dev/pmem1, ...; then the rest.
 fn slots(config: &VmConfig) -> Result<Vec<Slot>, PlanError> {
     let root = config.root_drive();
     let others = (0..config.drives.len()).filter(|place| Some(*place) != root);
@@ -157,6 +160,7 @@ fn slots(config: &VmConfig) -> Result<Vec<Slot>, PlanError> {
             let queues = drive.num_queues.unwrap_or_else(|| default_queues(config.machine_config.vcpu_count));
             DeviceConfig::Block(DriveConfig { num_queues: Some(queues), ..drive.clone() })
         })
+        .chain(config.pmem.iter().map(|pmem| DeviceConfig::Pmem(pmem.clone())))
         .chain(config.network_interfaces.iter().map(|net| DeviceConfig::Net(net.clone())))
         .chain(config.shares.iter().map(|share| DeviceConfig::Fs(share.clone())))
         .chain(config.balloon.iter().map(|balloon| DeviceConfig::Balloon(balloon.clone())))
@@ -199,6 +203,10 @@ fn files(config: &VmConfig) -> Vec<FileUse> {
     for drive in &config.drives {
         let mode = if drive.is_read_only { FileMode::Read } else { FileMode::ReadWrite };
         add(&drive.path_on_host, mode, format!("drive {}", drive.drive_id));
+    }
+    for pmem in &config.pmem {
+        let mode = if pmem.writes_file() { FileMode::ReadWrite } else { FileMode::Read };
+        add(&pmem.path_on_host, mode, format!("pmem {}", pmem.id));
     }
     if config.network_interfaces.iter().any(|net| net.host_dev_name.is_some()) {
         add(&"/dev/net/tun".into(), FileMode::ReadWrite, "network".into());
@@ -287,9 +295,14 @@ mod tests {
         config.drives[0].is_read_only = true;
         config.boot_source.initrd_path = Some("i".into());
         config.serial.serial_out_path = Some("s".into());
+        config.pmem = serde_json::from_value(serde_json::json!([
+            { "id": "a", "path_on_host": "shared" }, { "id": "b", "path_on_host": "private", "private": true }
+        ]))
+        .unwrap();
         let files: Vec<_> =
             files(&config).into_iter().map(|file| (file.path.display().to_string(), file.mode)).collect();
-        let wanted = [("s", FileMode::Append), ("x", FileMode::Read), ("/dev/kvm", FileMode::ReadWrite)];
+        let wanted = [("s", FileMode::Append), ("x", FileMode::Read), ("shared", FileMode::ReadWrite)];
+        let wanted = wanted.into_iter().chain([("private", FileMode::Read), ("/dev/kvm", FileMode::ReadWrite)]);
         let wanted = wanted.into_iter().chain([("k", FileMode::Read), ("i", FileMode::Read)]);
         assert_eq!(files, wanted.map(|(path, mode)| (path.to_owned(), mode)).collect::<Vec<_>>());
     }

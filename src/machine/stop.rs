@@ -175,8 +175,8 @@ impl fmt::Display for VcpuStop {
             Self::Unexpected { reason, .. } => write!(f, "unexpected KVM exit: {reason}"),
             Self::Host(error) if error.raw_os_error() == Some(libc::EFAULT) => write!(
                 f,
-                "KVM_RUN: {error}: guest memory could not be read or written (is the kernel or initrd file being \
-                 changed while the VM runs?)"
+                "KVM_RUN: {error}: guest memory could not be read or written (was a file that it is mapped from, \
+                 kernel, initrd or pmem, made shorter while the VM runs?)"
             ),
             Self::Host(error) => write!(f, "KVM_RUN: {error}"),
         }

@@ -6,6 +6,7 @@
 mod balloon;
 mod disk;
 mod net;
+mod pmem;
 mod share;
 mod vm;
 

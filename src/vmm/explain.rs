@@ -1,4 +1,5 @@
-//! `vmm explain`: the plan, for people or programs. Touches no KVM and opens nothing but the configuration file.
+//! `vmm explain`: the plan, for people or programs. Touches no KVM and opens nothing but the configuration file; it only
+//! asks how long the files are that become memory, as their places depend on it.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -6,7 +7,7 @@ use std::process::ExitCode;
 
 use devices::virtio::DeviceConfig;
 use machine::config::VmConfig;
-use machine::plan::{FileMode, Plan, RegionKind};
+use machine::plan::{FileMode, PlacedWindow, Plan, RegionKind};
 use serde_json::{Value, json};
 
 /// Prints the plan.
@@ -29,16 +30,21 @@ fn page(config: &VmConfig, plan: &Plan) -> String {
     line("\nKernel command line");
     line(&format!("  {}", plan.cmdline));
     line("\nMemory map");
-    for region in plan.map() {
+    let (windows, unplaced) = windows(plan);
+    for region in plan.map(&windows) {
         let (indent, kind) = match region.kind {
             RegionKind::Ram => ("", "RAM"),
             RegionKind::Boot => ("  ", "boot"),
             RegionKind::Registers => ("", "registers"),
+            RegionKind::Window => ("", "window"),
             RegionKind::Kvm => ("", "KVM"),
         };
         let last = region.start + region.len.saturating_sub(1);
         let name = if region.kind == RegionKind::Ram { size(region.len) } else { region.name };
         line(&format!("  {:#014x}-{last:#014x}  {indent}{kind:<9}  {name}", region.start));
+    }
+    for text in unplaced {
+        line(&format!("  {text}"));
     }
     line("\nvirtio devices");
     if plan.devices.is_empty() {
@@ -79,6 +85,23 @@ fn page(config: &VmConfig, plan: &Plan) -> String {
     page
 }
 
+/// The windows of host memory at their places; and, from the first one on whose size is not known, why not.
+fn windows(plan: &Plan) -> (Vec<PlacedWindow>, Vec<String>) {
+    let (mut known, mut unplaced) = (Vec::new(), Vec::new());
+    for slot in &plan.devices {
+        let DeviceConfig::Pmem(pmem) = &slot.config else { continue };
+        match pmem.window_len() {
+            Ok(len) if unplaced.is_empty() => known.push((slot.index, len)),
+            Ok(_) => unplaced.push(format!("above that: virtio pmem '{}'", slot.id)),
+            Err(error) => {
+                let path = pmem.path_on_host.display();
+                unplaced.push(format!("above RAM: virtio pmem '{}', as large as {path} ({error})", slot.id));
+            }
+        }
+    }
+    (plan.place(known), unplaced)
+}
+
 fn size(bytes: u64) -> String {
     format!("{} MiB", bytes >> 20)
 }
@@ -115,6 +138,17 @@ fn what(config: &DeviceConfig) -> String {
             };
             net.guest_mac.as_ref().map_or(end.clone(), |mac| format!("{end}, {mac}"))
         }
+        DeviceConfig::Pmem(pmem) => {
+            let mode = match (pmem.read_only, pmem.private) {
+                (true, _) => "read-only",
+                (_, true) => "private",
+                _ => "read-write",
+            };
+            let root = if pmem.root_device { ", root device" } else { "" };
+            let limited = pmem.rate_limiter.is_some_and(|limits| limits.is_limit());
+            let limited = if limited { ", limited" } else { "" };
+            format!("{} ({mode}{limited}{root})", pmem.path_on_host.display())
+        }
         DeviceConfig::Rng(_) => "getrandom(2)".to_owned(),
         DeviceConfig::Vsock(vsock) => format!("CID {}, {}", vsock.guest_cid, vsock.uds_path.display()),
     }
@@ -145,6 +179,7 @@ fn document(config: &VmConfig, plan: &Plan) -> Value {
                 DeviceConfig::Block(drive) => json!(drive),
                 DeviceConfig::Fs(share) => json!(share),
                 DeviceConfig::Net(net) => json!(net),
+                DeviceConfig::Pmem(pmem) => json!(pmem),
                 DeviceConfig::Rng(entropy) => json!(entropy),
                 DeviceConfig::Vsock(vsock) => json!(vsock),
             };
@@ -159,7 +194,8 @@ fn document(config: &VmConfig, plan: &Plan) -> Value {
         "cmdline": plan.cmdline,
         "serial": plan.serial,
         "ram": plan.ram,
-        "map": plan.map(),
+        "map": plan.map(&windows(plan).0),
+        "windows": windows(plan).0,
         "devices": devices,
         "registers": plan.registers,
         "files": plan.files,

@@ -108,6 +108,14 @@ fn each_fault_of_a_document_is_one_line() {
             "vm.json:4: network-interfaces[1].host_dev_name: `t` is network-interfaces[0]'s already".into(),
         ),
         (with("\"balloon\": {\"amount_mib\": 128}"), "vm.json:3: balloon.amount_mib: must be less than the VM's memory (128 MiB), not 128".into()),
+        (
+            with("\"serial\": {\"rate_limiter\": {\"bandwidth\": 1, \"size\": 1, \"refill_time\": 1}}"),
+            "vm.json:3: serial.rate_limiter.bandwidth: unknown key; known here: one_time_burst, refill_time, size".into(),
+        ),
+        (
+            with("\"pmem\": [{\"id\": \"a\", \"path_on_host\": \".\"}]"),
+            "vm.json:3: pmem[0].path_on_host: . is a directory, not a file".into(),
+        ),
         (with("\"cpu-config\": {}"), format!("vm.json:3: cpu-config: {}", later("cpu-config"))),
         (
             with("\"machine-config\": {\"cpu_template\": \"T2\"}"),

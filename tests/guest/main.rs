@@ -14,6 +14,7 @@ mod ends;
 mod lies;
 mod login;
 mod net;
+mod pmem;
 mod rng;
 mod screen;
 mod share;

@@ -9,11 +9,13 @@ pub mod chain;
 #[cfg(test)]
 mod conformance;
 pub mod fs;
+pub mod image;
 pub mod io;
 pub mod lend;
 pub mod mmio;
 pub mod net;
 pub mod pieces;
+pub mod pmem;
 pub mod registers;
 pub mod rng;
 pub mod transport;
@@ -24,6 +26,7 @@ pub mod worker;
 
 use std::ops::Range;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
 pub use chain::Chain;
 pub use io::{Broken, Counters, Held, Io, Served};
@@ -36,8 +39,11 @@ use fs::Fs;
 use fs::config::ShareConfig;
 use net::Net;
 use net::config::NetConfig;
+use pmem::{Pmem, PmemConfig};
 use rng::{EntropyConfig, Rng};
 use vsock::{Vsock, VsockConfig};
+
+use crate::window::Window;
 
 /// What a virtio device is, as data.
 #[derive(Debug, Clone, Default)]
@@ -57,6 +63,8 @@ pub struct Facts {
     /// Queues that the device lends ([`Io::lend`]): who borrows them hears their kicks, and interrupts the driver past the
     /// registers.
     pub lent: Range<usize>,
+    /// Memory of the host that the guest shall see, in the order of [`Device::placed`]'s numbers.
+    pub windows: Vec<Arc<Window>>,
 }
 
 /// A back-end file: when it can be read, [`Device::ready`] is called with `token`. Edges only: read until it would
@@ -82,6 +90,9 @@ pub enum Stop {
 pub trait Device: Send {
     /// What the device is. Called before the worker runs and after a configuration write.
     fn facts(&self) -> Facts;
+
+    /// The guest finds window number `window` of [`Facts::windows`] at `gpa`. Before the worker runs.
+    fn placed(&mut self, _window: usize, _gpa: u64) {}
 
     /// The driver has put buffers into `queue` (or may have: once after every start). Of a queue that is lent only the
     /// start is heard.
@@ -134,6 +145,8 @@ pub enum DeviceConfig {
     Fs(ShareConfig),
     /// A network interface.
     Net(NetConfig),
+    /// A file of the host as memory.
+    Pmem(PmemConfig),
     /// A random number generator.
     Rng(EntropyConfig),
     /// Sockets between guest and host.
@@ -148,6 +161,7 @@ impl DeviceConfig {
             Self::Block(drive) => drive.drive_id.clone(),
             Self::Fs(share) => share.tag.clone(),
             Self::Net(net) => net.iface_id.clone(),
+            Self::Pmem(pmem) => pmem.id.clone(),
             Self::Rng(_) => "rng".to_owned(),
             Self::Vsock(_) => "vsock".to_owned(),
         }
@@ -160,6 +174,7 @@ impl DeviceConfig {
             Self::Block(_) => "block",
             Self::Fs(_) => "file system",
             Self::Net(_) => "net",
+            Self::Pmem(_) => "pmem",
             Self::Rng(_) => "entropy",
             Self::Vsock(_) => "vsock",
         }
@@ -185,6 +200,7 @@ pub fn open(config: &DeviceConfig) -> Result<Box<dyn Device>, OpenError> {
         DeviceConfig::Block(drive) => Box::new(Block::open(drive)?),
         DeviceConfig::Fs(share) => Box::new(Fs::open(share)?),
         DeviceConfig::Net(net) => Box::new(Net::open(net)?),
+        DeviceConfig::Pmem(pmem) => Box::new(Pmem::open(pmem)?),
         DeviceConfig::Rng(entropy) => Box::new(Rng::new(entropy)?),
         DeviceConfig::Vsock(vsock) => Box::new(Vsock::open(vsock)?),
     })

@@ -30,6 +30,8 @@ pub enum Change {
     Block(BlockChange),
     /// Of a network interface.
     Net(NetChange),
+    /// Of a file as memory: its limits.
+    Pmem(RateLimiterConfig),
     /// Of a random number generator: its limits.
     Rng(RateLimiterConfig),
 }
@@ -42,6 +44,7 @@ impl DeviceConfig {
             Self::Balloon(_) => &["amount_mib", "stats_polling_interval_s"],
             Self::Block(_) => &["drive_id", "path_on_host", "rate_limiter"],
             Self::Net(_) => &["iface_id", "rx_rate_limiter", "tx_rate_limiter"],
+            Self::Pmem(_) => &["id", "rate_limiter"],
             Self::Rng(_) => &["rate_limiter"],
             Self::Fs(_) | Self::Vsock(_) => &[],
         }
@@ -75,6 +78,7 @@ impl DeviceConfig {
                 receive: limits("rx_rate_limiter", &net.rx_rate_limiter),
                 transmit: limits("tx_rate_limiter", &net.tx_rate_limiter),
             }),
+            Self::Pmem(pmem) => Change::Pmem(pmem.rate_limiter.unwrap_or_default()),
             Self::Rng(entropy) => Change::Rng(entropy.rate_limiter.unwrap_or_default()),
             Self::Fs(_) | Self::Vsock(_) => return Err(UpdateError::new("nothing is to be changed")),
         })

@@ -9,12 +9,11 @@ use super::fault::Problem;
 use super::path::JsonPath;
 
 /// Firecracker's keys without a meaning here, by the object that they are in.
-const LATER: [(&str, &[&str]); 5] = [
-    ("", &["cpu-config", "memory-hotplug", "metrics", "mmds-config", "pmem"]),
+const LATER: [(&str, &[&str]); 4] = [
+    ("", &["cpu-config", "memory-hotplug", "metrics", "mmds-config"]),
     ("balloon", &["free_page_hinting"]),
     ("machine-config", &["cpu_template"]),
     ("drives", &["socket"]),
-    ("serial", &["rate_limiter"]),
 ];
 
 /// The names of log levels as Firecracker reads them: in any case, and with a short form.
@@ -85,7 +84,7 @@ mod tests {
     #[test]
     fn what_asks_for_nothing_is_taken_out() {
         let mut document = json!({
-            "balloon": { "free_page_hinting": false }, "pmem": [], "network-interfaces": [],
+            "balloon": { "free_page_hinting": false }, "mmds-config": null, "network-interfaces": [],
             "machine-config": { "cpu_template": "None", "smt": false },
             "drives": [{ "drive_id": "a", "socket": null }],
             "logger": { "level": "WARN" }, "unknown": null
@@ -102,7 +101,7 @@ mod tests {
     fn what_asks_for_something_is_refused_by_name() {
         let mut document = json!({
             "metrics": { "metrics_path": "m" }, "machine-config": { "cpu_template": "T2" },
-            "drives": [{}, { "socket": "x" }], "serial": { "rate_limiter": {} }
+            "drives": [{}, { "socket": "x" }]
         });
         let problems: Vec<_> = settle(&mut document).into_iter().map(|p| format!("{}: {}", p.path, p.text)).collect();
         let refused = |path: &str, key: &str| format!("{path}: `{key}` (Firecracker's) is not in this version of vmm");
@@ -112,7 +111,6 @@ mod tests {
                 refused("metrics", "metrics"),
                 refused("machine-config.cpu_template", "cpu_template"),
                 refused("drives[1].socket", "socket"),
-                refused("serial.rate_limiter", "rate_limiter"),
             ]
         );
     }

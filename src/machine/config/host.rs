@@ -66,6 +66,10 @@ impl VmConfig {
             let path = JsonPath::keys(["drives"]).index(index).key("path_on_host");
             add(path, bad_disk(&drive.path_on_host, drive.is_read_only).or_else(|| self.shared_disk(index)));
         }
+        for (index, pmem) in self.pmem.iter().enumerate() {
+            let path = JsonPath::keys(["pmem"]).index(index).key("path_on_host");
+            add(path, bad_memory(&pmem.path_on_host, pmem.writes_file()).or_else(|| self.shared_pmem(index)));
+        }
         for (index, share) in self.shares.iter().enumerate() {
             let path = JsonPath::keys(["shares"]).index(index).key("path_on_host");
             add(path, bad_directory(&share.path_on_host));
@@ -86,6 +90,36 @@ impl VmConfig {
         let other = earlier.iter().filter(writes).find(same)?;
         Some(format!("{} is drive {}'s file too; both must be read-only", drive.path_on_host.display(), other.drive_id))
     }
+
+    /// Whether a pmem device's file is that of a drive or of an earlier one, and one of them writes.
+    fn shared_pmem(&self, index: usize) -> Option<String> {
+        let pmem = self.pmem.get(index)?;
+        let drives =
+            self.drives.iter().map(|drive| ("drive", &drive.drive_id, &drive.path_on_host, !drive.is_read_only));
+        let earlier = self.pmem.iter().take(index);
+        let earlier = earlier.map(|other| ("pmem", &other.id, &other.path_on_host, other.writes_file()));
+        let file = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
+        let this = file(&pmem.path_on_host)?;
+        let (device, id, ..) = drives
+            .chain(earlier)
+            .filter(|(.., writes)| *writes || pmem.writes_file())
+            .find(|(_, _, path, _)| file(path) == Some(this))?;
+        Some(format!("{} is {device} {id}'s file too; both must only read it", pmem.path_on_host.display()))
+    }
+}
+
+/// What is wrong with a file that shall be memory of the guest.
+fn bad_memory(path: &Path, writes: bool) -> Option<String> {
+    bad_image(path).or_else(|| match OpenOptions::new().read(true).write(writes).open(path) {
+        Ok(file) => {
+            let empty = file.metadata().is_ok_and(|found| found.len() == 0);
+            empty.then(|| format!("{} is empty", path.display()))
+        }
+        Err(error) => {
+            let refused = refused_to("write", path, &error);
+            Some(format!("{refused}; it can be read: make the device read-only or private?"))
+        }
+    })
 }
 
 fn bad_image(path: &Path) -> Option<String> {
@@ -267,6 +301,43 @@ mod tests {
         for (first, second) in [(false, false), (true, false), (false, true)] {
             assert_eq!(shared(first, second), [wanted.as_str()]);
         }
+    }
+
+    #[test]
+    fn memory_is_a_file_and_has_one_writer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        write_kernel(&dir.path().join("file"));
+        fs::write(path("empty"), "").unwrap();
+        let found = |drives: serde_json::Value, pmem: serde_json::Value| {
+            let boot = json!({ "kernel_image_path": path("file") });
+            problems(json!({ "boot-source": boot, "drives": drives, "pmem": pmem }), &PLENTY)
+        };
+        let pmem = |id: &str, file: &str, mode: &str| {
+            let mut pmem = json!({ "id": id, "path_on_host": path(file) });
+            pmem[mode] = json!(true);
+            pmem
+        };
+        assert_eq!(
+            found(
+                json!([]),
+                json!([pmem("a", "", "private"), pmem("b", "none", "read_only"), pmem("c", "empty", "private")])
+            ),
+            [
+                format!("pmem[0].path_on_host: {}/ is a directory, not a file", dir.path().display()),
+                format!("pmem[1].path_on_host: {} does not exist", path("none")),
+                format!("pmem[2].path_on_host: {} is empty", path("empty")),
+            ]
+        );
+        let only_read = json!([pmem("a", "file", "private"), pmem("b", "file", "read_only")]);
+        let drive = |ro| json!([{ "drive_id": "d", "path_on_host": path("file"), "is_read_only": ro }]);
+        assert_eq!(found(drive(true), only_read.clone()), [""; 0]);
+        let too = |device: &str| format!("{} is {device}'s file too; both must only read it", path("file"));
+        let (first, second) = ("pmem[0].path_on_host: ", "pmem[1].path_on_host: ");
+        let wanted = [format!("{first}{}", too("drive d")), format!("{second}{}", too("drive d"))];
+        assert_eq!(found(drive(false), only_read), wanted);
+        let writer = json!([pmem("a", "file", "private"), { "id": "b", "path_on_host": path("file") }]);
+        assert_eq!(found(json!([]), writer), [format!("{second}{}", too("pmem a"))]);
     }
 
     #[test]

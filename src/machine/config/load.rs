@@ -91,7 +91,7 @@ fn parse(source: Source<'_>) -> Result<Value, Faults> {
 }
 
 /// The keys whose values are lists.
-const LISTS: [&str; 3] = ["drives", "network-interfaces", "shares"];
+const LISTS: [&str; 4] = ["drives", "network-interfaces", "pmem", "shares"];
 
 fn typed(document: &Value) -> Result<VmConfig, String> {
     // serde would also take a list of values for an object.

@@ -1,5 +1,7 @@
 //! What a well-typed configuration may still say wrong. Pure: no look at the host.
 
+mod pmem;
+
 use std::collections::HashMap;
 
 use devices::rate_limit::RateLimiterConfig;
@@ -29,6 +31,7 @@ impl VmConfig {
         self.check_boot(&mut problems);
         self.check_drives(&mut problems);
         self.check_interfaces(&mut problems);
+        self.check_pmem(&mut problems);
         self.check_shares(&mut problems);
         self.check_balloon(&mut problems);
         self.check_vsock(&mut problems);
@@ -123,6 +126,7 @@ impl VmConfig {
             + usize::from(self.balloon.is_some())
             + usize::from(self.vsock.is_some())
             + self.network_interfaces.len()
+            + self.pmem.len()
             + self.shares.len();
         if devices > layout::VIRTIO_MMIO_MAX {
             let text = format!("{devices} devices are too many: there is room for {}", layout::VIRTIO_MMIO_MAX);
@@ -267,7 +271,16 @@ impl VmConfig {
         let shares = self.shares.iter().enumerate().map(|(index, share)| {
             (JsonPath::keys(["shares"]).index(index).key("path_on_host"), Some(&share.path_on_host))
         });
-        single.into_iter().chain(drives).chain(shares).filter_map(|(path, file)| Some((path, file?.as_path())))
+        let pmem =
+            self.pmem.iter().enumerate().map(|(index, pmem)| {
+                (JsonPath::keys(["pmem"]).index(index).key("path_on_host"), Some(&pmem.path_on_host))
+            });
+        single
+            .into_iter()
+            .chain(drives)
+            .chain(pmem)
+            .chain(shares)
+            .filter_map(|(path, file)| Some((path, file?.as_path())))
     }
 }
 

@@ -32,10 +32,8 @@ pub fn compose(config: &VmConfig) -> String {
     let append = source.boot_args_append.as_deref().unwrap_or_default().trim();
     let has_root =
         [words.as_str(), append].iter().flat_map(|text| kernel_words(text)).any(|word| word.starts_with("root="));
-    if let Some(drive) = config.root_drive().and_then(|place| config.drives.get(place)).filter(|_| !has_root) {
-        let mode = if drive.is_read_only { "ro" } else { "rw" };
-        let device = drive.partuuid.as_ref().map_or_else(|| "/dev/vda".to_owned(), |id| format!("PARTUUID={id}"));
-        words = insert(&words, &format!("root={device} {mode}"));
+    if let Some(root) = root(config).filter(|_| !has_root) {
+        words = insert(&words, &root);
     }
     if !append.is_empty() {
         if !words.is_empty() {
@@ -44,6 +42,21 @@ pub fn compose(config: &VmConfig) -> String {
         words.push_str(append);
     }
     words
+}
+
+/// The words that name the root device of `config`: a drive, or else a file as memory.
+fn root(config: &VmConfig) -> Option<String> {
+    let (device, read_only) = match config.root_drive().and_then(|place| config.drives.get(place)) {
+        Some(drive) => {
+            let partition = drive.partuuid.as_ref().map(|id| format!("PARTUUID={id}"));
+            (partition.unwrap_or_else(|| "/dev/vda".to_owned()), drive.is_read_only)
+        }
+        None => {
+            let (place, pmem) = config.pmem.iter().enumerate().find(|(_, pmem)| pmem.root_device)?;
+            (format!("/dev/pmem{place}"), pmem.read_only)
+        }
+    };
+    Some(format!("root={device} {}", if read_only { "ro" } else { "rw" }))
 }
 
 /// The words for the kernel: what follows `--` is for init.
@@ -102,6 +115,20 @@ mod tests {
         let boot = serde_json::json!({ "kernel_image_path": "k", "boot_args": "a" });
         let config = serde_json::from_value(serde_json::json!({ "boot-source": boot, "drives": [drive] })).unwrap();
         assert_eq!(compose(&config), "a root=PARTUUID=0eaa91a0-01 rw");
+    }
+
+    #[test]
+    fn the_root_may_be_memory() {
+        for (mode, words) in [("read_only", "ro"), ("private", "rw")] {
+            let mut root = serde_json::json!({ "id": "r", "path_on_host": "r", "root_device": true });
+            root[mode] = true.into();
+            let config = serde_json::from_value(serde_json::json!({
+                "boot-source": { "kernel_image_path": "k", "boot_args": "a" },
+                "drives": [{ "drive_id": "d", "path_on_host": "d" }],
+                "pmem": [{ "id": "p", "path_on_host": "p" }, root]
+            }));
+            assert_eq!(compose(&config.unwrap()), format!("a root=/dev/pmem1 {words}"));
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Plan, RamRange};
+use super::{PlacedWindow, Plan, RamRange};
 use crate::x86_64::layout;
 
 /// What is behind a range of guest-physical addresses.
@@ -15,6 +15,8 @@ pub enum RegionKind {
     Boot,
     /// Registers.
     Registers,
+    /// Memory of the host that is not the guest's RAM.
+    Window,
     /// Used by KVM itself.
     Kvm,
 }
@@ -33,8 +35,8 @@ pub struct Region {
 }
 
 impl Plan {
-    /// Everything in the guest's address space, ascending.
-    pub fn map(&self) -> Vec<Region> {
+    /// Everything in the guest's address space, ascending; `windows` is what [`Plan::place`] has placed.
+    pub fn map(&self, windows: &[PlacedWindow]) -> Vec<Region> {
         const PAGE: u64 = 4096;
         let region = |start, len, kind, name: &str| Region { start, len, kind, name: name.to_owned() };
         let boot = |start, len, name| region(start, len, RegionKind::Boot, name);
@@ -57,6 +59,12 @@ impl Plan {
             let name = format!("virtio {} '{}'", slot.config.kind_name(), slot.id);
             region(slot.gpa, layout::VIRTIO_MMIO_LEN, RegionKind::Registers, &name)
         }));
+        map.extend(windows.iter().map(|window| {
+            let slot = self.devices.get(window.slot);
+            let name =
+                slot.map_or_else(String::new, |slot| format!("virtio {} '{}'", slot.config.kind_name(), slot.id));
+            region(window.start, window.len, RegionKind::Window, &name)
+        }));
         map.extend([
             region(layout::IOAPIC, PAGE, RegionKind::Registers, "I/O APIC"),
             region(layout::LAPIC, PAGE, RegionKind::Registers, "local APIC"),
@@ -77,11 +85,16 @@ mod tests {
     fn nothing_overlaps() {
         let document = serde_json::json!({
             "boot-source": { "kernel_image_path": "k" }, "machine-config": { "mem_size_mib": 8192 },
-            "drives": [{ "drive_id": "a", "path_on_host": "a" }, { "drive_id": "b", "path_on_host": "b" }]
+            "drives": [{ "drive_id": "a", "path_on_host": "a" }, { "drive_id": "b", "path_on_host": "b" }],
+            "pmem": [{ "id": "c", "path_on_host": "c" }]
         });
         let config: VmConfig = serde_json::from_value(document).unwrap();
-        let map = Plan::of(&config).unwrap().map();
-        for wanted in [&[RegionKind::Boot][..], &[RegionKind::Ram, RegionKind::Registers, RegionKind::Kvm]] {
+        let plan = Plan::of(&config).unwrap();
+        let map = plan.map(&plan.place([(2, 1 << 32)]));
+        let backed = [RegionKind::Ram, RegionKind::Registers, RegionKind::Kvm, RegionKind::Window];
+        let window = map.iter().find(|region| region.kind == RegionKind::Window).unwrap();
+        assert_eq!(window.name, "virtio pmem 'c'");
+        for wanted in [&[RegionKind::Boot][..], &backed] {
             let regions: Vec<_> = map.iter().filter(|region| wanted.contains(&region.kind)).collect();
             assert!(regions.windows(2).all(|two| two[0].start + two[0].len <= two[1].start), "{regions:#x?}");
         }

@@ -55,6 +55,17 @@ pub fn leaves(
     leaves
 }
 
+/// Bits of a guest-physical address, as KVM says (leaf 0x8000_0008): EAX 23:16 where it sets them, else those of the
+/// processor, EAX 7:0.
+pub fn address_bits(supported: &[kvm_cpuid_entry2]) -> u32 {
+    const WITHOUT_THE_LEAF: u32 = 36;
+    let eax = supported.iter().find(|leaf| leaf.function == 0x8000_0008).map_or(WITHOUT_THE_LEAF, |leaf| leaf.eax);
+    match (eax >> 16 & 0xff, eax & 0xff) {
+        (0, bits) => bits,
+        (guest, _) => guest,
+    }
+}
+
 /// Leaves that are written anew rather than edited.
 fn is_rebuilt(function: u32) -> bool {
     matches!(function, 0xb | 0x1f | 0x8000_001d | 0x8000_001e)

@@ -5,7 +5,7 @@
 //!              reset vector at 0xf_fff0)
 //! 0x0010_0000  RAM up to 3 GiB
 //! 0xc000_0000  the 32-bit gap: virtio-mmio registers, IOAPIC, LAPIC, KVM's TSS
-//! 0x1_0000_0000  the rest of RAM
+//! 0x1_0000_0000  the rest of RAM; above all RAM, windows of host memory (virtio-pmem)
 //! ```
 
 /// Smallest guest memory, MiB.
@@ -46,6 +46,10 @@ pub const HIGH_RAM: u64 = 0x10_0000;
 pub const GAP_START: u64 = 0xc000_0000;
 /// End of the 32-bit gap: the rest of RAM starts here.
 pub const GAP_END: u64 = 0x1_0000_0000;
+
+/// Windows of host memory start at multiples of this, above RAM: a section of Linux's memory map (SECTION_SIZE_BITS on
+/// x86-64), so that no two of them share one, nor one of them with RAM.
+pub const WINDOW_ALIGN: u64 = 128 << 20;
 
 /// Register windows of virtio-mmio devices, one after another.
 pub const VIRTIO_MMIO: u64 = 0xd000_0000;

@@ -10,6 +10,7 @@ use super::Failure;
 use super::balloon;
 use super::disk::{self, Disk};
 use super::net;
+use super::pmem;
 use super::share;
 
 /// The flags that describe a VM.
@@ -58,6 +59,10 @@ pub struct VmArgs {
     /// Options: ,ro ,virtiofsd=PROGRAM. Repeatable
     #[arg(long, value_name = "DIR[:TAG][,ro]", value_parser = share::parse, help_heading = "Devices")]
     pub share: Vec<Value>,
+    /// A file as memory of the guest: its /dev/pmem0, /dev/pmem1, ... Options: ,ro ,private (writes stay in this VM) ,root (the
+    /// root file system) ,id=NAME. Repeatable
+    #[arg(long, value_name = "PATH[,ro]", value_parser = pmem::parse, help_heading = "Devices")]
+    pub pmem: Vec<Value>,
     /// A memory balloon: the memory that the guest is asked to give back, maybe 0. Options: ,deflate_on_oom ,stats=SECONDS
     /// ,no_reporting (else the guest's free pages go back to the host)
     #[arg(long, value_name = "SIZE[,OPTION]", value_parser = balloon::parse, help_heading = "Devices")]
@@ -168,6 +173,7 @@ impl VmArgs {
         edits.extend(self.rootfs.iter().flat_map(root_edits));
         edits.extend(self.disk.iter().enumerate().map(|(place, disk)| disk_edit(place, disk)));
         edits.extend(self.net.iter().enumerate().map(|(place, net)| net_edit(place, net)));
+        edits.extend(self.pmem.iter().enumerate().map(|(place, pmem)| pmem_edit(place, pmem)));
         let end = JsonPath::keys(["shares"]).join(machine::config::Step::Next);
         edits.extend(self.share.iter().map(|share| Edit::set(end.clone(), share.clone(), "--share")));
         let settings = self.set.iter();
@@ -222,6 +228,16 @@ fn net_edit(place: usize, net: &Value) -> Edit {
     }
     let end = JsonPath::keys(["network-interfaces"]).join(machine::config::Step::Next);
     Edit::set(end, net, "--net")
+}
+
+/// `--pmem` adds a file as memory; `pmem0`, `pmem1`, ... are their names.
+fn pmem_edit(place: usize, pmem: &Value) -> Edit {
+    let mut pmem = pmem.clone();
+    if let Some(pmem) = pmem.as_object_mut() {
+        pmem.entry("id").or_insert_with(|| format!("pmem{place}").into());
+    }
+    let end = JsonPath::keys(["pmem"]).join(machine::config::Step::Next);
+    Edit::set(end, pmem, "--pmem")
 }
 
 fn read(path: &Path) -> Result<String, String> {
@@ -347,6 +363,7 @@ mod tests {
             memory: Some(512),
             rootfs: Some(disk::parse("r.img,ro").unwrap()),
             disk: vec![disk::parse("x").unwrap(), disk::parse("y,id=why,direct").unwrap()],
+            pmem: vec![pmem::parse("m,id=mem").unwrap(), pmem::parse("n,private").unwrap()],
             set: vec![setting("machine-config.smt=true").unwrap()],
             log_level: Some("debug".into()),
             ..kernel()
@@ -357,6 +374,8 @@ mod tests {
             config.drives.iter().map(|d| (d.drive_id.as_str(), d.is_root_device, d.is_read_only)).collect();
         assert_eq!(drives, [("rootfs", true, true), ("disk1", false, false), ("why", false, false)]);
         assert_eq!(config.drives.iter().map(|drive| drive.direct).collect::<Vec<_>>(), [false, false, true]);
+        let pmem: Vec<_> = config.pmem.iter().map(|it| (it.id.as_str(), it.private)).collect();
+        assert_eq!(pmem, [("mem", false), ("pmem1", true)]);
         assert!(config.machine_config.smt && config.entropy.is_some());
         assert_eq!(config.logger.unwrap().level, machine::config::LogLevel::Debug);
         assert!(loaded(VmArgs { no_rng: true, ..kernel() }).entropy.is_none());

@@ -1,7 +1,7 @@
 //! The file behind a disk: a raw image or a block device of the host.
 //!
 //! The control thread opens and locks it here; `transfer.rs` is what the disk's worker does with it.
-#![allow(unsafe_code)] // fcntl(2), ioctl(2) and statx(2)
+#![allow(unsafe_code)] // ioctl(2) and statx(2)
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -12,6 +12,7 @@ use std::path::Path;
 use super::config::DriveConfig;
 use super::transfer::{Alignment, Bounce};
 use crate::virtio::OpenError;
+use crate::virtio::image::{Opening, cause, special};
 use crate::virtio::pieces::Pieces;
 
 /// Bytes of a sector of the virtio-block interface (virtio 1.2, 5.2.4).
@@ -58,16 +59,15 @@ impl DiskFile {
 
     /// Takes the lock of the image of `config`, which this is.
     pub fn lock(&self, config: &DriveConfig) -> Result<(), OpenError> {
-        lock(&self.file, config.is_read_only, &Opening { id: &config.drive_id, path: &config.path_on_host })
+        opening(&config.drive_id, &config.path_on_host).lock(&self.file, config.is_read_only)
     }
 
     /// Opens the image of `config`; nobody may use it before it is locked.
     pub fn open_unlocked(config: &DriveConfig) -> Result<Self, OpenError> {
-        let opening = Opening { id: &config.drive_id, path: &config.path_on_host };
+        let opening = opening(&config.drive_id, &config.path_on_host);
         let (id, path) = (opening.id, opening.path);
-        // Before the open: that of a FIFO would wait for its other end.
-        let kind = std::fs::metadata(path).map_err(|error| opening.refused(&error))?.file_type();
-        if let Some(what) = unusable(kind) {
+        let kind = opening.kind()?;
+        if let Some(what) = special(kind) {
             return Err(opening.error(&format!("it is {what}, not a raw image file or a block device")));
         }
         let mut file = OpenOptions::new()
@@ -75,7 +75,7 @@ impl DiskFile {
             .write(!config.is_read_only)
             .custom_flags(if config.direct { libc::O_DIRECT } else { 0 })
             .open(path)
-            .map_err(|error| opening.not_openable(&error, config))?;
+            .map_err(|error| not_openable(&opening, &error, config))?;
         let bytes = file.seek(SeekFrom::End(0)).map_err(|error| opening.refused(&error))?;
         let len = bytes.saturating_sub(bytes % SECTOR);
         if len == 0 {
@@ -136,49 +136,6 @@ impl DiskFile {
     }
 }
 
-/// What a file is when it can not be a disk.
-fn unusable(kind: std::fs::FileType) -> Option<&'static str> {
-    match () {
-        () if kind.is_file() || kind.is_block_device() => None,
-        () if kind.is_dir() => Some("a directory"),
-        () if kind.is_char_device() => Some("a character device"),
-        () if kind.is_fifo() => Some("a named pipe"),
-        () if kind.is_socket() => Some("a socket"),
-        () => Some("a special file"),
-    }
-}
-
-/// Takes an open-file-description lock on the whole file (fcntl(2)): exclusive for a writer, shared for readers. It is
-/// advisory and goes with the file descriptor.
-fn lock(file: &File, read_only: bool, opening: &Opening<'_>) -> Result<(), OpenError> {
-    let kind = if read_only { libc::F_RDLCK } else { libc::F_WRLCK };
-    let request = libc::flock {
-        l_type: i16::try_from(kind).unwrap_or(0),
-        l_whence: i16::try_from(libc::SEEK_SET).unwrap_or(0),
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    // SAFETY: the descriptor is open, and F_OFD_SETLK only reads the struct, which lives across the call.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const request) } == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::EAGAIN | libc::EACCES) if read_only => {
-            Err(opening.error("another process has the image open for writing; give each VM its own copy"))
-        }
-        Some(libc::EAGAIN | libc::EACCES) => Err(opening.error(
-            "another process uses the image; give each VM its own copy, or let all of them only read it \
-             (is_read_only, --disk PATH,ro)",
-        )),
-        _ => {
-            tracing::warn!(disk = opening.id, "the image is used without a lock: its file system has none ({error})");
-            Ok(())
-        }
-    }
-}
-
 /// Asks a block device for its sizes; nothing when it does not answer sensibly.
 fn topology(file: &File) -> Option<Topology> {
     let ask = |request: libc::Ioctl| -> Option<u32> {
@@ -211,38 +168,22 @@ fn alignment(file: &File, topology: Option<Topology>) -> Alignment {
     }
 }
 
-/// What errors of opening are about.
-struct Opening<'a> {
-    id: &'a str,
-    path: &'a Path,
+/// Says why the file of `config` could not be opened, with the cure where one is known.
+fn not_openable(opening: &Opening<'_>, error: &io::Error, config: &DriveConfig) -> OpenError {
+    let cure = match error.raw_os_error() {
+        Some(libc::EACCES | libc::EPERM | libc::EROFS) if !config.is_read_only => {
+            "; a disk that the guest need not write can be opened read-only (is_read_only, --disk PATH,ro)"
+        }
+        Some(libc::EINVAL) if config.direct => "; its file system has no O_DIRECT (direct, --disk PATH,direct)",
+        Some(libc::EBUSY) => "; the host itself uses it (is it mounted?)",
+        _ => "",
+    };
+    opening.error(&format!("{}{cure}", cause(error)))
 }
 
-impl Opening<'_> {
-    fn error(&self, why: &str) -> OpenError {
-        OpenError::new(format!("open disk '{}' at {}: {why}", self.id, self.path.display()))
-    }
-
-    fn refused(&self, error: &io::Error) -> OpenError {
-        self.error(&cause(error))
-    }
-
-    fn not_openable(&self, error: &io::Error, config: &DriveConfig) -> OpenError {
-        let cure = match error.raw_os_error() {
-            Some(libc::EACCES | libc::EPERM | libc::EROFS) if !config.is_read_only => {
-                "; a disk that the guest need not write can be opened read-only (is_read_only, --disk PATH,ro)"
-            }
-            Some(libc::EINVAL) if config.direct => "; its file system has no O_DIRECT (direct, --disk PATH,direct)",
-            Some(libc::EBUSY) => "; the host itself uses it (is it mounted?)",
-            _ => "",
-        };
-        self.error(&format!("{}{cure}", cause(error)))
-    }
-}
-
-/// The system's own words, without the number that io::Error adds.
-fn cause(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or_default().to_owned()
+/// A disk's file, for the words of errors.
+fn opening<'a>(id: &'a str, path: &'a Path) -> Opening<'a> {
+    Opening { device: "disk", id, path, read_only_by: "is_read_only, --disk PATH,ro" }
 }
 
 #[cfg(test)]
@@ -292,10 +233,10 @@ mod tests {
 
     #[test]
     fn a_refused_open_names_the_cure() {
-        let opening = Opening { id: "d", path: Path::new("/x") };
+        let opening = opening("d", Path::new("/x"));
         let text = |number, read_only| {
             let config = DriveConfig { direct: true, ..config(Path::new("/x"), read_only) };
-            opening.not_openable(&io::Error::from_raw_os_error(number), &config).to_string()
+            not_openable(&opening, &io::Error::from_raw_os_error(number), &config).to_string()
         };
         assert_eq!(
             text(libc::EACCES, false),

@@ -22,6 +22,7 @@ use super::block::config::{CacheType, DriveConfig, IoEngine};
 use super::fs::config::ShareConfig;
 use super::fs::tests::fake_share;
 use super::net::config::NetConfig;
+use super::pmem::PmemConfig;
 use super::registers::offset;
 use super::rng::EntropyConfig;
 use super::transport::RING_FEATURES;
@@ -107,6 +108,8 @@ fn every_device() -> Vec<Subject> {
         Subject { writes: false, ..Subject::new("balloon", balloon(), 5, 0) },
         Subject { open: fake_share, ..Subject::new("share", DeviceConfig::Fs(ShareConfig::default()), 26, 1) },
         Subject::new("rng", DeviceConfig::Rng(EntropyConfig::default()), 4, 0),
+        pmem("pmem", true),
+        pmem("read-only pmem", false),
         vsock(),
         Subject { queue: 1, header: &[7; 80], writes: false, ..net("net, transmit") },
         Subject {
@@ -133,6 +136,15 @@ fn vsock() -> Subject {
     let uds_path = folder.path().join("sock");
     let config = DeviceConfig::Vsock(VsockConfig { guest_cid: 3, uds_path, vsock_id: None });
     Subject { header: &[0; 44], writes: false, _kept: Box::new(folder), ..Subject::new("vsock", config, 19, 1) }
+}
+
+/// Its requests are flushes.
+fn pmem(name: &'static str, writes: bool) -> Subject {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(3 << 20).unwrap();
+    let path_on_host = image.path().to_owned();
+    let pmem = PmemConfig { id: "pmem".into(), path_on_host, read_only: !writes, ..PmemConfig::default() };
+    Subject { header: &[0; 4], _kept: Box::new(image), ..Subject::new(name, DeviceConfig::Pmem(pmem), 27, 0) }
 }
 
 fn net(name: &'static str) -> Subject {
