@@ -202,7 +202,7 @@ fn console(config: &VmConfig) -> Result<Option<ConsoleOut>, HostError> {
         }
         None => File::from(io::stdout().as_fd().try_clone_to_owned().doing(|| "use standard output")?),
     };
-    ConsoleOut::new(file).doing(|| "start the console's thread").map(Some)
+    ConsoleOut::new(file, config.serial.rate_limiter.as_ref()).doing(|| "start the console's thread").map(Some)
 }
 
 /// Standard input, if there is a serial port to read it.

@@ -2,7 +2,7 @@
 //!
 //! A vCPU thread only ever appends to the queue, so a slow terminal or a full pipe never holds it up. The thread
 //! `console` wakes up once for a burst, not for every byte, and does the blocking write(2). When the queue is full the
-//! newest bytes are dropped, and a line says how many.
+//! newest bytes are dropped, and a line says how many. A rate limit slows the thread down, never the vCPU.
 #![allow(unsafe_code)] // poll(2)
 
 use std::fs::File;
@@ -11,6 +11,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::rate_limit::{RateLimiter, RateLimiterConfig, TokenBucketConfig};
 
 /// Most bytes that wait, those being written included.
 pub const LIMIT: usize = 2 << 20;
@@ -56,6 +58,14 @@ struct State {
     broken: bool,
 }
 
+/// How fast the thread may write.
+struct Pace {
+    limiter: RateLimiter,
+    /// Most bytes of one write, so that they come evenly.
+    most: usize,
+    since: Instant,
+}
+
 /// The last bytes of a stream.
 #[derive(Default)]
 struct Tail {
@@ -64,11 +74,13 @@ struct Tail {
 }
 
 impl ConsoleOut {
-    /// Writes to `out`, which may be anything that write(2) takes, blocking or not.
-    pub fn new(out: impl Into<OwnedFd>) -> io::Result<Self> {
+    /// Writes to `out`, which may be anything that write(2) takes, blocking or not; no faster than `limit`, if there is
+    /// one. What waits when the queue is flushed or dropped is at most [`LIMIT`], and is written at once.
+    pub fn new(out: impl Into<OwnedFd>, limit: Option<&TokenBucketConfig>) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let (mine, out) = (Arc::clone(&shared), File::from(out.into()));
-        thread::Builder::new().name("console".to_owned()).stack_size(128 << 10).spawn(move || mine.run(&out))?;
+        let pace = limit.and_then(Pace::new);
+        thread::Builder::new().name("console".to_owned()).stack_size(128 << 10).spawn(move || mine.run(&out, pace))?;
         Ok(Self(Arc::new(Handle(shared))))
     }
 
@@ -139,12 +151,13 @@ impl Shared {
     }
 
     /// The thread.
-    fn run(&self, out: &File) {
+    fn run(&self, out: &File, mut pace: Option<Pace>) {
         let mut burst = Vec::new();
         while self.take(&mut burst) {
             let mut rest = burst.as_slice();
             while !rest.is_empty() {
-                let done = write_some(out, rest);
+                let now = pace.as_mut().and_then(|pace| rest.get(..self.wait(pace, rest.len()))).unwrap_or(rest);
+                let done = write_some(out, now);
                 let mut state = self.lock();
                 match done {
                     Ok(done) => {
@@ -165,6 +178,18 @@ impl Shared {
                 burst = Vec::new();
             }
         }
+    }
+
+    /// Waits until some of `len` bytes may be written, and says how many. When the end is near that is now.
+    fn wait(&self, pace: &mut Pace, len: usize) -> usize {
+        let len = len.min(pace.most);
+        let mut state = self.lock();
+        while !state.flushing && !state.closing {
+            let tokens = u64::try_from(len).unwrap_or(u64::MAX);
+            let Err(time) = pace.limiter.take(tokens, pace.since.elapsed()) else { break };
+            state = self.filled.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        len
     }
 
     /// Waits for a burst and takes it. False when there will never be another.
@@ -193,6 +218,17 @@ impl Shared {
         std::mem::swap(&mut state.queue, burst);
         state.writing = burst.len();
         true
+    }
+}
+
+impl Pace {
+    /// Nothing where `config` limits nothing.
+    fn new(config: &TokenBucketConfig) -> Option<Self> {
+        let config = RateLimiterConfig { bandwidth: Some(*config), ops: None };
+        let size = config.bandwidth.map_or(0, |bucket| bucket.size);
+        let most = usize::try_from(size).unwrap_or(usize::MAX).clamp(1, BURST_LEN);
+        let limiter = RateLimiter::new(&config, Duration::ZERO);
+        config.is_limit().then(|| Self { limiter, most, since: Instant::now() })
     }
 }
 
@@ -266,7 +302,7 @@ mod tests {
     #[test]
     fn bytes_arrive_in_order_and_bursts_are_flushed() {
         let (mut reader, writer) = io::pipe().unwrap();
-        let out = ConsoleOut::new(writer).unwrap();
+        let out = ConsoleOut::new(writer, None).unwrap();
         let text = numbered(30_000);
         for chunk in text.chunks(7) {
             out.push(chunk);
@@ -281,7 +317,7 @@ mod tests {
     #[test]
     fn a_reader_that_sleeps_costs_nobody_anything_but_the_newest_bytes() {
         let (mut reader, writer) = io::pipe().unwrap();
-        let out = ConsoleOut::new(writer).unwrap();
+        let out = ConsoleOut::new(writer, None).unwrap();
         let text = numbered(LIMIT + (1 << 20));
         for chunk in text.chunks(4096) {
             out.push(chunk); // returns though nobody reads
@@ -309,7 +345,7 @@ mod tests {
     #[test]
     fn a_reader_that_is_gone_ends_it_quietly() {
         let (reader, writer) = io::pipe().unwrap();
-        let out = ConsoleOut::new(writer).unwrap();
+        let out = ConsoleOut::new(writer, None).unwrap();
         drop(reader);
         out.push(b"x");
         assert!(out.flush(PATIENCE));
@@ -326,7 +362,7 @@ mod tests {
         let (mut reader, writer) = io::pipe().unwrap();
         // SAFETY: the descriptor is open; F_SETFL takes an int.
         assert_eq!(unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) }, 0);
-        let out = ConsoleOut::new(writer).unwrap();
+        let out = ConsoleOut::new(writer, None).unwrap();
         let text = numbered(1 << 20);
         out.push(&text);
         let mut got = vec![0; text.len()];
@@ -334,10 +370,62 @@ mod tests {
         assert_eq!(got, text);
     }
 
+    /// Of a bucket that is not filled again within the test, so much is written and no more, and pushing goes on.
+    #[test]
+    fn a_limit_slows_the_thread_and_nobody_else() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let limit = TokenBucketConfig { size: 1000, one_time_burst: Some(500), refill_time: 1 << 31 };
+        let out = ConsoleOut::new(writer, Some(&limit)).unwrap();
+        let text = numbered(LIMIT + 5000);
+        out.push(&text[..1500]);
+        let mut got = vec![0; 1500];
+        reader.read_exact(&mut got).unwrap();
+        assert_eq!(got, text[..1500]);
+        assert!(out.flush(PATIENCE), "the thread knows that it has written them");
+        out.push(&text[1500..]); // more than fits: what is too much is dropped
+        assert_eq!(out.waiting(), LIMIT);
+        // At the end what waits is written, limit or not.
+        let (done, all) = mpsc::channel();
+        let reading = std::thread::spawn(move || {
+            let mut got = Vec::new();
+            reader.read_to_end(&mut got).unwrap();
+            done.send(got).unwrap();
+        });
+        assert!(out.flush(PATIENCE));
+        drop(out);
+        let got = all.recv_timeout(PATIENCE).unwrap();
+        reading.join().unwrap();
+        let kept = text.get(1500..1500 + LIMIT).unwrap();
+        assert_eq!(got[..kept.len()], *kept);
+        let notice = format!("\r\n[vmm: {} bytes of console output dropped]\r\n", text.len() - 1500 - LIMIT);
+        assert_eq!(String::from_utf8_lossy(&got[kept.len()..]), notice);
+    }
+
+    #[test]
+    fn a_limited_writer_goes_on_when_the_bucket_fills() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let limit = TokenBucketConfig { size: 100, one_time_burst: None, refill_time: 10 };
+        let out = ConsoleOut::new(writer, Some(&limit)).unwrap();
+        let text = numbered(2000);
+        let begin = Instant::now();
+        out.push(&text);
+        let mut got = vec![0; text.len()];
+        reader.read_exact(&mut got).unwrap();
+        assert_eq!(got, text);
+        assert!(begin.elapsed() >= Duration::from_millis(150), "the bucket was filled nineteen times");
+    }
+
+    #[test]
+    fn a_bucket_of_nothing_is_no_limit() {
+        for (size, refill_time) in [(0, 1000), (1, 0)] {
+            assert!(Pace::new(&TokenBucketConfig { size, one_time_burst: None, refill_time }).is_none());
+        }
+    }
+
     #[test]
     fn a_drained_queue_gives_its_memory_back() {
         let (mut reader, writer) = io::pipe().unwrap();
-        let out = ConsoleOut::new(writer).unwrap();
+        let out = ConsoleOut::new(writer, None).unwrap();
         out.push(&numbered(1 << 20));
         reader.read_exact(&mut vec![0; 1 << 20]).unwrap();
         assert!(out.flush(PATIENCE));

@@ -23,7 +23,7 @@ mod tests {
     fn all() -> Vec<Box<dyn BusDevice>> {
         let notify: Notify = Arc::new(|_| {});
         let line = || Interrupt::new().unwrap();
-        let out = ConsoleOut::new(File::options().write(true).open("/dev/null").unwrap()).unwrap();
+        let out = ConsoleOut::new(File::options().write(true).open("/dev/null").unwrap(), None).unwrap();
         vec![
             Box::new(super::serial::Serial::new(line(), out.into(), notify.clone()).unwrap()),
             Box::new(super::i8042::I8042::new(notify.clone())),

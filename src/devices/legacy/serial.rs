@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn output_goes_out_and_the_first_byte_is_told_once() {
         let (mut reader, writer) = io::pipe().unwrap();
-        let out = ConsoleOut::new(writer).unwrap();
+        let out = ConsoleOut::new(writer, None).unwrap();
         let (mut serial, line, heard) = port(out.clone().into());
         for byte in b"hello" {
             serial.write(DATA, &[*byte]);
