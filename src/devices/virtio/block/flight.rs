@@ -10,6 +10,7 @@ use super::request::{Failure, Request};
 use super::ring::Job;
 use super::transfer::Way;
 use super::{Block, Outcome};
+use crate::memory::GuestRam;
 use crate::virtio::chain::Segments;
 use crate::virtio::io::{Broken, Held, Io, count};
 use crate::virtio::pieces;
@@ -133,6 +134,16 @@ impl Block {
             self.landed(job, ended, io, &mut told)?;
         }
         Self::tell(&told, io).map(|_| ())
+    }
+
+    /// Waits for all that is in flight, without an answer: the device is broken. What the host has read meanwhile is in
+    /// guest memory all the same.
+    pub(super) fn abandon(&mut self, memory: &GuestRam) {
+        while let Some((job, _)) = self.ring.as_mut().and_then(|ring| ring.wait(&self.file)) {
+            if let Request::In { len, .. } = job.request {
+                pieces::mark_dirty(memory, job.held.chain(memory).writable_part(0..len));
+            }
+        }
     }
 
     /// Waits for all that is in flight, without an answer: the driver is gone or was told to go.

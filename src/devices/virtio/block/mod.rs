@@ -266,21 +266,26 @@ impl Device for Block {
     fn kicked(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
         let counters = io.counters();
         if self.ring.is_some() {
-            return self.pump(queue, io);
+            let served = self.pump(queue, io);
+            return served.inspect_err(|_| self.abandon(io.memory()));
         }
         io.drain_while(queue, |chain| self.serve(chain, counters))
     }
 
     /// The rate limiter's timer, or the ring: where something waited it can go on.
     fn ready(&mut self, token: u16, io: &mut Io<'_>) -> Result<(), Broken> {
-        if token == RING && !self.land(io)? {
-            return Ok(());
+        if token == RING {
+            let landed = self.land(io);
+            if !landed.inspect_err(|_| self.abandon(io.memory()))? {
+                return Ok(());
+            }
         }
         (0..usize::from(self.queues)).try_for_each(|queue| self.kicked(queue, io))
     }
 
     fn finish(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
-        self.land_all(io)
+        let landed = self.land_all(io);
+        landed.inspect_err(|_| self.abandon(io.memory()))
     }
 
     fn stopping(&mut self, _why: Stop) {

@@ -67,6 +67,23 @@ fn the_asynchronous_engine_fails_what_is_wrong_too() {
     assert!(!disk.rig.needs_reset());
 }
 
+/// Requests in flight when another one breaks the device still end in guest memory.
+#[test]
+fn reads_of_a_broken_device_are_marked_dirty() {
+    let mut disk = Disk::new(|config| config.io_engine = IoEngine::Async);
+    let into = Buffer { addr: RAM / 2 + (512 << 10), len: 512, writable: true };
+    let (header, status) = (disk.header(VIRTIO_BLK_T_IN, 1), disk.rig.writable(1));
+    disk.rig.post(0, &[header, into, status]);
+    disk.rig.post(0, &[header]); // no room for its status
+    disk.rig.kick(0);
+    disk.rig.settle();
+    assert!(disk.rig.needs_reset());
+    disk.rig.begin();
+    assert_eq!(disk.rig.bytes(into), disk.image(1, 1));
+    let (region, at) = disk.rig.memory().to_region_addr(GuestAddress(into.addr)).unwrap();
+    assert!(GuestMemoryRegion::bitmap(region).dirty_at(at.0 as usize));
+}
+
 #[test]
 fn a_driver_without_flushes_gets_safe_writes_asynchronously_too() {
     let mut disk = Disk::new(|config| config.io_engine = IoEngine::Async);
