@@ -1,5 +1,8 @@
 //! The vsock device under a driver that speaks packets, honest ones and others.
 
+mod credit;
+mod lies;
+
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -215,89 +218,6 @@ fn a_greeting_may_come_in_pieces_with_data_behind_it() {
 }
 
 #[test]
-fn the_guest_s_credit_limits_the_host() {
-    let mut guest = Guest::new();
-    let mut host = guest.dial(5000);
-    let ports = (5000, guest.hears(op::REQUEST).src_port);
-    guest.send(Header { op: op::RESPONSE, buf_alloc: 10, ..header(ports) }, &[]);
-    line(&mut host);
-    host.write_all(&[7; 25]).unwrap();
-    assert_eq!(guest.hear().1.len(), 10);
-    guest.hears(op::CREDIT_REQUEST);
-    guest.hears_nothing();
-    // An answer without news is no reason to ask again.
-    guest.send(Header { op: op::CREDIT_UPDATE, buf_alloc: 10, ..header(ports) }, &[]);
-    guest.hears_nothing();
-    guest.send(Header { op: op::CREDIT_UPDATE, buf_alloc: 10, fwd_cnt: 10, ..header(ports) }, &[]);
-    assert_eq!(guest.hear().1.len(), 10);
-    // A guest that takes more back than it got has no credit either.
-    guest.hears(op::CREDIT_REQUEST);
-    guest.send(Header { op: op::CREDIT_UPDATE, buf_alloc: 10, fwd_cnt: 21, ..header(ports) }, &[]);
-    guest.hears_nothing();
-}
-
-#[test]
-fn a_host_that_does_not_read_limits_its_guest_and_nobody_else() {
-    let mut guest = Guest::new();
-    let (mut stalled, stalled_ports) = guest.up();
-    let (mut other, other_ports) = guest.up();
-    // Fill the socket first: all of that is handed on and comes back as credit.
-    let chunk: Vec<u8> = (0..16_384_u32).map(|at| at.to_le_bytes()[1]).collect();
-    let (mut sent, mut fwd) = (0_u32, 0_u32);
-    loop {
-        guest.say(op::CREDIT_REQUEST, stalled_ports, 0, &[]);
-        fwd = guest.hear().0.fwd_cnt.max(fwd);
-        while let Some((header, _)) = guest.try_hear() {
-            fwd = header.fwd_cnt;
-        }
-        if BUF_ALLOC - (sent - fwd) < 16_384 {
-            break;
-        }
-        guest.say(op::RW, stalled_ports, 0, &chunk);
-        sent += 16_384;
-    }
-    assert!(sent - fwd > BUF_ALLOC - 16_384);
-    guest.say(op::RW, other_ports, 0, b"goes on");
-    let mut got = [0; 7];
-    other.read_exact(&mut got).unwrap();
-    // All of it arrives, in order, when the host reads; and the guest gets its credit back unasked.
-    let mut all = vec![0; usize::try_from(sent).unwrap()];
-    stalled.read_exact(&mut all).unwrap();
-    assert!(all.chunks(chunk.len()).all(|part| part == chunk));
-    // One that was on its way before may come first.
-    while guest.hears(op::CREDIT_UPDATE).fwd_cnt <= fwd {}
-    // More than the credit is a lie.
-    for _ in 0..1000 {
-        guest.say(op::RW, stalled_ports, 0, &chunk);
-        if let Some((header, _)) = std::iter::from_fn(|| guest.try_hear()).find(|(header, _)| header.op == op::RST) {
-            assert_eq!(header.src_port, stalled_ports.1);
-            return;
-        }
-    }
-    panic!("a guest may send without credit");
-}
-
-/// What thousands of connections keep stays bounded; who is among the first has more.
-#[test]
-fn one_among_many_may_keep_less() {
-    let mut guest = Guest::new();
-    let connections: Vec<_> = (0..=FEW_CONNECTIONS)
-        .map(|number| {
-            let host = guest.dial(5000);
-            let request = guest.hears(op::REQUEST);
-            let expected = if number < FEW_CONNECTIONS { BUF_ALLOC } else { BUF_ALLOC_OF_MANY };
-            assert_eq!(request.buf_alloc, expected, "connection {number}");
-            (host, request.src_port)
-        })
-        .collect();
-    // One of the first goes, and the next one takes its place.
-    guest.say(op::RST, (5000, connections[0].1), 0, &[]);
-    guest.say(op::RST, (5000, connections[1].1), 0, &[]);
-    let _host = guest.dial(5000);
-    assert_eq!(guest.hears(op::REQUEST).buf_alloc, BUF_ALLOC);
-}
-
-#[test]
 fn the_guest_s_half_close_is_answered() {
     let mut guest = Guest::new();
     let (mut host, ports) = guest.up();
@@ -388,90 +308,6 @@ fn a_thousand_connections_at_once() {
 }
 
 #[test]
-fn lies_are_reset_or_ignored() {
-    let mut guest = Guest::new();
-    guest.send_raw(&[1; 43]);
-    guest.send(Header { op: op::RW, src_cid: 4, ..header((1, 2)) }, &[]);
-    guest.say(op::RST, (1, 2), 0, &[]);
-    guest.hears_nothing();
-    assert_eq!(guest.rig.transport().worker().counters().failed.load(Ordering::Relaxed), 2);
-    for lie in [
-        Header { op: 0, ..header((1, 2)) },
-        Header { op: 99, ..header((1, 2)) },
-        Header { op: op::RW, ..header((1, 2)) },
-        Header { op: op::REQUEST, kind: 2, ..header((1, 2)) },
-        Header { op: op::REQUEST, dst_cid: 9, ..header((1, 2)) },
-        Header { op: op::REQUEST, len: 1, ..header((1, 2)) },
-    ] {
-        guest.send(lie, &[]);
-        let (reset, _) = guest.hear();
-        assert_eq!(reset, Header { buf_alloc: 0, ..lie.reset() });
-    }
-    for lie in [
-        Header { op: 0, ..Header::default() },
-        Header { op: op::RW, len: u32::MAX, ..Header::default() },
-        Header { op: op::RW, len: 1, ..Header::default() },
-        Header { op: op::RESPONSE, ..Header::default() },
-        Header { op: op::REQUEST, ..Header::default() },
-    ] {
-        let (mut host, ports) = guest.up();
-        guest.send(Header { op: lie.op, len: lie.len, ..header(ports) }, &[]);
-        guest.hears(op::RST);
-        assert!(matches!(host.read(&mut [0; 8]), Ok(0)), "{lie:?}");
-    }
-    let (_host, ports) = guest.up();
-    guest.send(Header { kind: 7, op: op::RW, ..header(ports) }, &[]);
-    guest.hears(op::RST);
-}
-
-#[test]
-fn a_receive_buffer_without_room_for_a_header_breaks_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut rig = Rig::new(Box::new(Vsock::open(&config(folder.path().join("v"))).unwrap()));
-    rig.drive(RING_FEATURES);
-    let place = rig.writable(43);
-    rig.post(0, &[place]);
-    let packet = rig.readable(&Header { op: op::RW, ..header((1, 2)) }.to_bytes());
-    rig.post(1, &[packet]);
-    rig.kick(1);
-    rig.settle();
-    assert!(rig.needs_reset());
-}
-
-#[test]
-fn without_receive_buffers_nothing_piles_up() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut rig = Rig::new(Box::new(Vsock::open(&config(folder.path().join("v"))).unwrap()));
-    rig.drive(RING_FEATURES);
-    let packet = rig.readable(&Header { op: op::RW, ..header((1, 2)) }.to_bytes());
-    let mut served = 0;
-    for _ in 0..4 {
-        (0..128).for_each(|_| _ = rig.post(1, &[packet]));
-        rig.kick(1);
-        rig.settle();
-        rig.settle();
-        served += std::iter::from_fn(|| rig.take_used(1)).count();
-        if served < 256 {
-            continue;
-        }
-        break;
-    }
-    assert_eq!(served, MAX_REPLIES);
-    (0..100).for_each(|_| _ = rig.post(1, &[packet]));
-    rig.kick(1);
-    rig.settle();
-    assert!(rig.take_used(1).is_none(), "packets wait while resets do");
-    let place = rig.writable(PLACE);
-    (0..128).for_each(|_| _ = rig.post(0, &[place]));
-    rig.kick(0);
-    let since = Instant::now();
-    while rig.take_used(1).is_none() {
-        assert!(since.elapsed() < PATIENCE, "they are served when there is room again");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-#[test]
 fn the_socket_s_file_comes_and_goes() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("v");
@@ -496,37 +332,6 @@ fn the_socket_s_file_comes_and_goes() {
     std::fs::write(&path, "another").unwrap();
     drop(replaced);
     assert!(path.exists());
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
-
-    /// Any packets at all; then a proper connection works.
-    #[test]
-    fn random_packets_do_no_harm(packets in proptest::collection::vec(
-        (0_u16..10, 0_u32..4, 0_u32..4, any::<(u32, u32, u32)>(), 0_u32..300, 0_usize..200, 0_u64..4, 0_u16..3), 1..60,
-    )) {
-        let mut guest = Guest::new();
-        let _listeners = [guest.listen(0), guest.listen(1)];
-        let _hosts = [guest.dial(0), guest.dial(1)];
-        for (op, from, to, (flags, buf_alloc, fwd_cnt), len, data, cid, kind) in packets {
-            let to = if to == 3 { FIRST_PORT + 1 } else { to };
-            let buf_alloc = if cid == 0 { buf_alloc } else { 100 };
-            let dst_cid = if cid == 1 { 1 } else { HOST_CID };
-            let kind = if kind == 0 { 0 } else { TYPE_STREAM };
-            let lie = Header { src_cid: CID, dst_cid, src_port: from, dst_port: to, len, kind, op, flags, buf_alloc, fwd_cnt };
-            guest.send(lie, &vec![9; data]);
-            while guest.try_hear().is_some() {}
-        }
-        prop_assert!(!guest.rig.needs_reset());
-        let mut host = guest.dial(7777);
-        let request = loop {
-            let (header, _) = guest.hear();
-            if header.dst_port == 7777 { break header; }
-        };
-        guest.say(op::RESPONSE, (7777, request.src_port), 0, &[]);
-        prop_assert_eq!(line(&mut host), format!("OK {}", request.src_port));
-    }
 }
 
 #[test]
