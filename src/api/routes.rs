@@ -92,6 +92,9 @@ pub const ROUTES: &[Route] = &[
     route("PATCH", "/entropy", |api, call| call.update(api, "rng", call.object()?)),
     route("PUT", "/serial", |api, call| call.set(api, JsonPath::keys(["serial"]))),
     route("PUT", "/logger", |api, call| call.set(api, JsonPath::keys(["logger"]))),
+    route("PUT", "/pmem/{id}", |api, call| call.set_named(api, "pmem", "id")),
+    route("PATCH", "/pmem/{id}", |api, call| call.update_named(api, "pmem", "id")),
+    route("DELETE", "/pmem/{id}", |api, call| call.remove(api, "pmem", "id")),
     route("GET", "/balloon", |api, _| match describe(api)?.1["balloon"].take() {
         Value::Null => Err("there is no balloon".into()),
         balloon => Ok(Some(balloon)),
@@ -115,16 +118,8 @@ pub const ROUTES: &[Route] = &[
 ];
 
 /// Endpoints of Firecracker's that are refused by name.
-pub const LATER: &[&str] = &[
-    "/balloon/hinting",
-    "/cpu-config",
-    "/hotplug",
-    "/metrics",
-    "/mmds",
-    "/pmem",
-    "/snapshot/create",
-    "/snapshot/load",
-];
+pub const LATER: &[&str] =
+    &["/balloon/hinting", "/cpu-config", "/hotplug", "/metrics", "/mmds", "/snapshot/create", "/snapshot/load"];
 
 const fn route(method: &'static str, path: &'static str, run: fn(&Api, &Call<'_>) -> Outcome) -> Route {
     Route { method, path, run }

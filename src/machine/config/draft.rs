@@ -86,6 +86,7 @@ impl VmConfig {
         let list = |key, place: Option<usize>| Some(JsonPath::keys([key]).index(place?));
         list("drives", self.drives.iter().position(|drive| drive.drive_id == id))
             .or_else(|| list("network-interfaces", self.network_interfaces.iter().position(|net| net.iface_id == id)))
+            .or_else(|| list("pmem", self.pmem.iter().position(|pmem| pmem.id == id)))
             .or_else(|| list("shares", self.shares.iter().position(|share| share.tag == id)))
             .or_else(|| {
                 let single = [
