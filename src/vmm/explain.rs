@@ -132,9 +132,12 @@ fn what(config: &DeviceConfig) -> String {
             format!("{} ({mode}, virtiofsd)", share.path_on_host.display())
         }
         DeviceConfig::Net(net) => {
-            let end = match (&net.host_dev_name, net.host_fd) {
-                (Some(name), _) => format!("TAP {name}"),
-                (None, fd) => format!("file descriptor {}", fd.unwrap_or(-1)),
+            let end = match (&net.user, &net.host_dev_name, net.host_fd) {
+                (Some(user), ..) => {
+                    ["passt"].into_iter().chain(user.publish.iter().map(String::as_str)).collect::<Vec<_>>().join(", ")
+                }
+                (None, Some(name), _) => format!("TAP {name}"),
+                (None, None, fd) => format!("file descriptor {}", fd.unwrap_or(-1)),
             };
             net.guest_mac.as_ref().map_or(end.clone(), |mac| format!("{end}, {mac}"))
         }

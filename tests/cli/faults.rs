@@ -89,7 +89,7 @@ fn each_fault_of_a_document_is_one_line() {
         ),
         (
             with("\"network-interfaces\": [{\"iface_id\": \"a\"}]"),
-            "vm.json:3: network-interfaces[0].host_dev_name: is missing (or host_fd): the host's end of the interface".into(),
+            "vm.json:3: network-interfaces[0].host_dev_name: is missing (or host_fd, or user): the host's end of the interface".into(),
         ),
         (
             with("\"network-interfaces\": [{\"iface_id\": \"a\", \"host_dev_name\": \"a/b\"}]"),
@@ -98,6 +98,34 @@ fn each_fault_of_a_document_is_one_line() {
         (
             with("\"network-interfaces\": [{\"iface_id\": \"a\", \"host_dev_name\": \"t\", \"guest_mac\": \"01:00:00:00:00:00\"}]"),
             "vm.json:3: network-interfaces[0].guest_mac: `01:00:00:00:00:00`: it is a group address: the lowest bit of its first byte is 1".into(),
+        ),
+        (
+            with("\"network-interfaces\": [{\"iface_id\": \"a\", \"host_fd\": 3, \"user\": {}}]"),
+            "vm.json:3: network-interfaces[0].user: is given beside host_fd; one of them is enough".into(),
+        ),
+        (
+            with("\"network-interfaces\": [{\"iface_id\": \"a\", \"user\": {}, \"queue_pairs\": 2}]"),
+            "vm.json:3: network-interfaces[0].queue_pairs: passt is one pair; more take a TAP device by host_dev_name".into(),
+        ),
+        (
+            with("\"network-interfaces\": [{\"iface_id\": \"a\", \"user\": {}, \"vhost\": true}]"),
+            "vm.json:3: network-interfaces[0].vhost: takes a TAP device, and user has none".into(),
+        ),
+        (
+            with("\"network-interfaces\": [{\"iface_id\": \"a\", \"user\": {\"publish\": [\"80:80\",\n\"80\"]}}]"),
+            "vm.json:4: network-interfaces[0].user.publish[1]: `80`: [IP:]HOSTPORT:GUESTPORT[/tcp|/udp] is expected, as in 8080:80 or 127.0.0.1:5353:53/udp".into(),
+        ),
+        (
+            with("\"network-interfaces\": [{\"iface_id\": \"a\", \"user\": {\"publish\": [\"80:80/tcp\"]}},\n{\"iface_id\": \"b\", \"user\": {\"publish\": [\"127.0.0.1:80:90\"]}}]"),
+            "vm.json:4: network-interfaces[1].user.publish[0]: `127.0.0.1:80:90`: port 80 of the host is published already".into(),
+        ),
+        (
+            with("\"network-interfaces\": [{\"iface_id\": \"a\", \"user\": {\"publish\": \"80:80\"}}]"),
+            "vm.json:3: network-interfaces[0].user.publish: must be a list in brackets, not \"80:80\"".into(),
+        ),
+        (
+            with("\"network-interfaces\": [{\"iface_id\": \"a\", \"user\": {\"passt\": \"none\"}}]"),
+            "vm.json:3: network-interfaces[0].user.passt: none does not exist".into(),
         ),
         (
             with("\"network-interfaces\": [{\"iface_id\": \"a\", \"host_fd\": 3, \"mtu\": 60}]"),

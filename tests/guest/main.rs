@@ -19,5 +19,6 @@ mod rng;
 mod screen;
 mod share;
 mod terminal;
+mod user_net;
 mod vm;
 mod vsock;

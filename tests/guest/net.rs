@@ -18,19 +18,19 @@ fn guest_side(net: u8) -> String {
     format!("ip link set lo up; ip link set eth0 up; ip addr add 10.9.{net}.2/24 dev eth0\n")
 }
 
-fn md5(bytes: &[u8]) -> String {
+pub fn md5(bytes: &[u8]) -> String {
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), bytes).expect("writing it");
     checksum(file.path())
 }
 
 /// Sends `bytes` to the first caller.
-fn sender(listener: TcpListener, bytes: Vec<u8>) -> JoinHandle<()> {
+pub fn sender(listener: TcpListener, bytes: Vec<u8>) -> JoinHandle<()> {
     thread::spawn(move || listener.accept().and_then(|(mut peer, _)| peer.write_all(&bytes)).expect("sending"))
 }
 
 /// Reads so many bytes from the first caller and hangs up.
-fn receiver(listener: TcpListener, len: usize) -> JoinHandle<Vec<u8>> {
+pub fn receiver(listener: TcpListener, len: usize) -> JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         let mut bytes = vec![0; len];
         listener.accept().and_then(|(mut peer, _)| peer.read_exact(&mut bytes)).expect("receiving");

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -23,6 +24,9 @@ pub fn program() -> OsString {
     std::env::var_os("VMM").unwrap_or_else(|| env!("CARGO_BIN_EXE_vmm").into())
 }
 
+/// The user and the group without rights, on any Linux.
+const NOBODY: u32 = 65534;
+
 /// What to start.
 pub struct Vm {
     args: Vec<OsString>,
@@ -30,6 +34,8 @@ pub struct Vm {
     append: Vec<String>,
     stdin: Stdio,
     stdout: Stdio,
+    /// Run as nobody.
+    nobody: bool,
     /// The user's side of the terminal that both are.
     user: Option<File>,
     read: bool,
@@ -39,7 +45,7 @@ impl Vm {
     /// `vmm` without arguments, its standard input /dev/null.
     pub fn new() -> Self {
         let (stdin, stdout) = (Stdio::null(), Stdio::piped());
-        Self { args: Vec::new(), append: Vec::new(), stdin, stdout, user: None, read: true }
+        Self { args: Vec::new(), append: Vec::new(), stdin, stdout, nobody: false, user: None, read: true }
     }
 
     /// A kernel of tools/guest and the initrd that goes with it: `debian12/bzImage`.
@@ -70,6 +76,12 @@ impl Vm {
     pub fn run(self, script: &str) -> Self {
         let script = format!("dmesg -n 1\n{script}\n");
         self.append(&format!("vmm.run={}", base64(script.as_bytes())))
+    }
+
+    /// The monitor runs as the user nobody, who has no rights.
+    pub fn nobody(mut self) -> Self {
+        self.nobody = true;
+        self
     }
 
     /// Standard input is a pipe, for [`Running::send`].
@@ -106,6 +118,9 @@ impl Vm {
             command.arg("--append").arg(self.append.join(" "));
         }
         command.stdin(self.stdin).stdout(self.stdout).stderr(Stdio::piped());
+        if self.nobody {
+            command.uid(NOBODY).gid(NOBODY);
+        }
         let mut child = command.spawn().unwrap_or_else(|error| panic!("start {:?}: {error}", command.get_program()));
         // The terminal's descriptors in it would keep the terminal from ending.
         drop(command);

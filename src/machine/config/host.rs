@@ -74,6 +74,11 @@ impl VmConfig {
             let path = JsonPath::keys(["shares"]).index(index).key("path_on_host");
             add(path, bad_directory(&share.path_on_host));
         }
+        for (index, net) in self.network_interfaces.iter().enumerate() {
+            let path = JsonPath::keys(["network-interfaces"]).index(index).key("user").key("passt");
+            let program = net.user.as_ref().and_then(|user| user.passt.as_ref());
+            add(path, program.and_then(|program| bad_image(program)));
+        }
         let serial = self.serial.serial_out_path.as_ref().filter(|_| self.serial.enabled);
         add(JsonPath::keys(["serial", "serial_out_path"]), serial.and_then(|path| bad_output(path)));
         let log = self.logger.as_ref().and_then(|logger| logger.log_path.as_ref());

@@ -32,6 +32,7 @@ impl VmConfig {
         self.check_drives(&mut problems);
         self.check_interfaces(&mut problems);
         self.check_pmem(&mut problems);
+        self.check_published(&mut problems);
         self.check_shares(&mut problems);
         self.check_balloon(&mut problems);
         self.check_vsock(&mut problems);
@@ -151,8 +152,13 @@ impl VmConfig {
                 wrong("iface_id", format!("`{}` is a drive's id already", net.iface_id));
             }
             match (&net.host_dev_name, net.host_fd) {
+                (None, None) if net.user.is_some() => {}
                 (None, None) => {
-                    wrong("host_dev_name", "is missing (or host_fd): the host's end of the interface".into())
+                    wrong("host_dev_name", "is missing (or host_fd, or user): the host's end of the interface".into())
+                }
+                (name, _) if net.user.is_some() => {
+                    let other = if name.is_some() { "host_dev_name" } else { "host_fd" };
+                    wrong("user", format!("is given beside {other}; one of them is enough"));
                 }
                 (Some(_), Some(_)) => wrong("host_fd", "is given beside host_dev_name; one of them is enough".into()),
                 (None, Some(fd)) if fd < 0 => wrong("host_fd", format!("{fd} is no file descriptor")),
@@ -189,12 +195,16 @@ impl VmConfig {
             Some(pairs) if !(1..=MAX_QUEUE_PAIRS).contains(&pairs) => {
                 wrong("queue_pairs", format!("must be 1 to {MAX_QUEUE_PAIRS}, not {pairs}"));
             }
-            Some(2..) if net.host_fd.is_some() => {
-                wrong("queue_pairs", "a descriptor is one pair; more take a TAP device by host_dev_name".into());
+            Some(2..) if net.host_fd.is_some() || net.user.is_some() => {
+                let end = if net.user.is_some() { "passt" } else { "a descriptor" };
+                wrong("queue_pairs", format!("{end} is one pair; more take a TAP device by host_dev_name"));
             }
             _ => {}
         }
         if net.vhost {
+            if net.user.is_some() {
+                wrong("vhost", "takes a TAP device, and user has none".into());
+            }
             if self.machine_config.track_dirty_pages {
                 wrong("vhost", "does not note the pages that it writes; do without it or track_dirty_pages".into());
             }
@@ -207,6 +217,19 @@ impl VmConfig {
         }
         if let Some(mtu) = net.mtu.filter(|mtu| *mtu < MTU_MIN) {
             wrong("mtu", format!("must be at least {MTU_MIN}, not {mtu}"));
+        }
+    }
+
+    /// Each port of the host leads to one guest's port.
+    fn check_published(&self, problems: &mut Vec<Problem>) {
+        let list = JsonPath::keys(["network-interfaces"]);
+        let mut taken = Vec::new();
+        for (index, net) in self.network_interfaces.iter().enumerate() {
+            let Some(user) = &net.user else { continue };
+            let path = list.index(index).key("user").key("publish");
+            problems
+                .extend(user.problems(&taken).into_iter().map(|(place, text)| Problem::new(path.index(place), text)));
+            taken.extend(user.ports());
         }
     }
 
@@ -275,11 +298,16 @@ impl VmConfig {
             self.pmem.iter().enumerate().map(|(index, pmem)| {
                 (JsonPath::keys(["pmem"]).index(index).key("path_on_host"), Some(&pmem.path_on_host))
             });
+        let programs = self.network_interfaces.iter().enumerate().map(|(index, net)| {
+            let path = JsonPath::keys(["network-interfaces"]).index(index).key("user").key("passt");
+            (path, net.user.as_ref().and_then(|user| user.passt.as_ref()))
+        });
         single
             .into_iter()
             .chain(drives)
             .chain(pmem)
             .chain(shares)
+            .chain(programs)
             .filter_map(|(path, file)| Some((path, file?.as_path())))
     }
 }

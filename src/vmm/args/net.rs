@@ -2,11 +2,15 @@
 
 use serde_json::{Map, Value, json};
 
-/// Reads `tap=NAME|fd=N[,mac=ADDRESS][,mtu=N][,queue-pairs=N][,vhost][,id=NAME]` into an element of `network-interfaces`.
+/// Reads `tap=NAME|fd=N|user[,publish=PORTS][,passt=PROGRAM][,mac=ADDRESS][,mtu=N][,queue-pairs=N][,vhost][,id=NAME]` into an element of `network-interfaces`.
 pub fn parse(text: &str) -> Result<Value, String> {
-    const KNOWN: &str = "tap=NAME, fd=N, mac=ADDRESS, mtu=N, queue-pairs=N, vhost and id=NAME are known";
-    let mut net = Map::new();
+    const KNOWN: &str = "tap=NAME, fd=N, user, publish=[IP:]HOSTPORT:GUESTPORT[/tcp|/udp], passt=PROGRAM, mac=ADDRESS, mtu=N, queue-pairs=N, vhost and id=NAME are known";
+    let (mut net, mut publish) = (Map::new(), Vec::new());
     for option in text.split(',') {
+        if let Some(ports) = option.strip_prefix("publish=").filter(|ports| !ports.is_empty()) {
+            publish.push(ports);
+            continue;
+        }
         let (key, value) = match option.split_once('=') {
             Some(("tap", name)) if !name.is_empty() => ("host_dev_name", json!(name)),
             Some(("id", name)) if !name.is_empty() => ("iface_id", json!(name)),
@@ -20,6 +24,8 @@ pub fn parse(text: &str) -> Result<Value, String> {
             Some(("queue-pairs", number)) if number.parse::<u16>().is_ok() => {
                 ("queue_pairs", json!(number.parse::<u16>().unwrap_or(0)))
             }
+            Some(("passt", program)) if !program.is_empty() => ("passt", json!(program)),
+            None if option == "user" => ("user", json!({})),
             None if option == "vhost" => ("vhost", json!(true)),
             _ => return Err(format!("unknown option `{option}`; {KNOWN}")),
         };
@@ -27,8 +33,15 @@ pub fn parse(text: &str) -> Result<Value, String> {
             return Err(format!("`{option}` comes twice"));
         }
     }
-    if !net.contains_key("host_dev_name") && !net.contains_key("host_fd") {
-        return Err("tap=NAME or fd=N is expected".into());
+    let program = net.remove("passt");
+    if let Some(user) = net.get_mut("user").and_then(Value::as_object_mut) {
+        user.extend((!publish.is_empty()).then(|| ("publish".to_owned(), json!(publish))));
+        user.extend(program.map(|program| ("passt".to_owned(), program)));
+    } else if program.is_some() || !publish.is_empty() {
+        return Err("publish= and passt= belong to user".into());
+    }
+    if !["host_dev_name", "host_fd", "user"].iter().any(|key| net.contains_key(*key)) {
+        return Err("tap=NAME, fd=N or user is expected".into());
     }
     Ok(Value::Object(net))
 }
@@ -41,6 +54,12 @@ mod tests {
     fn pairs_become_keys() {
         assert_eq!(parse("tap=tap0").unwrap(), json!({ "host_dev_name": "tap0" }));
         assert_eq!(parse("tap=a,queue-pairs=4").unwrap(), json!({ "host_dev_name": "a", "queue_pairs": 4 }));
+        assert_eq!(parse("user").unwrap(), json!({ "user": {} }));
+        assert_eq!(
+            parse("mac=02:00:00:00:00:01,publish=80:80,user,publish=[::1]:53:53/udp,passt=/x").unwrap(),
+            json!({ "guest_mac": "02:00:00:00:00:01",
+                "user": { "publish": ["80:80", "[::1]:53:53/udp"], "passt": "/x" } })
+        );
         assert_eq!(parse("tap=a,vhost").unwrap(), json!({ "host_dev_name": "a", "vhost": true }));
         assert_eq!(
             parse("fd=3,mac=02:00:00:00:00:01,mtu=9000,id=lan").unwrap(),
@@ -55,6 +74,12 @@ mod tests {
             ("tap0", "`tap0`"),
             ("tap=", "`tap=`"),
             ("mac=x", "tap=NAME"),
+            ("user=x", "`user=x`"),
+            ("user,user", "`user` comes twice"),
+            ("user,publish=", "`publish=`"),
+            ("user,passt=", "`passt=`"),
+            ("tap=a,publish=80:80", "belong to user"),
+            ("tap=a,passt=/x", "belong to user"),
             ("tap=a,tap=b", "`tap=b`"),
             ("fd=x", "`fd=x`"),
             ("tap=a,vhost=x", "`vhost=x`"),

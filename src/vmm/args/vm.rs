@@ -52,8 +52,10 @@ pub struct VmArgs {
     /// Another disk. Options: ,ro ,id=NAME ,cache=unsafe ,engine=async ,queues=N ,direct (past the host's page cache). Repeatable
     #[arg(long, value_name = "PATH[,ro][,id=NAME]", value_parser = disk::parse, help_heading = "Devices")]
     pub disk: Vec<Disk>,
-    /// A network interface over a TAP device (or ,fd=N). Options: ,mac=ADDRESS ,mtu=N ,queue-pairs=N ,vhost ,id=NAME. Repeatable
-    #[arg(long, value_name = "tap=NAME[,mac=..]", value_parser = net::parse, help_heading = "Devices")]
+    /// A network interface over a TAP device (or fd=N), or `user`: networking without privileges, by passt; then
+    /// ,publish=[IP:]HOSTPORT:GUESTPORT[/tcp|/udp] makes a port of the guest one of the host. Options: ,mac=ADDRESS ,mtu=N
+    /// ,queue-pairs=N ,vhost ,id=NAME. Repeatable
+    #[arg(long, value_name = "tap=NAME|user[,..]", value_parser = net::parse, help_heading = "Devices")]
     pub net: Vec<Value>,
     /// A directory of the host for the guest: `mount -t virtiofs TAG DIR`; TAG is the directory's name unless it is said.
     /// Options: ,ro ,virtiofsd=PROGRAM. Repeatable

@@ -5,10 +5,11 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::user::UserConfig;
 use crate::rate_limit::RateLimiterConfig;
 
-/// A network interface: frames to and from a TAP device of the host (virtio 1.2, 5.1). One of `host_dev_name` and
-/// `host_fd` says which.
+/// A network interface (virtio 1.2, 5.1): frames to and from the host. One of `host_dev_name`, `host_fd` and `user` says
+/// how.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
@@ -17,9 +18,13 @@ pub struct NetConfig {
     /// TAP device on the host: opened if it exists, else created, which takes CAP_NET_ADMIN.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_dev_name: Option<String>,
-    /// Inherited file descriptor instead: a TAP device, or a socket that keeps frames apart (datagrams, packets).
+    /// Inherited file descriptor instead: a TAP device, a socket that keeps frames apart (datagrams, packets), or a stream
+    /// socket on which each frame has its length before it (4 bytes, the highest first).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_fd: Option<i32>,
+    /// User-mode networking instead: connections of the guest are connections of a process with the user's own rights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserConfig>,
     /// Address of the guest's interface, as `02:00:00:00:00:01`. Without it the guest makes one up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_mac: Option<String>,

@@ -1,13 +1,18 @@
-//! virtio-net (virtio 1.2, 5.1) over a TAP device of the host, or a socket of frames. Runs on its worker thread.
+//! virtio-net (virtio 1.2, 5.1) over a TAP device of the host, a socket of frames, or passt. Runs on its worker thread.
 //!
 //! One thread serves all queue pairs, unless the host's kernel does (`vhost.rs`). Frames to the guest take the way of `pair.rs`, past the filter that the driver
 //! sets by the control queue; frames from the guest go straight from its memory.
 
+mod back_end;
 pub mod config;
 mod control;
 mod filter;
 mod pair;
+mod passt;
+pub mod publish;
+mod stream;
 mod tap;
+pub mod user;
 mod vhost;
 
 use std::io;
@@ -19,14 +24,14 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_OK, VIRTIO_NET_S_LINK_UP,
 };
 
+use self::back_end::BackEnd;
 use self::config::{Mac, NetConfig};
 use self::control::{Command, Refused};
 use self::filter::Filter;
 use self::pair::{Gate, Host, Pair, TURN, may_pass};
-use self::tap::Tap;
 use self::vhost::Vhost;
 use super::io::{Broken, Io, Served, count};
-use super::pieces::{Direction, Pieces};
+use super::pieces::Pieces;
 use super::{Chain, Change, Counters, Device, Facts, OpenError, Source, Stop, UpdateError};
 use crate::log_limit::LogLimit;
 use crate::rate_limit::{RateLimiterConfig, Throttle};
@@ -75,9 +80,9 @@ impl Net {
         let gate =
             Gate { filter: Filter::new(mac, false), throttle: throttle(&config.rx_rate_limiter)?, mergeable: false };
         let transmit_throttle = throttle(&config.tx_rate_limiter)?;
-        let taps = Tap::open(config)?.into_iter().map(|tap| Ok((Vhost::of(config, &tap)?, tap)));
-        let pairs = (0_usize..).step_by(2).zip(taps);
-        let pairs = pairs.map(|(queue, pair)| pair.map(|(vhost, tap)| Pair::new(tap, vhost, queue)));
+        let ends = BackEnd::open(config)?.into_iter().map(|end| Ok((Vhost::of(config, &end)?, end)));
+        let pairs = (0_usize..).step_by(2).zip(ends);
+        let pairs = pairs.map(|(queue, pair)| pair.map(|(vhost, end)| Pair::new(end, vhost, queue)));
         let pairs = pairs.collect::<Result<_, OpenError>>()?;
         Ok(Self {
             id,
@@ -100,7 +105,7 @@ impl Net {
         bits(&[VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS])
             | bits(&[VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_CTRL_MAC_ADDR])
             | if self.lends() { 0 } else { bits(&filters) }
-            | self.pairs.first().map_or(0, |pair| pair.tap.features())
+            | self.pairs.first().map_or(0, |pair| pair.back_end.features())
             | u64::from(self.chosen_mac.is_some()) << VIRTIO_NET_F_MAC
             | u64::from(self.mtu.is_some()) << VIRTIO_NET_F_MTU
             | u64::from(self.pairs.len() > 1) << VIRTIO_NET_F_MQ
@@ -166,23 +171,21 @@ impl Net {
         let len = chain.readable_len();
         let bytes = len.saturating_sub(HEADER as u64);
         let fits = bytes > 0 && len <= FRAME_MAX as u64;
+        // A pair that is not in use has no way of its own.
+        let back_end = self.pairs.get_mut(if pair < self.active { pair } else { 0 }).map(|pair| &mut pair.back_end);
+        if !self.is_down && back_end.as_ref().is_some_and(|back_end| !back_end.has_room()) {
+            return Served::Later;
+        }
         if fits && !may_pass(self.transmit_throttle.as_mut(), bytes, counters) {
             return Served::Later;
         }
         if len > FRAME_MAX as u64 {
             count(&counters.frames.too_large, 1);
         }
-        // A pair that is not in use has no way of its own.
-        let tap = self.pairs.get(if pair < self.active { pair } else { 0 }).map(|pair| &pair.tap);
-        self.pieces.clear();
-        let sent = match tap.filter(|_| fits && !self.is_down) {
-            Some(tap) => self
-                .pieces
-                .add(Direction::Write, chain.memory(), chain.readable_part(0..len))
-                .and_then(|()| tap.send(self.pieces.as_mut_slice())),
+        let sent = match back_end.filter(|_| fits && !self.is_down) {
+            Some(back_end) => back_end.send(chain, &mut self.pieces),
             None => Err(io::ErrorKind::InvalidInput.into()),
         };
-        self.pieces.clear();
         match sent {
             Ok(()) => count(&counters.bytes, bytes),
             Err(error) => {
@@ -257,13 +260,13 @@ impl Net {
             let grow = self.active < wanted;
             let place = if grow { self.active } else { self.active.saturating_sub(1) };
             let Some(pair) = self.pairs.get_mut(place) else { break };
-            pair.tap.attach(grow).map_err(|_| Refused("the host does not change the use of its queue"))?;
+            pair.back_end.attach(grow).map_err(|_| Refused("the host does not change the use of its queue"))?;
             if grow {
                 let first = place.saturating_mul(2);
                 for queue in [first, first.saturating_add(1)] {
                     if let Err(Broken(why)) = pair.lend(queue, io) {
                         pair.forget();
-                        let _ = pair.tap.attach(false);
+                        let _ = pair.back_end.attach(false);
                         return Err(Refused(why));
                     }
                     io.ring(queue);
@@ -283,21 +286,21 @@ impl Net {
     fn use_one_pair(&mut self) {
         for pair in self.pairs.iter().take(self.active).skip(1) {
             // A TAP device that is gone has no queues to detach.
-            let _ = pair.tap.attach(false);
+            let _ = pair.back_end.attach(false);
         }
         self.active = 1;
     }
 
     /// Has the host leave to the guest what the driver can take.
     fn set_offload(&self, features: u64) {
-        let Some(Pair { tap, .. }) = self.pairs.first() else { return };
-        if let Err(error) = tap.leave_to_guest(features) {
+        let Some(Pair { back_end, .. }) = self.pairs.first() else { return };
+        if let Err(error) = back_end.leave_to_guest(features) {
             // Segments without their checksum, say: a driver that asks for nonsense gets frames without offloads.
             static LIMIT: LogLimit = LogLimit::new();
             if let Some(suppressed) = LIMIT.check() {
                 tracing::warn!(interface = self.id, %error, suppressed, "the host does not take the driver's offloads");
             }
-            let _ = tap.leave_to_guest(0);
+            let _ = back_end.leave_to_guest(0);
         }
     }
 }
@@ -307,7 +310,7 @@ impl Device for Net {
         let mut queue_sizes = vec![QUEUE_SIZE; self.pairs.len().saturating_mul(2)];
         queue_sizes.push(CONTROL_QUEUE_SIZE);
         let files = (0..).zip(&self.pairs).map(|(token, pair)| {
-            let fd = pair.vhost.as_ref().map_or(pair.tap.fd(), |vhost| vhost.errors().as_raw_fd());
+            let fd = pair.vhost.as_ref().map_or(pair.back_end.fd(), |vhost| vhost.errors().as_raw_fd());
             Source { token, fd }
         });
         let timers = [(&self.gate.throttle, RECEIVE_TIMER), (&self.transmit_throttle, TRANSMIT_TIMER)];
@@ -362,7 +365,14 @@ impl Device for Net {
             _ if self.lends() => Err(Broken("the host's kernel can not go on with a ring")),
             RECEIVE_TIMER => pairs.try_for_each(|pair| self.receive(pair, io, Pair::receive)),
             TRANSMIT_TIMER => pairs.try_for_each(|pair| self.transmit(pair, io)),
-            pair => self.receive(usize::from(pair), io, Pair::ready),
+            pair => {
+                let pair = usize::from(pair);
+                self.receive(pair, io, Pair::ready)?;
+                match self.pairs.get_mut(pair).is_some_and(|pair| pair.back_end.flush()) {
+                    true => self.transmit(pair, io),
+                    false => Ok(()),
+                }
+            }
         }
     }
 

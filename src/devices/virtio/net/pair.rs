@@ -6,8 +6,8 @@
 
 use std::io;
 
+use super::back_end::BackEnd;
 use super::filter::Filter;
-use super::tap::Tap;
 use super::vhost::{Vhost, complain};
 use super::{FRAME_MAX, HEADER};
 use crate::rate_limit::Throttle;
@@ -35,7 +35,7 @@ pub struct Gate {
 /// One pair.
 pub struct Pair {
     /// The host's end.
-    pub tap: Tap,
+    pub back_end: BackEnd,
     /// Who moves the frames in our place.
     pub vhost: Option<Vhost>,
     /// The number of its receive queue.
@@ -77,10 +77,10 @@ pub type Host = Result<(), io::Error>;
 
 impl Pair {
     /// The pair whose receive queue has this number.
-    pub fn new(tap: Tap, vhost: Option<Vhost>, queue: usize) -> Self {
+    pub fn new(back_end: BackEnd, vhost: Option<Vhost>, queue: usize) -> Self {
         // One byte more than a frame has tells when one is longer.
         let frame = vec![0; FRAME_MAX.saturating_add(1)].into_boxed_slice();
-        Self { tap, vhost, queue, frame, waiting: None, chains: Vec::new() }
+        Self { back_end, vhost, queue, frame, waiting: None, chains: Vec::new() }
     }
 
     /// The host has frames: takes them, unless one waits already.
@@ -135,7 +135,7 @@ impl Pair {
         let counters = io.counters();
         let Waiting { len, allowed } = match self.waiting.take() {
             Some(waiting) => waiting,
-            None => match self.tap.receive(&mut self.frame) {
+            None => match self.back_end.receive(&mut self.frame) {
                 Ok(len) if len <= HEADER => {
                     count(&counters.failed, 1); // an empty datagram is no frame
                     return Next::Skip;
@@ -220,7 +220,7 @@ impl Pair {
     pub fn lend(&mut self, queue: usize, io: &Io<'_>) -> Result<(), Broken> {
         let Some(vhost) = &mut self.vhost else { return Ok(()) };
         let Some(lent) = io.lend(queue)? else { return Ok(()) };
-        vhost.start(queue % 2, &lent, io.memory(), self.tap.fd()).map_err(|error| {
+        vhost.start(queue % 2, &lent, io.memory(), self.back_end.fd()).map_err(|error| {
             complain(&error);
             Broken("the host's kernel does not take a queue")
         })

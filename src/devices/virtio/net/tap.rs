@@ -14,8 +14,6 @@ use virtio_bindings::virtio_net::{
 };
 
 use super::HEADER;
-use super::config::NetConfig;
-use crate::virtio::OpenError;
 use crate::virtio::pieces::IOV_MAX;
 
 /// linux/if_tun.h.
@@ -70,27 +68,15 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Opens what `config` names: one file for each queue pair. The first is in use, the others are detached.
-    pub fn open(config: &NetConfig) -> Result<Vec<Self>, OpenError> {
-        let id = &config.iface_id;
-        match (&config.host_dev_name, config.host_fd) {
-            (Some(name), _) => Self::all_by_name(name, config.queue_pairs())
-                .map_err(|error| OpenError::new(format!("open TAP device {name} for '{id}': {}", why(&error)))),
-            (None, Some(fd)) => Self::inherited(fd)
-                .map(|tap| vec![tap])
-                .map_err(|error| OpenError::new(format!("use file descriptor {fd} for '{id}': {}", why(&error)))),
-            (None, None) => Err(OpenError::new(format!("open '{id}': it names neither a TAP device nor a descriptor"))),
-        }
-    }
-
-    fn all_by_name(name: &str, pairs: u16) -> io::Result<Vec<Self>> {
+    /// Opens a TAP device, once for each queue pair. The first is in use, the others are detached.
+    pub fn by_name(name: &str, pairs: u16) -> io::Result<Vec<Self>> {
         let several = if pairs > 1 { IFF_MULTI_QUEUE } else { 0 };
-        let taps = (0..pairs).map(|_| Self::by_name(name, several)).collect::<io::Result<Vec<_>>>()?;
+        let taps = (0..pairs).map(|_| Self::queue_of(name, several)).collect::<io::Result<Vec<_>>>()?;
         taps.iter().skip(1).try_for_each(|tap| tap.attach(false))?;
         Ok(taps)
     }
 
-    fn by_name(name: &str, more: u16) -> io::Result<Self> {
+    fn queue_of(name: &str, more: u16) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
         let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | more;
         let mut request = Ifreq { name: [0; 16], flags, rest: [0; 22] };
@@ -102,13 +88,8 @@ impl Tap {
         Self::prepared(file)
     }
 
-    /// A duplicate, so that the descriptor itself stays whoever's it is.
-    fn inherited(fd: RawFd) -> io::Result<Self> {
-        // SAFETY: fcntl with F_GETFD takes no pointer; a number that is no open descriptor is an error.
-        check(unsafe { libc::fcntl(fd, libc::F_GETFD) })?;
-        // SAFETY: the descriptor is open, as was just seen, and the borrow ends before anyone could close it: this is
-        // the control thread, before anything runs.
-        let file = File::from(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?);
+    /// Uses an open file: a TAP device, or a socket of datagrams or packets.
+    pub fn of(file: File) -> io::Result<Self> {
         // SAFETY: the descriptor is open; F_GETFL and F_SETFL take no pointers.
         let flags = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) })?;
         // SAFETY: as above.
@@ -128,7 +109,7 @@ impl Tap {
             libc::getsockopt(file.as_raw_fd(), libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut kind).cast(), &raw mut len)
         };
         if asked != 0 || (kind != libc::SOCK_DGRAM && kind != libc::SOCK_SEQPACKET) {
-            return Err(io::Error::other("it is neither a TAP device nor a socket of datagrams or packets"));
+            return Err(io::Error::other("it is neither a TAP device nor a socket of frames"));
         }
         Ok(Self { file, has_header: false, has_uso: false, is_connection: kind == libc::SOCK_SEQPACKET })
     }
@@ -231,12 +212,21 @@ impl Tap {
     }
 }
 
+/// A duplicate of an inherited descriptor, so that the descriptor itself stays whoever's it is.
+pub fn duplicate(fd: RawFd) -> io::Result<File> {
+    // SAFETY: fcntl with F_GETFD takes no pointer; a number that is no open descriptor is an error.
+    check(unsafe { libc::fcntl(fd, libc::F_GETFD) })?;
+    // SAFETY: the descriptor is open, as was just seen, and the borrow ends before anyone could close it: this is
+    // the control thread, before anything runs.
+    Ok(File::from(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?))
+}
+
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// An error in words, with its cure where one is known.
-fn why(error: &io::Error) -> String {
+pub fn why(error: &io::Error) -> String {
     let cure = match error.raw_os_error() {
         Some(libc::ENOENT) => "/dev/net/tun does not exist (modprobe tun; in a container, pass the device in)",
         Some(libc::EPERM) => {
@@ -253,34 +243,4 @@ fn why(error: &io::Error) -> String {
         _ => return error.to_string(),
     };
     cure.to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn refusal(config: &NetConfig) -> String {
-        Tap::open(config).map(|_| ()).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn what_can_not_be_used_is_refused_in_words() {
-        let fd = |host_fd| NetConfig { iface_id: "eth0".into(), host_fd: Some(host_fd), ..NetConfig::default() };
-        assert_eq!(refusal(&fd(999)), "use file descriptor 999 for 'eth0': no such descriptor is open");
-        let file = tempfile::tempfile().unwrap();
-        assert!(refusal(&fd(file.as_raw_fd())).ends_with("neither a TAP device nor a socket of datagrams or packets"));
-        let (stream, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-        assert!(refusal(&fd(stream.as_raw_fd())).contains("neither a TAP device"));
-        assert!(refusal(&NetConfig::default()).contains("names neither"));
-        assert!(why(&io::Error::from_raw_os_error(libc::EBUSY)).contains("another process"));
-        assert!(why(&io::Error::from_raw_os_error(libc::EPERM)).contains("CAP_NET_ADMIN"));
-    }
-
-    #[test]
-    fn the_descriptor_stays_open() {
-        let (one, _other) = std::os::unix::net::UnixDatagram::pair().unwrap();
-        let config = NetConfig { host_fd: Some(one.as_raw_fd()), ..NetConfig::default() };
-        drop(Tap::open(&config).unwrap());
-        assert!(one.send(b"still there").is_ok());
-    }
 }

@@ -265,3 +265,4 @@ fn a_host_that_hung_up() {
 mod control;
 mod limits;
 mod pairs;
+mod stream;

@@ -17,8 +17,8 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
+use super::back_end::BackEnd;
 use super::config::NetConfig;
-use super::tap::Tap;
 use crate::log_limit::LogLimit;
 use crate::memory::GuestRam;
 use crate::virtio::OpenError;
@@ -56,13 +56,13 @@ impl<'a> VhostKernBackend for Kernel<'a> {
 
 impl Vhost {
     /// What moves the frames of `tap` in our place, where the user wants that.
-    pub fn of(config: &NetConfig, tap: &Tap) -> Result<Option<Self>, OpenError> {
+    pub fn of(config: &NetConfig, back_end: &BackEnd) -> Result<Option<Self>, OpenError> {
         const PATH: &str = "/dev/vhost-net";
         if !config.vhost {
             return Ok(None);
         }
         let id = &config.iface_id;
-        if !tap.is_tap() {
+        if !back_end.is_tap() {
             return Err(OpenError::new(format!(
                 "open '{id}': vhost takes a TAP device, and its descriptor is a socket"
             )));
@@ -197,9 +197,9 @@ mod tests {
         let (ours, _theirs) = std::os::unix::net::UnixDatagram::pair().unwrap();
         let config =
             NetConfig { iface_id: "e".into(), host_fd: Some(ours.as_raw_fd()), vhost: true, ..NetConfig::default() };
-        let tap = Tap::open(&config).unwrap().pop().unwrap();
-        assert!(Vhost::of(&config, &tap).unwrap_err().to_string().contains("takes a TAP device"));
-        assert!(Vhost::of(&NetConfig { vhost: false, ..config }, &tap).unwrap().is_none());
+        let end = BackEnd::open(&config).unwrap().pop().unwrap();
+        assert!(Vhost::of(&config, &end).unwrap_err().to_string().contains("takes a TAP device"));
+        assert!(Vhost::of(&NetConfig { vhost: false, ..config }, &end).unwrap().is_none());
     }
 
     #[test]

@@ -11,7 +11,7 @@ fn two(features: u64) -> (Rig, [UnixDatagram; 2]) {
     let ends = [(); 2].map(|()| UnixDatagram::pair().unwrap());
     let config = |end: &UnixDatagram| NetConfig { host_fd: Some(end.as_raw_fd()), ..NetConfig::default() };
     let mut net = Net::open(&config(&ends[0].0)).unwrap();
-    net.pairs.extend(Tap::open(&config(&ends[1].0)).unwrap().into_iter().map(|tap| Pair::new(tap, None, 2)));
+    net.pairs.extend(BackEnd::open(&config(&ends[1].0)).unwrap().into_iter().map(|end| Pair::new(end, None, 2)));
     let mut rig = Rig::new(Box::new(net));
     rig.drive(RING_FEATURES | features);
     let hosts = ends.map(|(_, theirs)| {

@@ -1,0 +1,161 @@
+//! User-mode networking: no root, no TAP device; passt carries the guest's connections, and ends when it should.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::Once;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::disk::noise;
+use crate::net::{md5, receiver, sender};
+use crate::vm::{PATIENCE, Vm, host};
+
+const BYTES: usize = 2 << 20;
+
+/// A host without a way to elsewhere, as the lab is one, gets one that leads nowhere: passt wants to see it.
+fn uplink() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let routes = fs::read_to_string("/proc/net/route").expect("routes");
+        if routes.lines().any(|line| line.split_whitespace().nth(1) == Some("00000000")) {
+            return;
+        }
+        for line in [
+            "link add vmmuplink type dummy",
+            "addr add 198.51.100.2/24 dev vmmuplink",
+            "link set vmmuplink up",
+            "route add default via 198.51.100.1",
+        ] {
+            let words: Vec<_> = std::iter::once("ip").chain(line.split(' ')).map(AsRef::as_ref).collect();
+            host("busybox", &words);
+        }
+    });
+}
+
+/// A VM with such a network, run by nobody.
+fn vm(options: &str) -> Vm {
+    uplink();
+    Vm::tuned().nobody().args(["--net", &format!("user{options}")])
+}
+
+/// Asks for an address; `$router` is the host's name then.
+const DHCP: &str = r#"ip link set lo up; ip link set eth0 up
+printf '%s\n' '#!/bin/sh' '[ $1 = bound ] || exit 0' 'ip addr add $ip/$mask dev $interface' \
+    'ip route add default via $router' 'echo router=$router >/tmp/lease' >/tmp/bound; chmod +x /tmp/bound
+udhcpc -i eth0 -s /tmp/bound -n -q -t 30 -T 1 >/dev/null 2>&1; . /tmp/lease
+"#;
+
+/// The passt with this among its arguments.
+fn passt(argument: &str) -> Option<Pid> {
+    let processes = fs::read_dir("/proc").expect("processes").flatten();
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok().and_then(Pid::from_raw)).find(|pid| {
+        let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+        let mut words = line.split(|byte| *byte == 0);
+        words.next().is_some_and(|name| name.ends_with(b"passt")) && words.any(|word| word == argument.as_bytes())
+    })
+}
+
+/// Waits until there is no such passt.
+fn ended(argument: &str) {
+    let until = Instant::now() + PATIENCE;
+    while passt(argument).is_some() {
+        assert!(Instant::now() < until, "passt {argument} goes on");
+        sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn the_guest_reaches_the_host_and_is_reached() {
+    let script = DHCP.to_owned()
+        + r"nc $router 7101 </dev/null >/tmp/in1; nc $router 7102 </tmp/in1 >/dev/null
+        echo in1=$(md5sum </tmp/in1 | cut -d' ' -f1)
+        dd if=/dev/urandom of=/tmp/out bs=64k count=16 2>/dev/null; echo out=$(md5sum </tmp/out | cut -d' ' -f1)
+        nc -l -p 80 </tmp/out >/tmp/in2 & sleep 1; echo READY; wait
+        echo in2=$(md5sum </tmp/in2 | cut -d' ' -f1)";
+    let listen = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("listening");
+    let bytes = noise(BYTES);
+    let (to_us, to_guest) = (receiver(listen(7102), BYTES), sender(listen(7101), bytes.clone()));
+    let mut vm = vm(",publish=127.0.0.1:7103:80").run(&script).start();
+    vm.expect("READY");
+    let mut published = TcpStream::connect((Ipv4Addr::LOCALHOST, 7103)).expect("the published port");
+    published.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+    published.write_all(&bytes).and_then(|()| published.shutdown(Shutdown::Write)).expect("sending");
+    let mut out = Vec::new();
+    published.read_to_end(&mut out).expect("receiving");
+    let vm = vm.ends(0);
+    to_guest.join().expect("all was sent");
+    assert_eq!(md5(&to_us.join().expect("all was received")), md5(&bytes));
+    assert_eq!((vm.value("in1"), vm.value("in2")), (md5(&bytes).as_str(), md5(&bytes).as_str()));
+    assert_eq!(vm.value("out"), md5(&out));
+    ended("127.0.0.1/7103:80");
+}
+
+#[test]
+fn the_kernel_configures_itself() {
+    let script = "echo mtu=$(cat /sys/class/net/eth0/mtu) dhcp=$(grep -c '^#PROTO: DHCP' /proc/net/pnp)
+        echo mac=$(cat /sys/class/net/eth0/address)
+        router=$(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p'); echo hello | nc $router 7104";
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 7104)).expect("listening");
+    let heard = receiver(listener, 6);
+    let vm = vm(",mtu=1400,mac=02:00:00:00:71:04").append("ip=dhcp").run(script).start().ends(0);
+    assert_eq!(vm.value("mtu"), "1400 dhcp=1");
+    assert_eq!(vm.value("mac"), "02:00:00:00:71:04");
+    assert_eq!(heard.join().expect("a caller"), b"hello\n");
+}
+
+#[test]
+fn a_passt_that_dies() {
+    let script = "ip link set eth0 up; echo READY; read go
+        for i in $(seq 600); do [ $(cat /sys/class/net/eth0/carrier) = 0 ] && break; usleep 100000; done
+        echo carrier=$(cat /sys/class/net/eth0/carrier)
+        ip addr add 10.9.0.2/24 dev eth0; ping -c 1 -w 1 10.9.0.1 >/dev/null; echo ALIVE";
+    let mut vm = vm(",publish=127.0.0.1:7105:80/tcp").run(script).pipe().start();
+    vm.expect("READY");
+    kill_process(passt("127.0.0.1/7105:80").expect("passt runs"), Signal::KILL).expect("killing it");
+    vm.send("\n");
+    let ended = vm.ends(0);
+    assert_eq!(ended.value("carrier"), "0");
+    assert!(ended.console.contains("ALIVE"), "{}", ended.console);
+    assert_eq!(ended.errors.matches("the host's end of a network interface is gone").count(), 1, "{}", ended.errors);
+}
+
+/// What the guest sends waits; the VM ends all the same.
+#[test]
+fn a_passt_that_stands_still() {
+    let script = DHCP.to_owned()
+        + "echo READY; read go; for i in 1 2 3; do ping -c 30 -i 0.01 -s 30000 -w 2 $router >/dev/null; done; echo SENT";
+    let mut vm = vm(",publish=127.0.0.1:7106:80/tcp").run(&script).pipe().start();
+    vm.expect("READY");
+    let pid = passt("127.0.0.1/7106:80").expect("passt runs");
+    kill_process(pid, Signal::STOP).expect("stopping it");
+    vm.send("\n");
+    vm.expect("SENT");
+    vm.ends(0);
+    kill_process(pid, Signal::CONT).expect("letting it go on");
+    ended("127.0.0.1/7106:80");
+}
+
+#[test]
+fn passt_ends_with_the_monitor() {
+    let mut vm = vm(",publish=127.0.0.1:7107:80/tcp").run("echo READY; read go").pipe().start();
+    vm.expect("READY");
+    assert!(passt("127.0.0.1/7107:80").is_some());
+    vm.signal(Signal::KILL);
+    ended("127.0.0.1/7107:80");
+}
+
+#[test]
+fn a_published_port_in_use_is_refused() {
+    let _listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 7108)).expect("listening");
+    for (port, why) in [
+        ("7108:80", "publish port 7108: another program uses it"),
+        ("80:80", "publish port 80: no permission (ports below net.ipv4.ip_unprivileged_port_start"),
+        ("203.0.113.9:7109:80", "publish port 7109 of 203.0.113.9: this host has no such address"),
+    ] {
+        let ended = vm(&format!(",publish={port}")).run("echo NO").start().ends(1);
+        assert!(ended.why().starts_with(&format!("vmm: connect 'eth0' by passt: {why}")), "{}", ended.why());
+    }
+}
