@@ -112,8 +112,8 @@ lab_stop() {
     trap '' INT TERM HUP
     [[ -z ${tty:-} ]] || stty "$tty" </dev/tty 2>/dev/null || true
     ((${#pids[@]} == 0)) || kill -KILL "${pids[@]}" 2>/dev/null || true
+    exec {alive}>&- # the reaper tidies only then, and whoever waits for us may not wait for it
     wait "${pids[@]}" 2>/dev/null || true
-    exec {alive}>&-
     wait "$reaper" 2>/dev/null || true
 }
 
