@@ -91,6 +91,103 @@ fn the_config_is_firecrackers() {
     assert!(serde_json::from_str::<RateLimiterConfig>(r#"{"bytes":null}"#).is_err());
 }
 
+/// What a bucket is by definition, without a state: whenever it was asked, it held no more than its size and what flowed in
+/// since any earlier moment, less what was taken since that moment.
+#[derive(Clone)]
+struct Definition {
+    config: TokenBucketConfig,
+    /// Requests that were let through: nanoseconds, and tokens that the burst did not pay.
+    taken: Vec<(i64, i64)>,
+    burst: i64,
+}
+
+impl Definition {
+    fn new(config: TokenBucketConfig) -> Self {
+        let burst = i64::try_from(config.one_time_burst.unwrap_or(0)).unwrap();
+        Self { config, taken: Vec::new(), burst }
+    }
+
+    fn refill(&self) -> i64 {
+        i64::try_from(self.config.refill_time).unwrap() * 1_000_000
+    }
+
+    fn size(&self) -> i64 {
+        i64::try_from(self.config.size).unwrap()
+    }
+
+    /// The level, in refill-ths of a token.
+    fn level(&self, now: i64) -> i64 {
+        let since = |place: usize| {
+            let later = &self.taken[place..];
+            let spent: i64 = later.iter().map(|(_, tokens)| tokens * self.refill()).sum();
+            self.size() * self.refill() + (now - later[0].0) * self.size() - spent
+        };
+        (0..self.taken.len()).map(since).fold(self.size() * self.refill(), i64::min)
+    }
+
+    fn lets_through(&self, tokens: i64, now: i64) -> bool {
+        let rest = (tokens - self.burst).max(0);
+        rest == 0 || self.level(now) >= rest.min(self.size()) * self.refill()
+    }
+
+    fn take(&mut self, tokens: i64, now: i64) {
+        self.taken.push((now, (tokens - self.burst).max(0)));
+        self.burst = (self.burst - tokens).max(0);
+    }
+}
+
+/// Every sequence of four requests with pauses before them, from `limiter` and its definition on.
+fn compare(limiter: &RateLimiter, buckets: &[(Definition, bool)], now: u64, steps: u32) -> u64 {
+    if steps == 0 {
+        return 1;
+    }
+    let mut compared = 0;
+    for tokens in [0, 1, 2, 5_u32] {
+        for pause in [0, 333_333, 2_000_000_u64] {
+            let (mut limiter, mut buckets) = (limiter.clone(), buckets.to_vec());
+            let now = now + pause;
+            let fits = |at: u64| {
+                let at = i64::try_from(at).unwrap();
+                buckets.iter().all(|(bucket, ops)| bucket.lets_through(if *ops { 1 } else { tokens.into() }, at))
+            };
+            match limiter.take(tokens.into(), Duration::from_nanos(now)) {
+                Ok(()) => {
+                    assert!(fits(now), "{tokens} at {now}: {limiter:?}");
+                    let at = i64::try_from(now).unwrap();
+                    buckets.iter_mut().for_each(|(bucket, ops)| bucket.take(if *ops { 1 } else { tokens.into() }, at));
+                }
+                Err(wait) => {
+                    let then = now + u64::try_from(wait.as_nanos()).unwrap();
+                    assert!(!fits(then - 1) && fits(then), "{tokens} at {now}, {wait:?}: {limiter:?}");
+                }
+            }
+            compared += compare(&limiter, &buckets, now, steps - 1);
+        }
+    }
+    compared
+}
+
+#[test]
+fn small_buckets_are_what_a_bucket_is_by_definition() {
+    let mut compared = 0;
+    for size in [1, 2, 3] {
+        for refill in [1, 2, 3] {
+            for burst in [None, Some(3)] {
+                for ops in [None, Some(bucket(2, Some(1), 1))] {
+                    let bandwidth = bucket(size, burst, refill);
+                    let config = RateLimiterConfig { bandwidth: Some(bandwidth), ops };
+                    let definitions: Vec<_> = [(Some(bandwidth), false), (ops, true)]
+                        .into_iter()
+                        .filter_map(|(config, is_ops)| Some((Definition::new(config?), is_ops)))
+                        .collect();
+                    compared += compare(&RateLimiter::new(&config, Duration::ZERO), &definitions, 0, 4);
+                }
+            }
+        }
+    }
+    assert_eq!(compared, 36 * 12_u64.pow(4));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -8,6 +8,7 @@ mod pause;
 mod random;
 mod rings;
 mod slow;
+mod wrap;
 
 use std::any::Any;
 use std::os::fd::AsRawFd;
