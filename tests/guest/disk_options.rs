@@ -1,4 +1,4 @@
-//! Disks in all their options: blocks given back, a full host, no page cache, many requests in flight, limits, a kill.
+//! Disks in all their options: blocks given back, a full host, no page cache, many requests in flight, limits.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -8,7 +8,7 @@ use crate::disk::{checksum, disk, empty, folder, full};
 use crate::vm::{Vm, host};
 
 /// A file system of the host, mounted as long as this lives.
-struct Mounted(PathBuf);
+pub struct Mounted(pub PathBuf);
 
 impl Mounted {
     fn tmpfs(at: &Path, size: &str) -> Self {
@@ -22,7 +22,7 @@ impl Mounted {
     }
 
     /// ext4 of `mib` MiB.
-    fn ext4(folder: &Path, mib: u64) -> Self {
+    pub fn ext4(folder: &Path, mib: u64) -> Self {
         let (store, at) = (empty(folder, "store", mib << 20), folder.join("mounted"));
         std::fs::create_dir(&at).expect("a mount point");
         host("mke2fs", &["-q".as_ref(), "-t".as_ref(), "ext4".as_ref(), store.as_os_str()]);
@@ -172,40 +172,6 @@ fn disks_that_share_an_interrupt_line_all_serve() {
     assert_eq!(ended.value("same"), format!("20 {}", checksum(&images[0])));
 }
 
-/// The monitor is killed while the guest writes: the file system is sound, and holds all that was synced before.
-#[test]
-fn what_was_synced_survives_a_kill() {
-    let script = r"
-        mkdir -p /mnt; mount -t ext4 /dev/vda /mnt
-        while :; do dd if=/dev/urandom of=/mnt/noise bs=64k count=32 2>/dev/null; done &
-        i=0; while :; do i=$((i + 1)); head -c 30000 /dev/urandom > /mnt/f$i; md5sum < /mnt/f$i > /mnt/s$i; sync
-            echo synced $i; done";
-    for (engine, last) in [("sync", 7), ("async", 5), ("async", 12)] {
-        let folder = folder();
-        let image = empty(folder.path(), "data.ext4", 64 << 20);
-        host("mke2fs", &["-q".as_ref(), "-t".as_ref(), "ext4".as_ref(), image.as_os_str()]);
-        let mut vm = Vm::tuned().args(disk(&image, &format!(",engine={engine}"))).run(script).start();
-        vm.expect(&format!(
-            "synced {last}
-"
-        ));
-        vm.signal(rustix::process::Signal::KILL);
-        drop(vm);
-        let replayed = std::process::Command::new("e2fsck").arg("-p").arg(&image).output().expect("e2fsck");
-        assert!(replayed.status.code().is_some_and(|code| code <= 1), "{}", String::from_utf8_lossy(&replayed.stdout));
-        let clean = std::process::Command::new("e2fsck").arg("-fn").arg(&image).output().expect("e2fsck");
-        assert!(clean.status.success(), "{}", String::from_utf8_lossy(&clean.stdout));
-        for n in 1..=last {
-            let file = folder.path().join("file");
-            let command = format!("dump /f{n} {}", file.display());
-            host("debugfs", &["-R".as_ref(), command.as_ref(), image.as_os_str()]);
-            let sum = host("debugfs", &["-R".as_ref(), format!("cat /s{n}").as_ref(), image.as_os_str()]);
-            assert_eq!(sum.split(' ').next(), Some(&*checksum(&file)), "file {n} of {last}");
-        }
-    }
-}
-
-/// 9 MiB, of which 4 are the burst and 1 is in the bucket: the other 4 wait half a second each.
 #[test]
 fn a_limited_disk_takes_its_time() {
     let folder = folder();

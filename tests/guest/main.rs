@@ -9,6 +9,7 @@ mod boot;
 mod console;
 mod cpus_memory;
 mod disk;
+mod disk_kill;
 mod disk_options;
 mod ends;
 mod lies;

@@ -1,7 +1,7 @@
 //! Network interfaces: every byte arrives, the guest is who it was told to be, and a host that fails does no harm.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, UdpSocket};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::thread::{self, JoinHandle};
 
 use crate::disk::{checksum, noise};
@@ -85,6 +85,60 @@ fn debian_12_takes_an_mtu() {
 #[test]
 fn debian_13_talks_too() {
     exchanges("debian13/vmlinux", 3, "");
+}
+
+/// One direction after the other, so that what the guest counts on one side is data alone: large segments, which nobody
+/// has cut into packets, and whose checksums nobody has reckoned.
+fn leaves_segments_whole(net: u8, more: &str) {
+    const MEBIBYTES: usize = 4;
+    let tap = format!("vmmtest{net}");
+    let script = guest_side(net)
+        + &format!(
+            r#"cd /sys/class/net/eth0; echo features=$(cat device/features); echo READY; read go
+            count() {{ cat statistics/$1_bytes statistics/$1_packets; }}
+            mean() {{ echo $1=$((($4 - $2) / ($5 - $3))); }}
+            was=$(count rx); nc 10.9.{net}.1 7002 </dev/null | md5sum; mean rx $was $(count rx)
+            dd if=/dev/urandom of=/tmp/out bs=1M count={MEBIBYTES} 2>/dev/null; md5sum /tmp/out
+            httpd -p 80 -h /tmp; was=$(count tx); echo SERVING; read go; mean tx $was $(count tx)"#
+        );
+    let options = format!("tap={tap},mac=02:00:00:00:09:{net:02x}{more}");
+    let mut vm = Vm::tuned().args(["--net", &options]).run(&script).pipe().start();
+    vm.expect("READY");
+    ip(&format!("addr add 10.9.{net}.1/24 dev {tap}"));
+    ip(&format!("link set {tap} up"));
+    let bytes = noise(MEBIBYTES << 20);
+    let sum = md5(&bytes);
+    let to_guest = sender(TcpListener::bind((format!("10.9.{net}.1"), 7002)).expect("listening"), bytes);
+    vm.send("\n");
+    to_guest.join().expect("all was sent");
+    vm.expect("SERVING");
+    // httpd hands its file over at once (sendfile); nc would write it by the KiB.
+    let mut server = TcpStream::connect((format!("10.9.{net}.2"), 80)).expect("the guest's httpd");
+    let mut answer = Vec::new();
+    server.write_all(b"GET /out HTTP/1.0\r\n\r\n").and_then(|()| server.read_to_end(&mut answer)).expect("an answer");
+    let body = answer.split_off(answer.len().saturating_sub(MEBIBYTES << 20));
+    vm.send("\n");
+    let ended = vm.ends(0);
+    for sum in [sum, md5(&body)] {
+        assert!(ended.console.contains(&sum), "no {sum}: {}", ended.console);
+    }
+    // VIRTIO_NET_F_CSUM, GUEST_CSUM, GUEST_TSO4, HOST_TSO4, MRG_RXBUF (virtio 1.2, 5.1.3).
+    for bit in [0, 1, 7, 11, 15] {
+        assert_eq!(ended.value("features").as_bytes()[bit], b'1', "feature {bit}: {}", ended.value("features"));
+    }
+    for way in ["rx", "tx"] {
+        assert!(ended.number(way) > 3000, "{way}: {} bytes each", ended.number(way));
+    }
+}
+
+#[test]
+fn segments_are_left_whole() {
+    leaves_segments_whole(11, "");
+}
+
+#[test]
+fn segments_are_left_whole_by_the_host_s_kernel() {
+    leaves_segments_whole(12, ",vhost");
 }
 
 /// The TAP is there before the VM and outlives it, as one that an administrator made.

@@ -229,6 +229,14 @@ impl Running {
         ended
     }
 
+    /// Kills the monitor, in the midst of whatever it does.
+    pub fn kill(mut self) -> Ended {
+        self.signal(Signal::KILL);
+        self.wait();
+        let patience = Duration::from_secs(30);
+        Ended { console: self.console.all(patience), errors: self.errors.all(patience) }
+    }
+
     fn wait(&mut self) -> ExitStatus {
         let until = Instant::now() + PATIENCE;
         loop {
