@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use crate::user_net::uplink;
 use crate::vm::{Running, Vm, guest};
 
 /// Ticks of CPU time (a hundredth of a second each) of the monitor's threads that are no vCPUs.
@@ -34,6 +35,7 @@ fn every_device_survives_lies() {
         echo random=$(dd if=/dev/hwrng bs=16 count=1 2>/dev/null | wc -c)
         echo network=$(ls /sys/class/net | grep -c eth)
         echo QUIET; read go"#;
+    uplink();
     let daemon = guest("virtiofsd/rust/virtiofsd");
     let lies = guest("lies/lies.img");
     let vm = Vm::tuned().args([
@@ -43,6 +45,12 @@ fn every_device_survives_lies() {
         format!("{},engine=async", path("victim").display()),
         "--net".into(),
         "tap=vmmlies".into(),
+        "--net".into(),
+        "tap=vmmlies2,vhost".into(),
+        "--net".into(),
+        "user".into(),
+        "--log-level".into(),
+        "debug".into(),
         "--vsock".into(),
         path("vsock").display().to_string(),
         "--balloon".into(),
@@ -59,8 +67,8 @@ fn every_device_survives_lies() {
     vm.send("\n");
     let ended = vm.ends(0);
     assert!(!ended.console.contains("FAILED"), "{}\n{}", ended.console, ended.errors);
-    assert_eq!(ended.console.matches("lies: told ").count(), 7, "{}", ended.console);
+    assert_eq!(ended.console.matches("lies: told ").count(), 9, "{}", ended.console);
     assert_eq!(ended.value("disk"), "works", "{}", ended.errors);
-    assert_eq!((ended.number("random"), ended.number("network")), (16, 1), "{}", ended.errors);
+    assert_eq!((ended.number("random"), ended.number("network")), (16, 3), "{}", ended.errors);
     assert!(ended.errors.lines().count() < 200, "{} lines of log", ended.errors.lines().count());
 }

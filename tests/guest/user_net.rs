@@ -16,7 +16,7 @@ use crate::vm::{PATIENCE, Vm, host};
 const BYTES: usize = 2 << 20;
 
 /// A host without a way to elsewhere, as the lab is one, gets one that leads nowhere: passt wants to see it.
-fn uplink() {
+pub fn uplink() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let routes = fs::read_to_string("/proc/net/route").expect("routes");
