@@ -1,3 +1,5 @@
+//! The endpoints against docs/api.yaml, and what each answers before and after the start.
+
 use super::*;
 
 /// (method, path) of each endpoint that docs/api.yaml describes. Its layout is fixed: paths at two spaces, methods at four.
