@@ -221,4 +221,24 @@ mod tests {
         assert!(fault.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{fault}");
         assert!(fault.ends_with("Content-Length: 27\r\n\r\n{\"fault_message\":\"a \\\"b\\\"\"}"), "{fault}");
     }
+
+    proptest::proptest! {
+        /// Whatever comes, in whatever pieces: no panic, no request longer than what is there, and no other answer to a
+        /// beginning than to the whole.
+        #[test]
+        fn any_bytes_are_read(tail in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200), head in 0..4_usize) {
+            let heads = ["", "GET / HTTP/1.1\r\n", "PUT /a HTTP/1.1\r\nContent-Length: 3\r\n\r\n", "PUT /a HTTP/1.1\r\nExpect:"];
+            let bytes = [heads[head].as_bytes(), &tail].concat();
+            let whole = parse(&bytes, 100);
+            if let Parsed::Whole(_, len) = &whole {
+                proptest::prop_assert!(*len <= bytes.len());
+            }
+            for end in 0..bytes.len() {
+                match parse(&bytes[..end], 100) {
+                    Parsed::Partial { .. } => {}
+                    early => proptest::prop_assert_eq!(&early, &whole),
+                }
+            }
+        }
+    }
 }
