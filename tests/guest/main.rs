@@ -4,6 +4,7 @@
 //! guests of tools/guest. Nothing skips; what cannot run fails and says what is missing. No test asserts a time; every
 //! wait has an end, and fails there with what the guest printed last.
 
+mod api;
 mod balloon;
 mod boot;
 mod console;

@@ -1,0 +1,217 @@
+//! The API with a guest behind it: started, paused and changed by requests, as another program would.
+
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use api::client::{self, ClientError};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::disk::{checksum, disk, empty, folder, full};
+use crate::vm::{PATIENCE, Running, Vm, base64, guest};
+
+/// A VM with an API, and the folder of its socket.
+struct Remote {
+    vm: Running,
+    socket: PathBuf,
+    _folder: TempDir,
+}
+
+impl Remote {
+    fn start(vm: Vm) -> Self {
+        let folder = folder();
+        let socket = folder.path().join("api.sock");
+        let vm = vm.args(["--api-sock".as_ref(), socket.as_os_str()]).start();
+        let until = Instant::now() + PATIENCE;
+        while !socket.exists() {
+            assert!(Instant::now() < until, "no API");
+            sleep(Duration::from_millis(10));
+        }
+        Self { vm, socket, _folder: folder }
+    }
+
+    fn try_call(&self, method: &str, path: &str, body: &Value) -> Result<Value, String> {
+        match client::call(&self.socket, method, path, (!body.is_null()).then_some(body)) {
+            Err(ClientError::Refused(text)) => Err(text),
+            answer => Ok(answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"))),
+        }
+    }
+
+    fn call(&self, method: &str, path: &str, body: Value) -> Value {
+        self.try_call(method, path, &body).unwrap_or_else(|text| panic!("{method} {path} {body}: {text}"))
+    }
+
+    fn set_state(&self, state: &str) {
+        self.call("PATCH", "/vm", json!({ "state": state }));
+    }
+
+    fn state(&self) -> Value {
+        self.call("GET", "/", Value::Null)["state"].clone()
+    }
+}
+
+#[test]
+fn a_vm_comes_by_requests_alone() {
+    let folder = folder();
+    let image = full(folder.path(), "data", 1 << 20);
+    let mut remote = Remote::start(Vm::new().pipe());
+    let kernel = guest("tuned/vmlinux");
+    let script = "dmesg -n 1\necho sum=$(md5sum < /dev/vda)\necho cpus=$(nproc)\necho READY; read go\n";
+    remote.call("PUT", "/machine-config", json!({ "vcpu_count": 2, "mem_size_mib": 128 }));
+    remote.call("PUT", "/drives/data", json!({ "drive_id": "data", "path_on_host": image, "is_root_device": false }));
+    let append = format!("vmm.run={}", base64(script.as_bytes()));
+    let initrd = kernel.with_file_name("initrd");
+    let boot = json!({ "kernel_image_path": kernel, "initrd_path": initrd, "boot_args_append": append });
+    remote.call("PUT", "/boot-source", boot);
+    assert_eq!(remote.state(), "Not started");
+    remote.call("PUT", "/actions", json!({ "action_type": "InstanceStart" }));
+    assert_eq!(remote.state(), "Running");
+    remote.vm.expect("READY");
+    for (method, path, body) in [
+        ("PUT", "/actions", json!({ "action_type": "InstanceStart" })),
+        ("PUT", "/machine-config", json!({ "vcpu_count": 1, "mem_size_mib": 128 })),
+        ("PUT", "/drives/more", json!({ "drive_id": "more", "path_on_host": image, "is_root_device": false })),
+        ("DELETE", "/drives/data", Value::Null),
+    ] {
+        let refused = remote.try_call(method, path, &body);
+        assert!(refused.as_ref().is_err_and(|text| text.contains("started already")), "{method} {path}: {refused:?}");
+    }
+    assert_eq!(remote.call("GET", "/vm/config", Value::Null)["drives"][0]["path_on_host"], json!(image));
+    remote.vm.send("\n");
+    let ended = remote.vm.ends(0);
+    assert_eq!(ended.value("cpus"), "2");
+    assert_eq!(ended.value("sum").split(' ').next(), Some(checksum(&image).as_str()));
+}
+
+/// The guest writes and compares without a rest while it is paused and resumed: nothing is lost, and nothing happens in a
+/// pause.
+fn pauses_under_load(options: &str) {
+    let folder = folder();
+    let image = empty(folder.path(), "data", 32 << 20);
+    let script = r"
+        mkdir /work; mount -t tmpfs work /work; dd if=/dev/urandom of=/work/noise bs=64k count=64 2>/dev/null
+        bad=0; for i in $(seq 1 6); do
+            dd if=/work/noise of=/dev/vda bs=64k seek=$((i * 64)) conv=fsync 2>/dev/null; echo 3 > /proc/sys/vm/drop_caches
+            dd if=/dev/vda bs=64k skip=$((i * 64)) count=64 2>/dev/null | cmp - /work/noise || bad=$((bad + 1)); echo ROUND $i
+        done
+        echo bad=$bad; echo sum=$(md5sum < /work/noise); dmesg | grep -c -i -e 'soft lockup' -e 'stall' | sed s/^/late=/";
+    let args = [disk(&image, options), ["--cpus".into(), "2".into()]].concat();
+    let mut remote = Remote::start(Vm::tuned().args(args).run(script));
+    for round in 1..=6 {
+        for _ in 0..5 {
+            remote.set_state("Paused");
+            assert_eq!(remote.state(), "Paused");
+            let before = checksum(&image);
+            sleep(Duration::from_millis(50));
+            assert_eq!(checksum(&image), before, "nothing is written in a pause");
+            remote.set_state("Paused");
+            remote.set_state("Resumed");
+            assert_eq!(remote.state(), "Running");
+            sleep(Duration::from_millis(20));
+        }
+        remote.vm.expect(&format!("ROUND {round}"));
+    }
+    let ended = remote.vm.ends(0);
+    assert_eq!((ended.number("bad"), ended.number("late")), (0, 0), "{}", ended.console);
+    let written = std::fs::read(&image).expect("the image");
+    let parts = (1..=6).map(|place| &written[place << 22..(place + 1) << 22]);
+    let first = &written[1 << 22..2 << 22];
+    assert!(parts.clone().all(|part| part == first) && first.iter().any(|byte| *byte != 0));
+}
+
+#[test]
+fn a_pause_under_disk_load_loses_nothing() {
+    pauses_under_load("");
+}
+
+#[test]
+fn a_pause_with_requests_in_flight_loses_nothing() {
+    pauses_under_load(",engine=async");
+}
+
+fn swap(remote: &Remote, path: &Path) -> Result<Value, String> {
+    remote.try_call("PATCH", "/drives/disk1", &json!({ "drive_id": "disk1", "path_on_host": path }))
+}
+
+#[test]
+fn another_image_is_seen_by_the_guest() {
+    let folder = folder();
+    let [one, two] = [("one", 1 << 20), ("two", 3 << 20)].map(|(name, size)| full(folder.path(), name, size));
+    let script = r"
+        wait_for() { for i in $(seq 600); do [ $(cat /sys/block/vda/size) = $1 ] && return; usleep 100000; done; }
+        echo first=$(md5sum < /dev/vda); echo ONE; read go
+        wait_for 6144; echo 3 > /proc/sys/vm/drop_caches; echo second=$(md5sum < /dev/vda); echo TWO; read go
+        wait_for 8192; echo third=$(cat /sys/block/vda/size)";
+    let mut remote = Remote::start(Vm::tuned().args(disk(&one, ",ro")).run(script).pipe());
+    remote.vm.expect("ONE");
+    let missing = swap(&remote, &folder.path().join("none")).unwrap_err();
+    assert!(missing.starts_with("PATCH /drives/disk1: open disk 'disk1' at"), "{missing}");
+    let fixed = remote.try_call("PATCH", "/drives/disk1", &json!({ "drive_id": "disk1", "is_read_only": false }));
+    assert!(fixed.unwrap_err().contains("is_read_only can not be changed while the VM exists"));
+    assert_eq!(remote.call("GET", "/vm/config", Value::Null)["drives"][0]["path_on_host"], json!(one));
+    swap(&remote, &two).unwrap();
+    assert_eq!(remote.call("GET", "/vm/config", Value::Null)["drives"][0]["path_on_host"], json!(two));
+    remote.vm.send("\n");
+    remote.vm.expect("TWO");
+    let sum = checksum(&two);
+    std::fs::File::options().write(true).open(&two).and_then(|file| file.set_len(4 << 20)).expect("a larger image");
+    swap(&remote, &two).unwrap();
+    remote.vm.send("\n");
+    let ended = remote.vm.ends(0);
+    assert_eq!(ended.value("first").split(' ').next(), Some(checksum(&one).as_str()));
+    assert_eq!(ended.value("second").split(' ').next(), Some(sum.as_str()));
+    assert_eq!(ended.number("third"), 8192);
+}
+
+#[test]
+fn limits_and_the_balloon_change_while_the_guest_runs() {
+    let folder = folder();
+    let image = full(folder.path(), "data", 1 << 20);
+    let script = r"
+        free() { sed -n 's/^MemTotal: *\([0-9]*\) kB/\1/p' /proc/meminfo; }
+        before=$(free); echo before=$before; echo READY; read go
+        for i in $(seq 600); do [ $(free) -lt $((before - 63000)) ] && break; usleep 100000; done; echo after=$(free)
+        dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2>/dev/null && dd if=/dev/hwrng of=/dev/null bs=64 count=1 2>/dev/null
+        echo DONE; read go";
+    let args =
+        [disk(&image, ""), ["--balloon".into(), "0,stats=1".into()], ["--memory".into(), "256M".into()]].concat();
+    let mut remote = Remote::start(Vm::boot("debian12/vmlinux").args(args).run(script).pipe());
+    remote.vm.expect("READY");
+    remote.call("PATCH", "/balloon", json!({ "amount_mib": 64 }));
+    let bucket = json!({ "size": 1 << 20, "refill_time": 100 });
+    let limits = json!({ "bandwidth": bucket });
+    remote.call("PATCH", "/drives/disk1", json!({ "drive_id": "disk1", "rate_limiter": limits }));
+    remote.call("PATCH", "/entropy", json!({ "rate_limiter": limits }));
+    remote.call("PATCH", "/balloon/statistics", json!({ "stats_polling_interval_s": 2 }));
+    let off = remote.try_call("PATCH", "/balloon/statistics", &json!({ "stats_polling_interval_s": 0 }));
+    assert!(off.unwrap_err().contains("can not be switched on or off"));
+    let much = remote.try_call("PATCH", "/balloon", &json!({ "amount_mib": 256 }));
+    assert!(much.unwrap_err().contains("must be less than the VM's memory"));
+    remote.vm.send("\n");
+    remote.vm.expect("DONE");
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let told = remote.call("GET", "/balloon/statistics", Value::Null);
+        if told["actual_mib"] == 64 && told["total_memory"].as_u64().is_some_and(|bytes| bytes > 64 << 20) {
+            assert_eq!(told["target_mib"], 64);
+            break;
+        }
+        assert!(Instant::now() < until, "{told}");
+        sleep(Duration::from_millis(100));
+    }
+    let config = remote.call("GET", "/vm/config", Value::Null);
+    assert_eq!((&config["balloon"]["amount_mib"], &config["drives"][0]["rate_limiter"]), (&json!(64), &limits));
+    remote.vm.send("\n");
+    let ended = remote.vm.ends(0);
+    assert!(ended.number("before") - ended.number("after") > 60 << 10, "{}", ended.console);
+}
+
+#[test]
+fn the_end_can_be_asked_for_in_a_pause() {
+    let mut remote = Remote::start(Vm::boot("debian12/vmlinux").run("echo READY; while :; do usleep 10000; done"));
+    remote.vm.expect("READY");
+    remote.set_state("Paused");
+    remote.call("PUT", "/actions", json!({ "action_type": "Stop" }));
+    assert!(remote.vm.ends(12).why().contains("stopped by a request"));
+}
