@@ -277,7 +277,7 @@ fn attach_virtio(
     let doing = || format!("attach device '{}'", slot.id);
     let worker = Worker::spawn(&slot.id, slot.index, device, memory.clone()).doing(doing)?;
     let transport = MmioTransport::new(slot.index, worker.clone(), memory, notify.clone()).doing(doing)?;
-    vm.bind_interrupt(transport.interrupt(), slot.gsi)?;
+    vm.bind_fast_interrupt(transport.interrupt(), slot.gsi)?;
     for (queue, doorbell) in (0..).zip(transport.doorbells()) {
         vm.bind_doorbell(doorbell, slot.gpa + offset::QUEUE_NOTIFY, queue)?;
     }

@@ -213,7 +213,7 @@ mod tests {
         let ear = heard.clone();
         let line = Interrupt::new().unwrap();
         let notify: Notify = Arc::new(move |event| ear.lock().unwrap().push(event));
-        (Serial::new(line.try_clone().unwrap(), out, notify).unwrap(), line, heard)
+        (Serial::new(line.clone(), out, notify).unwrap(), line, heard)
     }
 
     fn get(serial: &mut Serial, offset: u64) -> u8 {

@@ -48,6 +48,8 @@ impl<'a> Io<'a> {
             let whole = GuestMemoryBackend::get_slice(self.memory, GuestAddress(addr), len);
             whole.map_err(|_| Broken("a ring is not in one range of RAM"))?;
         }
+        // From now on others write to the line's event; our own interrupts go the same way.
+        self.signal.line().raise_by(None);
         Ok(Some(Lent {
             size: queue.size(),
             max_size: queue.max_size(),
