@@ -15,6 +15,7 @@ pub mod fuzzing;
 pub mod legacy;
 mod log_limit;
 pub mod memory;
+pub mod mmds;
 pub mod rate_limit;
 pub mod seams;
 #[cfg(any(test, feature = "testing"))]

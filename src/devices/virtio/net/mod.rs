@@ -7,6 +7,7 @@ mod back_end;
 pub mod config;
 mod control;
 mod filter;
+mod metadata;
 mod pair;
 mod passt;
 pub mod publish;
@@ -47,6 +48,8 @@ const FRAME_MAX: usize = HEADER + 65_536 + 18;
 /// Tokens of the rate limiters' timers; that of a pair's file is the pair's number.
 const RECEIVE_TIMER: u16 = 0x100;
 const TRANSMIT_TIMER: u16 = 0x101;
+/// Token of the metadata service's timer.
+const METADATA_TIMER: u16 = 0x102;
 
 /// The device.
 pub struct Net {
@@ -77,8 +80,12 @@ impl Net {
             let throttle = Throttle::new(limits.as_ref());
             throttle.map_err(|error| OpenError::new(format!("create a timer for '{id}''s limits: {error}")))
         };
-        let gate =
-            Gate { filter: Filter::new(mac, false), throttle: throttle(&config.rx_rate_limiter)?, mergeable: false };
+        let gate = Gate {
+            filter: Filter::new(mac, false),
+            throttle: throttle(&config.rx_rate_limiter)?,
+            mergeable: false,
+            metadata: None,
+        };
         let transmit_throttle = throttle(&config.tx_rate_limiter)?;
         let ends = BackEnd::open(config)?.into_iter().map(|end| Ok((Vhost::of(config, &end)?, end)));
         let pairs = (0_usize..).step_by(2).zip(ends);
@@ -163,13 +170,17 @@ impl Net {
         if sent == TURN {
             io.ring(queue);
         }
-        Ok(())
+        self.answer(io)
     }
 
     /// Sends one frame of the guest. What the host does not take is dropped, as on any Ethernet.
     fn send(&mut self, pair: usize, chain: &Chain<'_>, counters: &Counters) -> Served {
         let len = chain.readable_len();
         let bytes = len.saturating_sub(HEADER as u64);
+        if self.gate.metadata.as_mut().is_some_and(|service| service.takes(chain, HEADER)) {
+            count(&counters.bytes, bytes);
+            return Served::Done(0);
+        }
         let fits = bytes > 0 && len <= FRAME_MAX as u64;
         // A pair that is not in use has no way of its own.
         let back_end = self.pairs.get_mut(if pair < self.active { pair } else { 0 }).map(|pair| &mut pair.back_end);
@@ -315,6 +326,7 @@ impl Device for Net {
         });
         let timers = [(&self.gate.throttle, RECEIVE_TIMER), (&self.transmit_throttle, TRANSMIT_TIMER)];
         let timers = timers.into_iter().filter_map(|(throttle, token)| Some(throttle.as_ref()?.source(token)));
+        let timers = timers.chain(self.gate.metadata.as_ref().map(|service| service.source(METADATA_TIMER)));
         Facts {
             virtio_id: VIRTIO_ID_NET,
             features: self.features(),
@@ -365,6 +377,7 @@ impl Device for Net {
             _ if self.lends() => Err(Broken("the host's kernel can not go on with a ring")),
             RECEIVE_TIMER => pairs.try_for_each(|pair| self.receive(pair, io, Pair::receive)),
             TRANSMIT_TIMER => pairs.try_for_each(|pair| self.transmit(pair, io)),
+            METADATA_TIMER => self.metadata_timeout(io),
             pair => {
                 let pair = usize::from(pair);
                 self.receive(pair, io, Pair::ready)?;
@@ -391,6 +404,9 @@ impl Device for Net {
         }
         self.pairs.iter_mut().for_each(Pair::forget);
         self.use_one_pair();
+        if let Some(service) = &mut self.gate.metadata {
+            service.forget();
+        }
         (self.control, self.gate.mergeable, self.mac) = (None, false, self.chosen_mac);
         self.set_offload(0);
     }

@@ -10,6 +10,7 @@ use super::back_end::BackEnd;
 use super::filter::Filter;
 use super::vhost::{Vhost, complain};
 use super::{FRAME_MAX, HEADER};
+use crate::mmds::Service;
 use crate::rate_limit::Throttle;
 use crate::virtio::io::{Broken, Counters, Held, Io, count};
 
@@ -30,6 +31,8 @@ pub struct Gate {
     pub throttle: Option<Throttle>,
     /// A frame may take several buffers.
     pub mergeable: bool,
+    /// The metadata service, on an interface that has it. Its frames go by the first pair.
+    pub metadata: Option<Box<Service>>,
 }
 
 /// One pair.
@@ -133,7 +136,8 @@ impl Pair {
     /// The frame that waits, or else the host's next one, if the guest may have it.
     fn next(&mut self, gate: &mut Gate, io: &Io<'_>) -> Next {
         let counters = io.counters();
-        let Waiting { len, allowed } = match self.waiting.take() {
+        let waiting = self.waiting.take().or_else(|| self.answer(gate));
+        let Waiting { len, allowed } = match waiting {
             Some(waiting) => waiting,
             None => match self.back_end.receive(&mut self.frame) {
                 Ok(len) if len <= HEADER => {
@@ -159,6 +163,16 @@ impl Pair {
             return Next::None;
         }
         Next::Frame(len)
+    }
+
+    /// The metadata service's next frame, which no limit is for. It comes before the host's.
+    fn answer(&mut self, gate: &mut Gate) -> Option<Waiting> {
+        let frame = gate.metadata.as_mut().filter(|_| self.queue == 0)?.next_frame()?;
+        let len = frame.len().saturating_add(HEADER);
+        let (header, rest) = self.frame.split_at_mut_checked(HEADER)?;
+        header.fill(0);
+        rest.get_mut(..frame.len())?.copy_from_slice(&frame);
+        Some(Waiting { len, allowed: true })
     }
 
     /// Copies a frame into the driver's buffers. What no buffers could hold is dropped.

@@ -264,5 +264,6 @@ fn a_host_that_hung_up() {
 
 mod control;
 mod limits;
+mod metadata;
 mod pairs;
 mod stream;
