@@ -184,6 +184,40 @@ fn requests_before_the_start() {
             Err("`tap0` is network-interfaces[0]'s already"),
         ),
         ("DELETE", "/drives/eth0", null.clone(), Err("there is no `eth0` among drives")),
+        ("PUT", "/mmds/config", json!({ "network_interfaces": ["eth0"], "version": "V2" }), Ok(())),
+        (
+            "PUT",
+            "/mmds/config",
+            json!({ "network_interfaces": ["eth1"] }),
+            Err("PUT /mmds/config: network_interfaces[0]: there is no network interface `eth1`"),
+        ),
+        (
+            "PUT",
+            "/mmds/config",
+            json!({ "network_interfaces": [] }),
+            Err("PUT /mmds/config: network_interfaces: is empty"),
+        ),
+        (
+            "PUT",
+            "/mmds/config",
+            json!({ "network_interfaces": ["eth0"], "ipv4_address": "10.0.0.1" }),
+            Err("PUT /mmds/config: ipv4_address: `10.0.0.1`: a link-local IPv4 address is expected"),
+        ),
+        (
+            "PUT",
+            "/mmds/config",
+            json!({ "network_interfaces": ["eth0"], "version": "V3" }),
+            Err("PUT /mmds/config: version: must be \"V1\" or \"V2\", not \"V3\""),
+        ),
+        ("PUT", "/mmds/config", json!({}), Err("PUT /mmds/config: network_interfaces: is missing")),
+        (
+            "DELETE",
+            "/network-interfaces/eth0",
+            null.clone(),
+            Err("mmds-config.network_interfaces[0]: there is no network interface `eth0`"),
+        ),
+        ("PUT", "/network-interfaces/eth1", json!({ "iface_id": "eth1", "host_dev_name": "tap1" }), Ok(())),
+        ("PUT", "/mmds/config", json!({ "network_interfaces": ["eth1"] }), Ok(())),
         (
             "PATCH",
             "/network-interfaces/eth0",
@@ -253,6 +287,42 @@ fn requests_before_the_start() {
     let machine = vm.call("GET", "/machine-config", Value::Null).unwrap();
     assert_eq!((&machine["vcpu_count"], &machine["smt"]), (&json!(2), &json!(true)));
     assert_eq!(vm.call("GET", "/balloon", Value::Null).unwrap()["amount_mib"], 64);
+}
+
+/// What the metadata service has to tell is any JSON, of a limited size.
+#[test]
+fn metadata_is_put_patched_and_read() {
+    let vm = Waiting::start(&["--mmds-size-limit", "30"]);
+    let get = || vm.call("GET", "/mmds", Value::Null).unwrap();
+    let refused = |method: &str, body: Value| vm.call(method, "/mmds", body).unwrap_err();
+    assert_eq!(get(), json!({}));
+    assert_eq!(refused("PATCH", json!({ "a": 1 })), "The MMDS data store is not initialized.");
+    for contents in [json!([1, "two"]), json!("text"), json!({ "a": { "b": "c" } })] {
+        vm.call("PUT", "/mmds", contents.clone()).unwrap();
+        assert_eq!(get(), contents);
+    }
+    vm.call("PATCH", "/mmds", json!({ "a": { "b": null, "c": 1 }, "d": true })).unwrap();
+    assert_eq!(get(), json!({ "a": { "c": 1 }, "d": true }));
+    let long = json!({ "long": "x".repeat(30) });
+    for method in ["PUT", "PATCH"] {
+        assert_eq!(refused(method, long.clone()), "The MMDS patch request doesn't fit.");
+        let (head, body) = (format!("{method} /mmds HTTP/1.1\r\n"), long.to_string());
+        let answer = vm.raw(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes());
+        assert!(answer.starts_with("HTTP/1.1 413 Payload Too Large\r\n"), "{answer}");
+    }
+    assert!(vm.raw(b"PUT /mmds HTTP/1.1\r\nContent-Length: 1\r\n\r\n{").contains("the body is not JSON"));
+    assert_eq!(get(), json!({ "a": { "c": 1 }, "d": true }));
+    assert!(vm.call("GET", "/mmds/config", Value::Null).unwrap_err().contains("Known here: PUT."));
+}
+
+#[test]
+fn the_first_metadata_may_come_from_a_file() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("metadata.json");
+    let path = file.to_str().unwrap();
+    std::fs::write(&file, "{ \"a\": [1, 2] }").unwrap();
+    let vm = Waiting::start(&["--metadata", path]);
+    assert_eq!(vm.call("GET", "/mmds", Value::Null).unwrap(), json!({ "a": [1, 2] }));
 }
 
 #[test]

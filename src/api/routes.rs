@@ -1,11 +1,15 @@
 //! What each request means: Firecracker's endpoints, and ours in the same style, as requests to the control thread.
 //!
-//! Before the start a request is an edit of the one configuration, afterwards a change of a running device. What a body may
-//! hold is known to the configuration alone. The `api` thread runs this. Source: Firecracker's swagger file and
+//! Before the start a request is an edit of the one configuration, afterwards a change of a running device; what the
+//! metadata service tells is no configuration, and changes at any time. What a body may hold is known to the configuration
+//! alone. The `api` thread runs this. Source: Firecracker's swagger file and
 //! src/firecracker/src/api_server/parsed_request.rs; docs/api.yaml is the reference here.
+
+use std::sync::Arc;
 
 use machine::config::{Edit, JsonPath, Step};
 use machine::control::{Answer, Remote, Reply, Request as Order, State};
+use machine::metadata::{Store, StoreError};
 use serde_json::{Map, Value, json};
 
 use crate::message::{Request, Response};
@@ -17,6 +21,8 @@ const FIRECRACKER_VERSION: &str = "1.17.0";
 pub struct Api {
     /// The machine's control thread.
     pub remote: Remote,
+    /// What the metadata service has to tell.
+    pub metadata: Arc<Store>,
     /// The VM's name.
     pub id: String,
     /// Version of this program.
@@ -42,7 +48,32 @@ struct Call<'a> {
 }
 
 /// What is to be sent, or why not.
-type Outcome = Result<Option<Value>, String>;
+type Outcome = Result<Option<Value>, Fault>;
+
+/// Why a request is refused.
+struct Fault {
+    status: u16,
+    text: String,
+}
+
+impl From<String> for Fault {
+    fn from(text: String) -> Self {
+        Self { status: 400, text }
+    }
+}
+
+impl From<&str> for Fault {
+    fn from(text: &str) -> Self {
+        text.to_owned().into()
+    }
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Self {
+        let status = if error == StoreError::TooLong { 413 } else { 400 };
+        Self { status, text: error.to_string() }
+    }
+}
 
 /// Every endpoint.
 pub const ROUTES: &[Route] = &[
@@ -95,6 +126,10 @@ pub const ROUTES: &[Route] = &[
     route("PUT", "/pmem/{id}", |api, call| call.set_named(api, "pmem", "id")),
     route("PATCH", "/pmem/{id}", |api, call| call.update_named(api, "pmem", "id")),
     route("DELETE", "/pmem/{id}", |api, call| call.remove(api, "pmem", "id")),
+    route("GET", "/mmds", |api, _| Ok(Some(api.metadata.get()))),
+    route("PUT", "/mmds", |api, call| Ok(api.metadata.put(call.json()?).map(|()| None)?)),
+    route("PATCH", "/mmds", |api, call| Ok(api.metadata.patch(&call.json()?).map(|()| None)?)),
+    route("PUT", "/mmds/config", |api, call| call.set(api, JsonPath::keys(["mmds-config"]))),
     route("GET", "/balloon", |api, _| match describe(api)?.1["balloon"].take() {
         Value::Null => Err("there is no balloon".into()),
         balloon => Ok(Some(balloon)),
@@ -119,7 +154,7 @@ pub const ROUTES: &[Route] = &[
 
 /// Endpoints of Firecracker's that are refused by name.
 pub const LATER: &[&str] =
-    &["/balloon/hinting", "/cpu-config", "/hotplug", "/metrics", "/mmds", "/snapshot/create", "/snapshot/load"];
+    &["/balloon/hinting", "/cpu-config", "/hotplug", "/metrics", "/snapshot/create", "/snapshot/load"];
 
 const fn route(method: &'static str, path: &'static str, run: fn(&Api, &Call<'_>) -> Outcome) -> Route {
     Route { method, path, run }
@@ -139,7 +174,7 @@ impl Api {
         match (route.run)(self, &Call { source, name, body: &request.body }) {
             Ok(None) => Response::done(),
             Ok(Some(value)) => Response::json(&value),
-            Err(text) => Response::fault(400, &text),
+            Err(fault) => Response::fault(fault.status, &fault.text),
         }
     }
 }
@@ -166,15 +201,19 @@ fn unknown(source: &str, path: &str) -> String {
 }
 
 impl Call<'_> {
+    /// The body.
+    fn json(&self) -> Result<Value, String> {
+        serde_json::from_slice(self.body).map_err(|error| format!("{}: the body is not JSON: {error}", self.source))
+    }
+
     /// The body, which must be an object.
     fn object(&self) -> Result<Map<String, Value>, String> {
         if self.body.is_empty() {
             return Err(format!("{}: has no body; a JSON object is expected", self.source));
         }
-        match serde_json::from_slice(self.body) {
-            Ok(Value::Object(object)) => Ok(object),
-            Ok(_) => Err(format!("{}: a JSON object is expected", self.source)),
-            Err(error) => Err(format!("{}: the body is not JSON: {error}", self.source)),
+        match self.json()? {
+            Value::Object(object) => Ok(object),
+            _ => Err(format!("{}: a JSON object is expected", self.source)),
         }
     }
 
@@ -230,7 +269,7 @@ fn text(error: impl ToString) -> String {
 }
 
 fn done(reply: Reply) -> Outcome {
-    reply.map(|_| None).map_err(text)
+    Ok(reply.map(|_| None).map_err(text)?)
 }
 
 fn describe(api: &Api) -> Result<(State, Value), String> {

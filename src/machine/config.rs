@@ -18,6 +18,7 @@ mod walk;
 
 use std::path::PathBuf;
 
+use devices::mmds::config::MmdsConfig;
 use devices::rate_limit::TokenBucketConfig;
 use devices::virtio::balloon::BalloonConfig;
 use devices::virtio::block::config::DriveConfig;
@@ -67,6 +68,9 @@ pub struct VmConfig {
     /// Sockets between the guest and UNIX sockets of the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockConfig>,
+    /// The metadata service: a guest reads by HTTP what the API wrote to /mmds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mmds_config: Option<MmdsConfig>,
     /// The first serial port.
     #[serde(default)]
     pub serial: SerialConfig,

@@ -20,3 +20,6 @@ pub mod timeline;
 pub mod vcpu;
 mod windows;
 pub mod x86_64;
+
+/// What the metadata service has to tell: written by the API, read by guests.
+pub use devices::mmds::store as metadata;

@@ -16,11 +16,13 @@ use devices::legacy::i8042::I8042;
 use devices::legacy::pm::Pm;
 use devices::legacy::pvpanic::Pvpanic;
 use devices::legacy::serial::{Serial, SerialOut};
+use devices::mmds::store::Store;
 use devices::seams::{Doorbell, Interrupt, Notify};
 use devices::virtio::mmio::MmioTransport;
+use devices::virtio::net::Net;
 use devices::virtio::registers::{Registers, offset};
 use devices::virtio::worker::Worker;
-use devices::virtio::{Change, UpdateError};
+use devices::virtio::{Change, DeviceConfig, OpenError, UpdateError};
 use devices::window::Window;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::Cap;
@@ -66,15 +68,17 @@ struct SerialPort {
 impl Machine {
     /// Opens what the configuration names, creates the VM and everything in it. Nothing runs yet.
     ///
-    /// `console` takes the serial port's output; without it the VM has no serial port.
+    /// `console` takes the serial port's output; without it the VM has no serial port. `metadata` is what the metadata
+    /// service has to tell, where there is one.
     pub fn build(
         config: &VmConfig,
         plan: &Plan,
         console: Option<ConsoleOut>,
         events: Arc<Events>,
+        metadata: &Arc<Store>,
     ) -> Result<Self, HostError> {
         let timeline = |mark| events.timeline().mark(mark);
-        let mut opened = open_devices(&plan.devices)?;
+        let mut opened = open_devices(config, &plan.devices, metadata)?;
         // KVM_CREATE_VM waits for the host's kernel (milliseconds, for a grace period); meanwhile memory is filled.
         let (vm, loaded) = thread::scope(|scope| {
             let vm = thread::Builder::new().name("kvm".into()).spawn_scoped(scope, Vm::create);
@@ -211,11 +215,16 @@ fn load(config: &VmConfig, plan: &Plan, events: &Events) -> Result<(Ram, Entry),
 
 type OpenDevice = Box<dyn devices::virtio::Device>;
 
-fn open_devices(slots: &[Slot]) -> Result<Vec<OpenDevice>, HostError> {
-    slots
-        .iter()
-        .map(|slot| devices::virtio::open(&slot.config).doing(|| format!("attach device '{}'", slot.id)))
-        .collect()
+fn open_devices(config: &VmConfig, slots: &[Slot], metadata: &Arc<Store>) -> Result<Vec<OpenDevice>, HostError> {
+    let open = |slot: &Slot| -> Result<OpenDevice, OpenError> {
+        match (&slot.config, &config.mmds_config) {
+            (DeviceConfig::Net(net), Some(mmds)) if mmds.network_interfaces.contains(&net.iface_id) => {
+                Ok(Box::new(Net::open(net)?.with_metadata(mmds, metadata)?))
+            }
+            (device, _) => devices::virtio::open(device),
+        }
+    };
+    slots.iter().map(|slot| open(slot).doing(|| format!("attach device '{}'", slot.id))).collect()
 }
 
 #[allow(unsafe_code)]

@@ -5,6 +5,7 @@
 
 mod balloon;
 mod disk;
+mod metadata;
 mod net;
 mod pmem;
 mod share;
@@ -96,6 +97,12 @@ pub struct RunArgs {
     /// Longest body of a request to the API
     #[arg(long, value_name = "BYTES", default_value_t = 51_200, hide_short_help = true)]
     pub http_api_max_payload_size: u32,
+    /// JSON file with what the metadata service (mmds-config) tells the guest at first
+    #[arg(long, value_name = "FILE")]
+    pub metadata: Option<PathBuf>,
+    /// Most that the metadata service keeps [default: as --http-api-max-payload-size]
+    #[arg(long, value_name = "BYTES", hide_short_help = true)]
+    pub mmds_size_limit: Option<u32>,
 }
 
 impl RunArgs {

@@ -1,11 +1,13 @@
 //! `--api-sock`: the API's socket, its thread, and the mailbox through which it speaks to the control thread.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use api::routes::Api;
 use api::server::{Serving, Socket};
 use machine::control::Mailbox;
 use machine::error::{Doing, HostError};
+use machine::metadata::Store;
 
 /// The API that is asked for.
 #[derive(Debug, Clone)]
@@ -24,10 +26,15 @@ pub struct Listening {
 }
 
 /// Starts the API. It answers from now on as soon as the control thread looks into the mailbox.
-pub fn listen(options: &ApiOptions, id: Option<&str>) -> Result<Listening, HostError> {
+pub fn listen(options: &ApiOptions, id: Option<&str>, metadata: &Arc<Store>) -> Result<Listening, HostError> {
     let (mailbox, remote) = Mailbox::new()?;
     let socket = Socket::bind(&options.socket).doing(|| "start the API")?;
-    let api = Api { remote, id: id.unwrap_or("anonymous-instance").to_owned(), version: env!("CARGO_PKG_VERSION") };
+    let api = Api {
+        remote,
+        metadata: Arc::clone(metadata),
+        id: id.unwrap_or("anonymous-instance").to_owned(),
+        version: env!("CARGO_PKG_VERSION"),
+    };
     let serving =
         socket.serve(options.body_max, move |request| api.serve(request)).doing(|| "start the API's thread")?;
     Ok(Listening { mailbox, _serving: serving })

@@ -48,7 +48,7 @@ fn main() -> ExitCode {
 }
 
 fn run_verb(vm: &VmArgs, run: RunArgs, started: Instant) -> Result<ExitCode, Failure> {
-    let api = run.api();
+    let (api, metadata) = (run.api(), run.metadata()?);
     let what = if api.is_some() && !vm.names_a_vm() {
         What::Draft(Box::new(vm.draft()?))
     } else {
@@ -57,7 +57,7 @@ fn run_verb(vm: &VmArgs, run: RunArgs, started: Instant) -> Result<ExitCode, Fai
         What::Vm(Box::new(config))
     };
     let grace = Duration::from_secs(run.grace);
-    Ok(run::run(what, &run::RunOptions { id: run.id, timings: run.timings, started, grace, api }))
+    Ok(run::run(what, &run::RunOptions { id: run.id, timings: run.timings, started, grace, metadata, api }))
 }
 
 /// The configuration and its plan.

@@ -16,6 +16,7 @@ use machine::error::{Doing, HostError, chain};
 use machine::events::Events;
 use machine::input::Input;
 use machine::machine::Machine;
+use machine::metadata::Store;
 use machine::plan::Plan;
 use machine::signals::Signals;
 use machine::timeline::{Mark, Timeline};
@@ -32,7 +33,6 @@ const HOST_ERROR: u8 = 1;
 const FLUSH: Duration = Duration::from_secs(2);
 
 /// What a run needs besides the VM's configuration.
-#[derive(Debug, Clone)]
 pub struct RunOptions {
     /// The VM's name.
     pub id: Option<String>,
@@ -42,6 +42,8 @@ pub struct RunOptions {
     pub started: Instant,
     /// How long the guest may take to power off when a signal asks for it.
     pub grace: Duration,
+    /// What the metadata service has to tell, where there is one.
+    pub metadata: Arc<Store>,
     /// Where the API is, if there is one.
     pub api: Option<ApiOptions>,
 }
@@ -76,7 +78,8 @@ pub fn run(what: What, options: &RunOptions) -> ExitCode {
 
 fn run_to_end(what: What, options: &RunOptions, timeline: &Arc<Timeline>) -> Result<End, HostError> {
     let signals = Signals::block().doing(|| "block signals")?;
-    let api = options.api.as_ref().map(|api| listen::listen(api, options.id.as_deref())).transpose()?;
+    let api =
+        options.api.as_ref().map(|api| listen::listen(api, options.id.as_deref(), &options.metadata)).transpose()?;
     vcpu::install_kick()?;
     let stage = Stage { options, timeline, signals: &signals, mailbox: api.as_ref().map(|api| &api.mailbox) };
     match what {
@@ -130,7 +133,7 @@ impl Stage<'_> {
     fn boot(&self, config: &VmConfig, console: Option<ConsoleOut>) -> Result<Live, HostError> {
         let plan = Plan::of(config).doing(|| "lay out the VM")?;
         let events = Arc::new(Events::new(self.timeline.clone()).doing(|| "create an event")?);
-        let machine = Machine::build(config, &plan, console.clone(), events)?;
+        let machine = Machine::build(config, &plan, console.clone(), events, &self.options.metadata)?;
         let raw = match (&console, &config.serial.serial_out_path) {
             (Some(_), None) => RawTerminal::enter().doing(|| "make the terminal raw")?,
             _ => None,

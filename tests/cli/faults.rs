@@ -11,6 +11,21 @@ fn with(more: &str) -> String {
 }
 
 #[test]
+fn metadata_that_can_not_be_had_is_refused() {
+    let room = Room::new();
+    room.write("bad", "{,}").write("long", "[1, 2, 3, 4]");
+    for (line, wanted) in [
+        ("none", "--metadata: none: does not exist"),
+        ("bad", "--metadata: bad: not JSON: key must be a string at line 1 column 2"),
+        ("long --mmds-size-limit 8", "--metadata: long: is longer than 8 bytes of JSON (--mmds-size-limit)"),
+        ("long --http-api-max-payload-size 8", "--metadata: long: is longer than 8 bytes of JSON (--mmds-size-limit)"),
+    ] {
+        let outcome = room.line(&format!("--api-sock api.sock --metadata {line}"));
+        assert_eq!((outcome.status, outcome.err.trim_end()), (BAD_ARGS, wanted));
+    }
+}
+
+#[test]
 fn each_fault_of_a_document_is_one_line() {
     let room = Room::new();
     room.write("file", "x");

@@ -12,14 +12,15 @@ use crate::disk::{checksum, disk, empty, folder, full};
 use crate::vm::{PATIENCE, Running, Vm, base64, guest};
 
 /// A VM with an API, and the folder of its socket.
-struct Remote {
-    vm: Running,
+pub struct Remote {
+    pub vm: Running,
     socket: PathBuf,
     _folder: TempDir,
 }
 
 impl Remote {
-    fn start(vm: Vm) -> Self {
+    /// Starts it, and waits for its API.
+    pub fn start(vm: Vm) -> Self {
         let folder = folder();
         let socket = folder.path().join("api.sock");
         let vm = vm.args(["--api-sock".as_ref(), socket.as_os_str()]).start();
@@ -31,14 +32,16 @@ impl Remote {
         Self { vm, socket, _folder: folder }
     }
 
-    fn try_call(&self, method: &str, path: &str, body: &Value) -> Result<Value, String> {
+    /// What a request brings, or why it is refused.
+    pub fn try_call(&self, method: &str, path: &str, body: &Value) -> Result<Value, String> {
         match client::call(&self.socket, method, path, (!body.is_null()).then_some(body)) {
             Err(ClientError::Refused(text)) => Err(text),
             answer => Ok(answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"))),
         }
     }
 
-    fn call(&self, method: &str, path: &str, body: Value) -> Value {
+    /// What a request brings.
+    pub fn call(&self, method: &str, path: &str, body: Value) -> Value {
         self.try_call(method, path, &body).unwrap_or_else(|text| panic!("{method} {path} {body}: {text}"))
     }
 

@@ -15,6 +15,7 @@ mod disk_options;
 mod ends;
 mod lies;
 mod login;
+mod mmds;
 mod net;
 mod pmem;
 mod rng;

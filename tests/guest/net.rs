@@ -8,13 +8,13 @@ use crate::disk::{checksum, noise};
 use crate::vm::{Vm, host};
 
 /// Runs busybox' ip, which is there where the lab is.
-fn ip(words: &str) {
+pub fn ip(words: &str) {
     let words: Vec<_> = std::iter::once("ip").chain(words.split(' ')).collect();
     host("busybox", &words.iter().map(AsRef::as_ref).collect::<Vec<_>>());
 }
 
 /// Brings up the VM's end of 10.9.N.0/24.
-fn guest_side(net: u8) -> String {
+pub fn guest_side(net: u8) -> String {
     format!("ip link set lo up; ip link set eth0 up; ip addr add 10.9.{net}.2/24 dev eth0\n")
 }
 

@@ -63,7 +63,7 @@ impl Store {
         if fits { Ok(_ = place.insert(contents)) } else { Err(StoreError::TooLong) }
     }
 
-    /// Changes the contents by a JSON merge patch (RFC 7386): all of it, or nothing.
+    /// Changes the contents by a JSON merge patch (RFC 7396): all of it, or nothing.
     pub fn patch(&self, patch: &Value) -> Result<(), StoreError> {
         let mut place = self.contents();
         let mut contents = place.clone().ok_or(StoreError::Empty)?;
@@ -109,7 +109,7 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
-/// RFC 7386, 2. As deep as the patch, which serde_json bounds when it reads one.
+/// RFC 7396, 2. As deep as the patch, which serde_json bounds when it reads one.
 fn merge(target: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else {
         *target = patch.clone();
@@ -134,7 +134,7 @@ mod tests {
 
     use super::*;
 
-    /// The table of RFC 7386, appendix A.
+    /// The table of RFC 7396, appendix A.
     #[test]
     fn patches_are_those_of_the_rfc() {
         for (target, patch, wanted) in [

@@ -10,7 +10,7 @@ use super::path::JsonPath;
 
 /// Firecracker's keys without a meaning here, by the object that they are in.
 const LATER: [(&str, &[&str]); 4] = [
-    ("", &["cpu-config", "memory-hotplug", "metrics", "mmds-config"]),
+    ("", &["cpu-config", "memory-hotplug", "metrics"]),
     ("balloon", &["free_page_hinting"]),
     ("machine-config", &["cpu_template"]),
     ("drives", &["socket"]),
@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn what_asks_for_nothing_is_taken_out() {
         let mut document = json!({
-            "balloon": { "free_page_hinting": false }, "mmds-config": null, "network-interfaces": [],
+            "balloon": { "free_page_hinting": false }, "cpu-config": null, "network-interfaces": [],
             "machine-config": { "cpu_template": "None", "smt": false },
             "drives": [{ "drive_id": "a", "socket": null }],
             "logger": { "level": "WARN" }, "unknown": null

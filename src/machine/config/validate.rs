@@ -1,5 +1,6 @@
 //! What a well-typed configuration may still say wrong. Pure: no look at the host.
 
+mod mmds;
 mod pmem;
 
 use std::collections::HashMap;
@@ -31,6 +32,7 @@ impl VmConfig {
         self.check_boot(&mut problems);
         self.check_drives(&mut problems);
         self.check_interfaces(&mut problems);
+        self.check_mmds(&mut problems);
         self.check_pmem(&mut problems);
         self.check_published(&mut problems);
         self.check_shares(&mut problems);

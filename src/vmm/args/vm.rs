@@ -112,7 +112,7 @@ pub struct Setting {
 impl VmArgs {
     /// Reads the file, if one is named, applies the flags and checks the result; with `host`, also against the host.
     pub fn load(&self, host: Option<&HostLimits>) -> Result<VmConfig, Failure> {
-        let text = self.config.as_deref().map(read).transpose().map_err(Failure::Config)?;
+        let text = self.config.as_deref().map(|path| read("--config", path)).transpose().map_err(Failure::Config)?;
         let source = text.as_deref().map(|text| Source { text, file: self.config.as_deref() });
         load(source, &self.edits(), host).map_err(|faults| {
             let is_in_document = faults.is_in_document();
@@ -242,7 +242,8 @@ fn pmem_edit(place: usize, pmem: &Value) -> Edit {
     Edit::set(end, pmem, "--pmem")
 }
 
-fn read(path: &Path) -> Result<String, String> {
+/// Reads the text that `flag` names.
+pub(super) fn read(flag: &str, path: &Path) -> Result<String, String> {
     fs::read(path)
         .map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => "does not exist".to_owned(),
@@ -251,7 +252,7 @@ fn read(path: &Path) -> Result<String, String> {
             _ => error.to_string(),
         })
         .and_then(|bytes| String::from_utf8(bytes).map_err(|_| "is not text (UTF-8)".to_owned()))
-        .map_err(|text| format!("--config: {}: {text}", path.display()))
+        .map_err(|text| format!("{flag}: {}: {text}", path.display()))
 }
 
 fn setting(text: &str) -> Result<Setting, String> {
