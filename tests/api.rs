@@ -130,8 +130,15 @@ fn requests_before_the_start() {
         (
             "PUT",
             "/machine-config",
-            json!({ "vcpu_count": 1, "cpu_template": "T2" }),
-            Err("`cpu_template` (Firecracker's) is not in this version"),
+            json!({ "vcpu_count": 1, "cpu_template": "V1N1" }),
+            Err("PUT /machine-config: cpu_template: must be \"None\", \"C3\""),
+        ),
+        ("PUT", "/cpu-config", json!({ "kvm_capabilities": ["!56"], "cpuid_modifiers": [] }), Ok(())),
+        (
+            "PUT",
+            "/cpu-config",
+            json!({ "msr_modifiers": [{ "addr": "0x10a", "bitmap": "0b2" }] }),
+            Err("PUT /cpu-config: msr_modifiers[0].bitmap: `0b2` is no bitmap"),
         ),
         ("PATCH", "/machine-config", json!({ "smt": true }), Ok(())),
         (

@@ -108,6 +108,7 @@ pub const ROUTES: &[Route] = &[
         let edits = Edit::patch(&JsonPath::keys(["machine-config"]), &call.object()?, &call.source);
         done(api.remote.ask(Order::Configure(edits)))
     }),
+    route("PUT", "/cpu-config", |api, call| call.set(api, JsonPath::keys(["cpu-config"]))),
     route("PUT", "/drives/{drive_id}", |api, call| call.set_named(api, "drives", "drive_id")),
     route("PATCH", "/drives/{drive_id}", |api, call| call.update_named(api, "drives", "drive_id")),
     route("DELETE", "/drives/{drive_id}", |api, call| call.remove(api, "drives", "drive_id")),
@@ -153,8 +154,7 @@ pub const ROUTES: &[Route] = &[
 ];
 
 /// Endpoints of Firecracker's that are refused by name.
-pub const LATER: &[&str] =
-    &["/balloon/hinting", "/cpu-config", "/hotplug", "/metrics", "/snapshot/create", "/snapshot/load"];
+pub const LATER: &[&str] = &["/balloon/hinting", "/hotplug", "/metrics", "/snapshot/create", "/snapshot/load"];
 
 const fn route(method: &'static str, path: &'static str, run: fn(&Api, &Call<'_>) -> Outcome) -> Route {
     Route { method, path, run }

@@ -4,11 +4,13 @@
 //! The types are here; [`load`] reads a document, applies the flags and reports every fault at once. Nothing here runs a
 //! VM; only the checks of `host.rs` look at the host. Any thread may use it.
 
+mod cpu;
 mod dialect;
 mod draft;
 mod edit;
 mod fault;
 mod host;
+mod include;
 mod lines;
 mod load;
 mod nearest;
@@ -30,6 +32,7 @@ use devices::virtio::vsock::VsockConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use cpu::{CpuConfig, CpuidModifier, MsrModifier, RegisterModifier, TemplateName};
 pub use draft::Draft;
 pub use edit::{Change, Edit};
 pub use fault::{Fault, Faults, Origin};
@@ -47,6 +50,10 @@ pub struct VmConfig {
     /// CPUs and memory.
     #[serde(default)]
     pub machine_config: MachineConfig,
+    /// What the guest sees of its CPUs; in a file also the path of another one that says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "cpu::schema")]
+    pub cpu_config: Option<CpuConfig>,
     /// Disks, in the order in which the guest sees them; the root device comes first.
     #[serde(default)]
     pub drives: Vec<DriveConfig>,
@@ -115,6 +122,9 @@ pub struct MachineConfig {
     pub smt: bool,
     /// Record which pages the guest writes.
     pub track_dirty_pages: bool,
+    /// What the guest's CPUs look like, by name; `cpu-config` says it bit by bit.
+    #[serde(skip_serializing_if = "TemplateName::is_none")]
+    pub cpu_template: TemplateName,
     /// What kind of host pages back the guest's memory.
     pub huge_pages: HugePages,
 }
@@ -143,6 +153,7 @@ impl Default for MachineConfig {
             mem_size_mib: 128,
             smt: false,
             track_dirty_pages: false,
+            cpu_template: TemplateName::None,
             huge_pages: HugePages::default(),
         }
     }

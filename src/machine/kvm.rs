@@ -17,6 +17,7 @@ use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 
 use crate::error::{Doing, HostError};
 use crate::x86_64::layout;
+use crate::x86_64::template::CapabilityCheck;
 
 /// Capabilities that a machine cannot do without, with the name that api.rst gives them.
 const NEEDED: [(Cap, &str); 9] = [
@@ -46,16 +47,24 @@ pub struct Vm {
 const PINS: usize = 24;
 
 impl Vm {
-    /// Opens /dev/kvm and creates a VM with an in-kernel interrupt controller and timer.
-    pub fn create() -> Result<Self, HostError> {
+    /// Opens /dev/kvm and creates a VM with an in-kernel interrupt controller and timer. `checks` are more capabilities to
+    /// ask for, or some not to ask for.
+    pub fn create(checks: &[CapabilityCheck]) -> Result<Self, HostError> {
         let kvm = Kvm::new().map_err(io::Error::from).doing(|| "open /dev/kvm (`vmm doctor` says what is missing)")?;
         let version = kvm.get_api_version();
         if version != 12 {
             return Err(HostError::new("use /dev/kvm", format!("its API version is {version}, not 12")));
         }
+        let lacks = |name| HostError::new("use /dev/kvm", format!("this host's KVM lacks {name}"));
         for (cap, name) in NEEDED {
-            if !kvm.check_extension(cap) {
-                return Err(HostError::new("use /dev/kvm", format!("this host's KVM lacks {name}")));
+            let wanted = !checks.iter().any(|check| !check.needed && check.number == cap as u32);
+            if wanted && !kvm.check_extension(cap) {
+                return Err(lacks(name.to_owned()));
+            }
+        }
+        for check in checks.iter().filter(|check| check.needed) {
+            if kvm.check_extension_raw(check.number.into()) <= 0 {
+                return Err(lacks(format!("capability {}, which cpu-config asks for", check.number)));
             }
         }
         let fd = loop {

@@ -3,7 +3,6 @@
 //! One assembly path, walked by the control thread. Fields are dropped in the order in which they are declared: vCPUs
 //! first, so that nobody pokes a device that is gone, then the VM, then the memory that it shows to the guest.
 
-use std::io;
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -24,13 +23,12 @@ use devices::virtio::registers::{Registers, offset};
 use devices::virtio::worker::Worker;
 use devices::virtio::{Change, DeviceConfig, OpenError, UpdateError};
 use devices::window::Window;
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
-use kvm_ioctls::Cap;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::attached::Attached;
 use crate::boot;
 use crate::config::VmConfig;
+use crate::cpu::GuestCpu;
 use crate::error::{Doing, HostError};
 use crate::events::Events;
 use crate::input::SharedSerial;
@@ -41,9 +39,9 @@ use crate::timeline::Mark;
 use crate::vcpu::{Buses, VcpuHandle};
 use crate::windows;
 use crate::x86_64::acpi::{self, Hardware};
-use crate::x86_64::cpuid::{self, Topology};
+use crate::x86_64::layout;
 use crate::x86_64::regs::{self, Entry};
-use crate::x86_64::{layout, msr};
+use crate::x86_64::template::Template;
 
 /// A virtual machine, built and parked.
 pub struct Machine {
@@ -79,9 +77,11 @@ impl Machine {
     ) -> Result<Self, HostError> {
         let timeline = |mark| events.timeline().mark(mark);
         let mut opened = open_devices(config, &plan.devices, metadata)?;
+        let template = config.template();
         // KVM_CREATE_VM waits for the host's kernel (milliseconds, for a grace period); meanwhile memory is filled.
         let (vm, loaded) = thread::scope(|scope| {
-            let vm = thread::Builder::new().name("kvm".into()).spawn_scoped(scope, Vm::create);
+            let vm =
+                thread::Builder::new().name("kvm".into()).spawn_scoped(scope, || Vm::create(&template.capabilities));
             let loaded = load(config, plan, &events);
             let vm = vm.doing(|| "start a thread").and_then(|vm| vm.join().unwrap_or_else(|bug| resume_unwind(bug)));
             (vm, loaded)
@@ -106,7 +106,7 @@ impl Machine {
         timeline(Mark::Devices);
 
         let buses = Arc::new(buses);
-        let vcpus = create_vcpus(&vm, plan, config.machine_config.smt, entry, &buses, &events)?;
+        let vcpus = create_vcpus(&vm, plan, (config, template), entry, &buses, &events)?;
         timeline(Mark::Vcpus);
         Ok(Self { vcpus, serial, power, events, vm: Some(vm), devices, _windows: windows, _ram: ram })
     }
@@ -322,7 +322,7 @@ fn show_registers(vm: &Vm, slot: &Slot, registers: &Arc<Registers>) -> Result<()
 fn create_vcpus(
     vm: &Vm,
     plan: &Plan,
-    smt: bool,
+    (config, template): (&VmConfig, Template),
     entry: Entry,
     buses: &Arc<Buses>,
     events: &Arc<Events>,
@@ -337,20 +337,11 @@ fn create_vcpus(
         vm.use_wide_apic_ids()?;
         tracing::warn!("Linux guests use at most 256 vCPUs: without interrupt remapping it starts no more");
     }
-    let supported = vm
-        .kvm()
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(io::Error::from)
-        .doing(|| "read the CPUID that KVM supports")?;
-    let tsc_deadline = vm.kvm().check_extension(Cap::TscDeadlineTimer);
-    let topology = Topology { cpus: plan.cpus, threads_per_core: if smt && plan.cpus > 1 { 2 } else { 1 } };
+    let cpu = GuestCpu::new(vm, config, template)?;
     let mut vcpus = Vec::new();
     for id in 0..plan.cpus {
         let fd = vm.create_vcpu(id)?;
-        let leaves = cpuid::leaves(supported.as_slice(), id, topology, tsc_deadline);
-        let leaves = CpuId::from_entries(&leaves).doing(|| "describe the CPU")?;
-        fd.set_cpuid2(&leaves).map_err(io::Error::from).doing(|| format!("set the CPUID of vCPU {id}"))?;
-        msr::set_up(&fd)?;
+        cpu.set_up(&fd, id)?;
         regs::set_up_lapic(&fd)?;
         if id == 0 {
             regs::set_up(&fd, entry)?;

@@ -18,6 +18,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::cpu::CpuArgs;
 use crate::ctl::CtlArgs;
 use crate::listen::ApiOptions;
 use crate::timings::TimingsFormat;
@@ -71,6 +72,8 @@ enum Verb {
     Doctor(DoctorArgs),
     /// Speak to a VM that was started with --api-sock
     Ctl(CtlArgs),
+    /// Print what a guest would see of its CPUs
+    Cpu(CpuArgs),
     /// Print the JSON Schema of the configuration
     Schema,
 }
@@ -147,6 +150,8 @@ pub enum Order {
     Doctor(DoctorArgs),
     /// `vmm ctl`.
     Ctl(CtlArgs),
+    /// `vmm cpu`.
+    Cpu(CpuArgs),
     /// `vmm schema`.
     Schema,
 }
@@ -177,6 +182,7 @@ pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Order, clap::Err
         Some(Verb::Explain(args)) => Order::Explain(args),
         Some(Verb::Doctor(args)) => Order::Doctor(args),
         Some(Verb::Ctl(args)) => Order::Ctl(args),
+        Some(Verb::Cpu(args)) => Order::Cpu(args),
         Some(Verb::Schema) => Order::Schema,
     })
 }
@@ -212,6 +218,7 @@ mod tests {
         assert!(matches!(order("explain --kernel k"), Ok(Order::Explain(_))));
         assert!(matches!(order("doctor --json"), Ok(Order::Doctor(_))));
         assert!(matches!(order("schema"), Ok(Order::Schema)));
+        assert!(matches!(order("cpu dump --config f"), Ok(Order::Cpu(_))));
         assert!(matches!(order("ctl a.sock pause"), Ok(Order::Ctl(_))));
         assert!(order("ctl a.sock").is_err() && order("ctl a.sock fly").is_err());
     }

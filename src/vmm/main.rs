@@ -1,6 +1,7 @@
 //! `vmm`: a micro-VM monitor. Reads the command line and the configuration, then hands over to one verb.
 
 mod args;
+mod cpu;
 mod ctl;
 mod doctor;
 mod explain;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Order::Run(vm, run) => run_verb(&vm, run, started),
         Order::Explain(args) => planned(&args.vm, None).map(|(config, plan)| explain::print(&config, &plan, args.json)),
         Order::Schema => Ok(schema::print()),
+        Order::Cpu(args) => cpu::run(&args),
         Order::Ctl(args) => Ok(ctl::run(&args)),
         Order::Doctor(args) => Ok(doctor::print(&args)),
     };

@@ -159,10 +159,18 @@ fn each_fault_of_a_document_is_one_line() {
             with("\"pmem\": [{\"id\": \"a\", \"path_on_host\": \".\"}]"),
             "vm.json:3: pmem[0].path_on_host: . is a directory, not a file".into(),
         ),
-        (with("\"cpu-config\": {}"), format!("vm.json:3: cpu-config: {}", later("cpu-config"))),
         (
-            with("\"machine-config\": {\"cpu_template\": \"T2\"}"),
-            format!("vm.json:3: machine-config.cpu_template: {}", later("cpu_template")),
+            with("\"cpu-config\": {\"msr_modifiers\": [{\"addr\": \"266\", \"bitmap\": \"1x\"}]}"),
+            "vm.json:3: cpu-config.msr_modifiers[0].bitmap: `1x` is no bitmap; one is 0b and up to 64 of 0, 1 and x".into(),
+        ),
+        (with("\"cpu-config\": \"none.json\""), "vm.json:3: cpu-config: none.json does not exist".into()),
+        (
+            with("\"cpu-config\": {\"reg_modifiers\": [{}]}"),
+            "vm.json:3: cpu-config.reg_modifiers: `reg_modifiers` is for Arm processors; this machine is x86-64".into(),
+        ),
+        (
+            with("\"machine-config\": {\"cpu_template\": \"V1N1\"}"),
+            "vm.json:3: machine-config.cpu_template: must be \"None\", \"C3\", \"T2\", \"T2S\", \"T2CL\" or \"T2A\", not \"V1N1\"".into(),
         ),
         (drive(", \"socket\": \"x\""), format!("vm.json:3: drives[0].socket: {}", later("socket"))),
         (drive(", \"socket\": \"s\""), format!("vm.json:3: drives[0].socket: {}", later("socket"))),

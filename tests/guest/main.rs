@@ -8,6 +8,7 @@ mod api;
 mod balloon;
 mod boot;
 mod console;
+mod cpu_template;
 mod cpus_memory;
 mod disk;
 mod disk_kill;

@@ -10,11 +10,14 @@ use super::path::JsonPath;
 
 /// Firecracker's keys without a meaning here, by the object that they are in.
 const LATER: [(&str, &[&str]); 4] = [
-    ("", &["cpu-config", "memory-hotplug", "metrics"]),
+    ("", &["memory-hotplug", "metrics"]),
     ("balloon", &["free_page_hinting"]),
-    ("machine-config", &["cpu_template"]),
+    ("cpu-config", &ARM),
     ("drives", &["socket"]),
 ];
+
+/// Parts of `cpu-config` that are about another kind of processor.
+const ARM: [&str; 2] = ["reg_modifiers", "vcpu_features"];
 
 /// The names of log levels as Firecracker reads them: in any case, and with a short form.
 const LEVELS: [(&str, &str); 7] = [
@@ -65,12 +68,14 @@ fn take_out(object: &mut Map<String, Value>, keys: &[&str], path: &JsonPath, pro
             Value::Null => true,
             Value::Array(list) => list.is_empty(),
             Value::Bool(wanted) => !wanted,
-            Value::String(name) => *key == "cpu_template" && name == "None",
             _ => false,
         };
         if !asks_nothing {
-            problems
-                .push(Problem::new(path.key(key), format!("`{key}` (Firecracker's) is not in this version of vmm")));
+            let text = match ARM.contains(key) {
+                true => format!("`{key}` is for Arm processors; this machine is x86-64"),
+                false => format!("`{key}` (Firecracker's) is not in this version of vmm"),
+            };
+            problems.push(Problem::new(path.key(key), text));
         }
     }
 }
@@ -84,14 +89,14 @@ mod tests {
     #[test]
     fn what_asks_for_nothing_is_taken_out() {
         let mut document = json!({
-            "balloon": { "free_page_hinting": false }, "cpu-config": null, "network-interfaces": [],
-            "machine-config": { "cpu_template": "None", "smt": false },
+            "balloon": { "free_page_hinting": false }, "memory-hotplug": null, "network-interfaces": [],
+            "machine-config": { "smt": false }, "cpu-config": { "reg_modifiers": [] },
             "drives": [{ "drive_id": "a", "socket": null }],
             "logger": { "level": "WARN" }, "unknown": null
         });
         assert_eq!(settle(&mut document), []);
         let left = json!({
-            "machine-config": { "smt": false }, "drives": [{ "drive_id": "a" }], "logger": { "level": "Warning" },
+            "machine-config": { "smt": false }, "cpu-config": {}, "drives": [{ "drive_id": "a" }], "logger": { "level": "Warning" },
             "balloon": {}, "network-interfaces": [], "unknown": null
         });
         assert_eq!(document, left);
@@ -100,7 +105,7 @@ mod tests {
     #[test]
     fn what_asks_for_something_is_refused_by_name() {
         let mut document = json!({
-            "metrics": { "metrics_path": "m" }, "machine-config": { "cpu_template": "T2" },
+            "metrics": { "metrics_path": "m" }, "cpu-config": { "vcpu_features": [{}] },
             "drives": [{}, { "socket": "x" }]
         });
         let problems: Vec<_> = settle(&mut document).into_iter().map(|p| format!("{}: {}", p.path, p.text)).collect();
@@ -109,7 +114,7 @@ mod tests {
             problems,
             [
                 refused("metrics", "metrics"),
-                refused("machine-config.cpu_template", "cpu_template"),
+                "cpu-config.vcpu_features: `vcpu_features` is for Arm processors; this machine is x86-64".into(),
                 refused("drives[1].socket", "socket"),
             ]
         );

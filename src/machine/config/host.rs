@@ -8,12 +8,15 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use devices::virtio::block::config::DriveConfig;
+use kvm_ioctls::Kvm;
 
-use super::VmConfig;
 use super::fault::Problem;
 use super::path::JsonPath;
+use super::{TemplateName, VmConfig};
 use crate::boot::{KernelError, identify};
+use crate::cpu;
 use crate::probe;
+use crate::x86_64::template::fixed::HostCpu;
 
 /// What the host has to give.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +61,12 @@ impl VmConfig {
         let cpus = cpus.map(|most| format!("this host's KVM allows {most} CPUs, not {}", machine.vcpu_count));
         add(JsonPath::keys(["machine-config", "vcpu_count"]), cpus);
 
+        let name = machine.cpu_template;
+        add(JsonPath::keys(["machine-config", "cpu_template"]), HostCpu::this().refuses(name));
+        if let Some((place, text)) = self.missing_leaf() {
+            add(place, Some(text));
+        }
+
         let boot = &self.boot_source;
         add(JsonPath::keys(["boot-source", "kernel_image_path"]), bad_kernel(&boot.kernel_image_path));
         let initrd = boot.initrd_path.as_ref().and_then(|path| bad_image(path));
@@ -84,6 +93,23 @@ impl VmConfig {
         let log = self.logger.as_ref().and_then(|logger| logger.log_path.as_ref());
         add(JsonPath::keys(["logger", "log_path"]), log.and_then(|path| bad_output(path)));
         problems
+    }
+
+    /// A leaf of CPUID that the template changes and that this host's KVM does not have. Without KVM nobody knows.
+    fn missing_leaf(&self) -> Option<(JsonPath, String)> {
+        let template = self.template();
+        if template.cpuid.is_empty() {
+            return None;
+        }
+        let supported = cpu::supported(&Kvm::new().ok()?).ok()?;
+        let (place, missing) = template.missing_leaf(supported.as_slice())?;
+        let (leaf, subleaf) = (missing.leaf, missing.subleaf);
+        let text = format!("this host's KVM has no leaf {leaf:#x}, subleaf {subleaf:#x} of CPUID");
+        let path = match self.machine_config.cpu_template {
+            TemplateName::None => JsonPath::keys(["cpu-config", "cpuid_modifiers"]).index(place).key("leaf"),
+            _ => JsonPath::keys(["machine-config", "cpu_template"]),
+        };
+        Some((path, text))
     }
 
     /// Whether a drive's file is that of an earlier drive, and one of them writes.
@@ -361,6 +387,22 @@ mod tests {
             ]
         );
         assert!(HostLimits::of_this_host().memory_mib.is_some_and(|mib| mib > 0));
+    }
+
+    #[test]
+    fn a_template_is_for_this_host() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        write_kernel(file.path());
+        let boot = json!({ "kernel_image_path": file.path() });
+        let named = |name: &str| json!({ "boot-source": boot, "machine-config": { "cpu_template": name } });
+        let found = [problems(named("T2"), &PLENTY), problems(named("T2A"), &PLENTY)].concat();
+        let other = found.iter().filter(|text| text.contains("; this host has one of"));
+        assert!(other.count() >= 1, "no processor is both makers': {found:?}");
+        let absent = json!([{ "leaf": "0x3fffffff", "subleaf": "7", "flags": 0, "modifiers": [] }]);
+        let found = problems(json!({ "boot-source": boot, "cpu-config": { "cpuid_modifiers": absent } }), &PLENTY);
+        let place = "cpu-config.cpuid_modifiers[0].leaf";
+        let text = format!("{place}: this host's KVM has no leaf 0x3fffffff, subleaf 0x7 of CPUID");
+        assert_eq!(found, Kvm::new().map_or(Vec::new(), |_| vec![text]));
     }
 
     #[test]

@@ -11,9 +11,10 @@ use super::VmConfig;
 use super::edit::{self, Edit, Edited};
 use super::fault::{Fault, Faults, Origin, Problem};
 use super::host::HostLimits;
+use super::include::Included;
 use super::lines::Lines;
 use super::path::JsonPath;
-use super::{dialect, walk};
+use super::{dialect, include, walk};
 
 /// A JSON document.
 #[derive(Debug, Clone, Copy)]
@@ -46,10 +47,13 @@ pub(super) struct Document<'a> {
 pub(super) fn check(document: Document<'_>, edits: &[Edit], host: Option<&HostLimits>) -> Result<VmConfig, Faults> {
     let Document { value: mut document, source, unfinished } = document;
     let (edited, refused) = edit::apply(&mut document, edits);
-    let origins = Origins::new(source, &edited);
+    let (included, refused_file) = include::cpu_config(&mut document);
+    let origins = Origins::new(source, included.as_ref(), &edited);
     let mut faults: Vec<Fault> = refused.into_iter().map(|(problem, flag)| of_flag(problem, flag)).collect();
 
     let mut problems = origins.lines.repeated.clone();
+    problems.extend(refused_file);
+    problems.extend(origins.included_repeated());
     problems.extend(dialect::settle(&mut document));
     let config = match typed(&document) {
         Ok(config) => config,
@@ -95,14 +99,21 @@ const LISTS: [&str; 4] = ["drives", "network-interfaces", "pmem", "shares"];
 
 fn typed(document: &Value) -> Result<VmConfig, String> {
     // serde would also take a list of values for an object.
-    let is_list = |value: &Value| value.is_array();
     let members = document.as_object().into_iter().flatten();
-    let listed = members.clone().any(|(key, value)| !LISTS.contains(&key.as_str()) && is_list(value));
-    let elements = members.filter(|(key, _)| LISTS.contains(&key.as_str())).filter_map(|(_, value)| value.as_array());
-    if is_list(document) || listed || elements.flatten().any(is_list) {
+    let listed = members.clone().any(|(key, value)| !LISTS.contains(&key.as_str()) && value.is_array());
+    if document.is_array() || listed || has_list_in_list(document) {
         return Err("a list where an object is expected".into());
     }
     VmConfig::deserialize(document).map_err(|error| error.to_string())
+}
+
+/// No list here has lists as elements.
+fn has_list_in_list(value: &Value) -> bool {
+    match value {
+        Value::Array(list) => list.iter().any(|element| element.is_array() || has_list_in_list(element)),
+        Value::Object(object) => object.values().any(has_list_in_list),
+        _ => false,
+    }
 }
 
 fn of_flag(problem: Problem, flag: &str) -> Fault {
@@ -113,16 +124,44 @@ fn of_flag(problem: Problem, flag: &str) -> Fault {
 struct Origins<'a> {
     source: Option<Source<'a>>,
     lines: Lines<'a>,
+    /// The file that stands for `cpu-config`.
+    included: Option<(&'a Included, Lines<'a>)>,
     edited: &'a [Edited<'a>],
 }
 
 impl<'a> Origins<'a> {
-    fn new(source: Option<Source<'a>>, edited: &'a [Edited<'a>]) -> Self {
+    /// Keys that the included file has twice.
+    fn included_repeated(&self) -> Vec<Problem> {
+        let lines = self.included.as_ref().map(|(_, lines)| lines.repeated.as_slice()).unwrap_or_default();
+        lines.iter().map(|problem| Problem::new(include::place().within(&problem.path), &*problem.text)).collect()
+    }
+
+    /// A fault in the included file, with its line there.
+    fn of_included(&self, problem: &Problem) -> Option<Fault> {
+        let (file, lines) = self.included.as_ref().filter(|_| problem.path.is_in(&include::place()))?;
+        let path = problem.path.seen_from(&include::place());
+        let mut around = Some(path.clone()).filter(|path| !path.0.is_empty());
+        let line = loop {
+            let place = around?;
+            match lines.of_place(&place) {
+                None => around = place.parent(),
+                line => break line,
+            }
+        };
+        let origin = Origin::Document { file: Some(file.path.clone()), line };
+        Some(Fault { origin, path, text: problem.text.clone() })
+    }
+
+    fn new(source: Option<Source<'a>>, included: Option<&'a Included>, edited: &'a [Edited<'a>]) -> Self {
         let lines = source.map(|source| Lines::of(source.text)).unwrap_or_default();
-        Self { source, lines, edited }
+        let included = included.map(|file| (file, Lines::of(&file.text)));
+        Self { source, lines, included, edited }
     }
 
     fn fault(&self, problem: Problem) -> Fault {
+        if let Some(fault) = self.of_included(&problem) {
+            return fault;
+        }
         // A flag that set this place or something around it.
         if let Some(edit) = self.edited.iter().rev().find(|edit| problem.path.is_in(&edit.path)) {
             let path = problem.path.seen_from(&edit.path);

@@ -11,11 +11,13 @@ pub fn nearest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
             // A part of a name is as good as the name: "cpus" for "vcpu_count".
             let stem = wrong.trim_end_matches('s');
             let part = stem.len() >= 3 && (name_plain.contains(stem) || wrong.contains(&name_plain));
-            (if part { 1 } else { distance(&wrong, &name_plain) }, name)
+            // Of several names with that part the nearest.
+            let letters = distance(&wrong, &name_plain);
+            (if part { 1 } else { letters }, letters, name)
         })
-        .min_by_key(|(distance, _)| *distance)
-        .filter(|(distance, name)| *distance <= name.len().max(wrong.len()) / 3)
-        .map(|(_, name)| name)
+        .min_by_key(|(distance, letters, _)| (*distance, *letters))
+        .filter(|(distance, _, name)| *distance <= name.len().max(wrong.len()) / 3)
+        .map(|(.., name)| name)
 }
 
 /// How many letters must be put in, taken out or exchanged to turn `a` into `b`.
@@ -40,7 +42,7 @@ mod tests {
 
     #[test]
     fn finds_what_was_meant() {
-        let known = ["vcpu_count", "mem_size_mib", "smt", "huge_pages", "track_dirty_pages"];
+        let known = ["cpu_template", "vcpu_count", "mem_size_mib", "smt", "huge_pages", "track_dirty_pages"];
         for (wrong, meant) in [
             ("vcpus_count", Some("vcpu_count")),
             ("vcpu", Some("vcpu_count")),

@@ -52,6 +52,11 @@ impl JsonPath {
         Self(steps)
     }
 
+    /// A place inside of this one.
+    pub fn within(&self, rest: &Self) -> Self {
+        Self(self.0.iter().chain(&rest.0).cloned().collect())
+    }
+
     /// The object or array that this place is in.
     pub fn parent(&self) -> Option<Self> {
         let (_, steps) = self.0.split_last()?;

@@ -29,6 +29,7 @@ impl VmConfig {
     pub fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         self.check_machine(&mut problems);
+        self.check_cpu(&mut problems);
         self.check_boot(&mut problems);
         self.check_drives(&mut problems);
         self.check_interfaces(&mut problems);

@@ -67,7 +67,7 @@ pub fn address_bits(supported: &[kvm_cpuid_entry2]) -> u32 {
 }
 
 /// Leaves that are written anew rather than edited.
-fn is_rebuilt(function: u32) -> bool {
+pub(super) fn is_rebuilt(function: u32) -> bool {
     matches!(function, 0xb | 0x1f | 0x8000_001d | 0x8000_001e)
 }
 

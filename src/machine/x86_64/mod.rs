@@ -5,3 +5,4 @@ pub mod cpuid;
 pub mod layout;
 pub mod msr;
 pub mod regs;
+pub mod template;

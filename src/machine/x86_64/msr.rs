@@ -7,6 +7,8 @@ use crate::error::{Doing, HostError};
 
 const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
 const MSR_IA32_MISC_ENABLE_FAST_STRING: u64 = 1;
+/// Which flaws of CPUs this one does not have.
+pub const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 /// MTRRs enabled, default type write-back: all RAM is cached without a variable range.
 const MTRR_ENABLE_WRITE_BACK: u64 = 1 << 11 | 6;

@@ -46,6 +46,13 @@ pub struct VmArgs {
     #[arg(long, value_name = "SIZE", value_parser = mebibytes, help_heading = "Machine")]
     pub memory: Option<u64>,
 
+    /// File that says what the guest sees of its CPUs (docs/cpu-templates.md)
+    #[arg(long, value_name = "FILE", conflicts_with = "cpu_template", help_heading = "Machine")]
+    pub cpu_config: Option<String>,
+    /// The guest's CPUs look like this: C3, T2, T2S, T2CL (Intel hosts), T2A (AMD hosts) or None
+    #[arg(long, value_name = "NAME", help_heading = "Machine")]
+    pub cpu_template: Option<String>,
+
     /// Root file system: a raw image or a block device; the guest's /dev/vda. Options as of --disk, and ,partuuid=ID
     #[arg(long, value_name = "PATH[,ro]", value_parser = disk::parse, help_heading = "Devices")]
     pub rootfs: Option<Disk>,
@@ -152,6 +159,8 @@ impl VmArgs {
         set(&["boot-source", "boot_args"], text(&self.cmdline), "--cmdline");
         set(&["machine-config", "vcpu_count"], self.cpus.map(Value::from), "--cpus");
         set(&["machine-config", "mem_size_mib"], self.memory.map(Value::from), "--memory");
+        set(&["cpu-config"], text(&self.cpu_config), "--cpu-config");
+        set(&["machine-config", "cpu_template"], text(&self.cpu_template), "--cpu-template");
         set(&["serial", "serial_out_path"], text(&self.serial), "--serial");
         set(&["serial", "enabled"], self.no_serial.then(|| false.into()), "--no-serial");
         set(&["logger", "level"], text(&self.log_level), "--log-level");
