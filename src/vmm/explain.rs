@@ -53,12 +53,13 @@ fn page(config: &VmConfig, plan: &Plan) -> String {
     for slot in &plan.devices {
         let id = &slot.id;
         line(&format!(
-            "  {:>2}  {:<8} {id:<16} {:#010x}  GSI {:<2}  {}",
+            "  {:>2}  {:<8} {id:<16} {:#010x}  GSI {:<2}  {}{}",
             slot.index,
             slot.config.kind_name(),
             slot.gpa,
             slot.gsi,
-            what(&slot.config)
+            what(&slot.config),
+            metadata(config, &slot.config)
         ));
     }
     line("\nRegister devices");
@@ -154,6 +155,16 @@ fn what(config: &DeviceConfig) -> String {
         }
         DeviceConfig::Rng(_) => "getrandom(2)".to_owned(),
         DeviceConfig::Vsock(vsock) => format!("CID {}, {}", vsock.guest_cid, vsock.uds_path.display()),
+    }
+}
+
+/// Where the metadata service is, at an interface that has it.
+fn metadata(config: &VmConfig, device: &DeviceConfig) -> String {
+    match (&config.mmds_config, device) {
+        (Some(mmds), DeviceConfig::Net(net)) if mmds.network_interfaces.contains(&net.iface_id) => {
+            format!(", metadata at {}", mmds.ipv4_address)
+        }
+        _ => String::new(),
     }
 }
 

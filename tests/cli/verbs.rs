@@ -97,7 +97,14 @@ fn explain_shows_what_flags_and_file_make_together() {
 #[test]
 fn explain_prints_a_page_and_opens_nothing() {
     let room = Room::new();
-    let outcome = room.line("explain --kernel no-such-kernel --disk no-such-disk --no-serial");
+    let outcome = room.vmm(&[
+        "explain",
+        "--kernel=no-such-kernel",
+        "--disk=no-such-disk",
+        "--no-serial",
+        "--net=tap=tap0",
+        "--set=mmds-config={\"network_interfaces\": [\"eth0\"]}",
+    ]);
     assert_eq!((outcome.status, outcome.err.as_str()), (0, ""));
     for part in [
         "Kernel command line",
@@ -106,6 +113,7 @@ fn explain_prints_a_page_and_opens_nothing() {
         "Register devices",
         "Interrupts",
         "no-such-disk",
+        "TAP tap0, metadata at 169.254.169.254",
         "GSI 16",
     ] {
         assert!(outcome.out.contains(part), "{part}");

@@ -74,10 +74,11 @@ fn anyone_is_answered_and_other_traffic_goes_on() {
     answers(42, "169.254.42.1", ", \"ipv4_address\": \"169.254.42.1\", \"imds_compat\": true", "200 OK ami-id+hosts/");
 }
 
+/// The way to the service leads past a router here, which never hears of it.
 #[test]
 fn with_v2_a_token_is_needed() {
     let script = format!("SERVICE=169.254.169.254\n{ASK}{}", guest_side(43))
-        + r#"ip route add $SERVICE dev eth0; echo READY; read go
+        + r#"ip route add default via 10.9.43.1; echo READY; read go
         ask early 'GET /a HTTP/1.1'
         ask forwarded 'PUT /latest/api/token HTTP/1.1' 'X-metadata-token-ttl-seconds: 60' 'X-Forwarded-For: 10.0.0.1'
         ask token 'PUT /latest/api/token HTTP/1.1' 'X-aws-ec2-metadata-token-ttl-seconds: 60' | tee /tmp/token
@@ -91,6 +92,7 @@ fn with_v2_a_token_is_needed() {
     let args = ["--net", "tap=vmmtest43,mac=02:00:00:00:09:2b", "--set", config];
     let mut remote = Remote::start(Vm::tuned().args(args).run(&script).pipe());
     remote.vm.expect("READY");
+    ip("addr add 10.9.43.1/24 dev vmmtest43");
     ip("link set vmmtest43 up");
     remote.call("PUT", "/mmds", json!({ "a": "one" }));
     let refused = remote.try_call("PUT", "/mmds/config", &json!({ "network_interfaces": ["eth0"] }));

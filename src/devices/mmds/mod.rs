@@ -9,6 +9,7 @@ pub mod config;
 mod connection;
 mod detour;
 mod http;
+mod neighbor;
 #[cfg(test)]
 pub(crate) mod peer;
 mod service;

@@ -16,9 +16,10 @@ use smoltcp::wire::{EthernetAddress, IpCidr};
 
 use super::connection::Connection;
 use super::http::Answer;
+use super::neighbor::Neighbor;
 
 /// Firecracker's address for it on the wire: a local one.
-const MAC: [u8; 6] = [0x06, 0x01, 0x23, 0x45, 0x67, 0x01];
+const MAC: EthernetAddress = EthernetAddress([0x06, 0x01, 0x23, 0x45, 0x67, 0x01]);
 const PORT: u16 = 80;
 /// Most connections, as Firecracker's. One of them waits for the next guest; when all others are in use, the one that was
 /// silent for longest makes room.
@@ -98,6 +99,8 @@ struct Slot {
 
 /// The end of the wire.
 pub struct Stack {
+    address: Ipv4Addr,
+    neighbor: Neighbor,
     wire: Wire,
     interface: Interface,
     sockets: SocketSet<'static>,
@@ -109,18 +112,23 @@ impl Stack {
     pub fn new(address: Ipv4Addr, mtu: Option<u16>, seed: u64) -> Self {
         let mtu = usize::from(mtu.unwrap_or(MTU_MAX).clamp(MTU_MIN, MTU_MAX)).saturating_add(ETHERNET_HEADER);
         let mut wire = Wire { incoming: None, outgoing: VecDeque::new(), is_full: false, mtu };
-        let mut config = Config::new(EthernetAddress(MAC).into());
+        let mut config = Config::new(MAC.into());
         config.random_seed = seed;
         let mut interface = Interface::new(config, &mut wire, Instant::ZERO);
         // Whatever the guest's address is, it is in the same network.
         interface.update_ip_addrs(|addresses| _ = addresses.push(IpCidr::new(address.into(), 0)));
-        let mut stack = Self { wire, interface, sockets: SocketSet::new(Vec::new()), slots: Vec::new() };
+        let (neighbor, sockets) = (Neighbor::default(), SocketSet::new(Vec::new()));
+        let mut stack = Self { address, neighbor, wire, interface, sockets, slots: Vec::new() };
         stack.listen(Instant::ZERO);
         stack
     }
 
     /// A frame of the guest.
-    pub fn take(&mut self, frame: Vec<u8>, now: Instant, serve: &mut dyn FnMut(&[u8]) -> Option<Answer>) {
+    pub fn take(&mut self, mut frame: Vec<u8>, now: Instant, serve: &mut dyn FnMut(&[u8]) -> Option<Answer>) {
+        if let Some(introduction) = self.neighbor.introduce(&mut frame, (MAC, self.address), now) {
+            self.wire.incoming = Some(introduction);
+            self.interface.poll_ingress_single(now, &mut self.wire, &mut self.sockets);
+        }
         self.wire.incoming = Some(frame);
         self.turn(now, serve);
     }

@@ -8,7 +8,7 @@ use smoltcp::socket::tcp::State;
 use smoltcp::time::{Duration, Instant};
 
 use super::http::Answer;
-use super::peer::{Peer, is_whole};
+use super::peer::{MAC, Peer, is_whole};
 use super::stack::Stack;
 
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
@@ -192,6 +192,32 @@ fn frames_for_a_guest_that_takes_none_are_bounded() {
     }
     let waiting = std::iter::from_fn(|| both.stack.next_frame()).count();
     assert!((1..=128).contains(&waiting), "{waiting}");
+}
+
+/// A guest whose way here leads past a router, and which answers no ARP.
+#[test]
+fn a_sender_is_known_by_its_frames() {
+    let mut both = Both::new();
+    let handle = both.peer.connect(80);
+    let mut sent = both.peer.turn(None, both.now);
+    for _ in 0..10 {
+        for mut frame in std::mem::take(&mut sent) {
+            if frame[12..14] == [8, 6] {
+                let mut reply = [&MAC[..], &[2, 0, 0, 0, 0, 1], &frame[12..20], &[0, 2, 2, 0, 0, 0, 0, 1]].concat();
+                reply.extend([&frame[38..42], &MAC, &frame[28..32]].concat());
+                sent.extend(both.peer.turn(Some(reply), both.now));
+            } else {
+                assert_eq!(frame[..6], [2, 0, 0, 0, 0, 1], "to the router");
+                frame.extend([0; 6]); // as Ethernet pads what is short
+                both.stack.take(frame, both.now, &mut serve);
+            }
+        }
+        while let Some(frame) = both.stack.next_frame() {
+            assert_eq!((&frame[..6], &frame[12..14]), (&MAC[..], &[8, 0][..]), "nobody is asked by ARP");
+            sent.extend(both.peer.turn(Some(frame), both.now));
+        }
+    }
+    assert_eq!(both.peer.state(handle), State::Established);
 }
 
 #[test]

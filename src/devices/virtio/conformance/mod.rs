@@ -13,6 +13,7 @@ mod wrap;
 use std::any::Any;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ};
@@ -22,6 +23,7 @@ use super::balloon::BalloonConfig;
 use super::block::config::{CacheType, DriveConfig, IoEngine};
 use super::fs::config::ShareConfig;
 use super::fs::tests::fake_share;
+use super::net::Net;
 use super::net::config::NetConfig;
 use super::pmem::PmemConfig;
 use super::registers::offset;
@@ -30,6 +32,7 @@ use super::transport::RING_FEATURES;
 use super::vsock::VsockConfig;
 use super::{Device, DeviceConfig, OpenError, open};
 use crate::bus::BusDevice;
+use crate::mmds::store::Store;
 use crate::seams::GuestEvent;
 use crate::testing::{Buffer, PATIENCE, RAM, Rig, ram, shared_ram};
 
@@ -114,6 +117,13 @@ fn every_device() -> Vec<Subject> {
         vsock(),
         Subject { queue: 1, header: &[7; 80], writes: false, ..net("net, transmit") },
         Subject {
+            open: with_metadata,
+            queue: 1,
+            header: &METADATA_ARP,
+            writes: false,
+            ..net("net, transmit to the metadata service")
+        },
+        Subject {
             queue: 2,
             features: 1 << VIRTIO_NET_F_CTRL_VQ | 1 << VIRTIO_NET_F_CTRL_RX,
             header: &[0, 0, 1],
@@ -152,6 +162,23 @@ fn net(name: &'static str) -> Subject {
     let ends = UnixDatagram::pair().unwrap();
     let config = NetConfig { iface_id: "eth0".into(), host_fd: Some(ends.0.as_raw_fd()), ..NetConfig::default() };
     Subject { _kept: Box::new(ends), ..Subject::new(name, DeviceConfig::Net(config), 1, 0) }
+}
+
+/// A header of the device's, and a question by ARP for the metadata service.
+#[rustfmt::skip]
+const METADATA_ARP: [u8; 54] = [
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 7, 8, 6,
+    0, 1, 8, 0, 6, 4, 0, 1,
+    2, 0, 0, 0, 0, 7, 192, 168, 0, 2,
+    0, 0, 0, 0, 0, 0, 169, 254, 169, 254,
+];
+
+fn with_metadata(config: &DeviceConfig) -> Result<Box<dyn Device>, OpenError> {
+    let DeviceConfig::Net(config) = config else { panic!("it is for network interfaces") };
+    let mmds = serde_json::from_str("{\"network_interfaces\": [\"eth0\"]}").unwrap();
+    let store = Arc::new(Store::new(1000).unwrap());
+    Ok(Box::new(Net::open(config)?.with_metadata(&mmds, &store)?))
 }
 
 fn for_every_device(test: impl Fn(&Subject, &mut Rig)) {
