@@ -2,6 +2,7 @@
 #![allow(unsafe_code)] // pointers into guest memory, for the kernel only
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemory, Permissions};
@@ -55,6 +56,23 @@ impl Pieces {
     /// The vectors, for a system call while the memory that they were made of is borrowed.
     pub fn as_mut_slice(&mut self) -> &mut [libc::iovec] {
         self.0.as_mut_slice()
+    }
+
+    /// Reads once: first into `before`, then into the pieces, then into `after`. Afterwards there are only the pieces
+    /// again. They are those of RAM that the caller borrows.
+    pub fn read_between(&mut self, fd: BorrowedFd<'_>, before: &mut [u8], after: &mut [u8]) -> io::Result<usize> {
+        let own = |bytes: &mut [u8]| libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+        self.0.insert(0, own(before));
+        self.0.push(own(after));
+        let count = libc::c_int::try_from(self.0.len()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: the first and the last vector are two slices that are borrowed for this call, the others ranges of guest
+        // RAM that vm-memory checked when they were added and that stays mapped while it is borrowed; no Rust
+        // reference into it exists.
+        let read = unsafe { libc::readv(fd.as_raw_fd(), self.0.as_ptr(), count) };
+        let result = usize::try_from(read).map_err(|_| io::Error::last_os_error());
+        self.0.pop();
+        self.0.remove(0);
+        result
     }
 
     /// Leaves out the first `moved` bytes, for good.

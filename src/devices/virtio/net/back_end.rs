@@ -87,15 +87,6 @@ impl BackEnd {
         }
     }
 
-    /// Reads a frame with its header into `buffer`; its length. A frame that is longer is cut. An error other than
-    /// WouldBlock means that there will be no more frames.
-    pub fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tap(tap) => tap.receive(buffer),
-            Self::Stream(stream) => stream.receive(buffer),
-        }
-    }
-
     /// Whether a frame of the guest would be sent or dropped, and not have to wait.
     pub fn has_room(&self) -> bool {
         match self {

@@ -7,6 +7,7 @@ mod back_end;
 pub mod config;
 mod control;
 mod filter;
+mod frame;
 mod metadata;
 mod pair;
 mod passt;

@@ -1,27 +1,27 @@
 //! One queue pair's way from the host to the guest, and its file of the host. Runs on the interface's worker thread.
 //!
-//! Frames are read into a buffer of ours and copied into as many of the driver's buffers as they need
-//! (VIRTIO_NET_F_MRG_RXBUF). Where the driver has too few, or a limit is reached, the frame waits here and all later
-//! ones wait in the host's queue, which drops what does not fit.
+//! Frames go into as many of the driver's buffers as they need (VIRTIO_NET_F_MRG_RXBUF), and are read there in the first
+//! place where that can be (`frame.rs`). Where the driver has too few, or a limit is reached, the frame waits
+//! and all later ones wait in the host's queue, which drops what does not fit.
 
 use std::io;
 
 use super::back_end::BackEnd;
 use super::filter::Filter;
+use super::frame::{Frame, places};
 use super::vhost::{Vhost, complain};
 use super::{FRAME_MAX, HEADER};
 use crate::mmds::Service;
 use crate::rate_limit::Throttle;
 use crate::virtio::io::{Broken, Counters, Held, Io, count};
 
-/// Where `num_buffers` lies in struct virtio_net_hdr_v1 (virtio 1.2, 5.1.6).
-const NUM_BUFFERS: u64 = 10;
 /// Most of the driver's buffers that one frame may take; Linux' own need 44.
 const BUFFERS_MAX: usize = 128;
 /// Frames after which another queue gets its turn.
 pub const TURN: usize = 64;
 /// The driver hears of received frames after so many of them.
 const BATCH: usize = 16;
+const OUT: Broken = Broken("a receive buffer is not in RAM");
 
 /// What all pairs of an interface have in common on the way to the guest.
 pub struct Gate {
@@ -44,16 +44,18 @@ pub struct Pair {
     /// The number of its receive queue.
     queue: usize,
     /// One frame with its header.
-    frame: Box<[u8]>,
-    /// The frame has this length with its header, and waits.
+    frame: Frame,
+    /// The frame waits.
     waiting: Option<Waiting>,
-    /// The chains that take the frame. While it waits they are kept: the driver kicks for what it adds to them.
+    /// The chains that take the frame, or the next one. While one waits they are kept: the driver kicks for what it
+    /// adds to them.
     chains: Vec<Held>,
 }
 
 #[derive(Clone, Copy)]
 struct Waiting {
-    len: usize,
+    /// Its length with its header.
+    len: u64,
     /// The limits have let it through.
     allowed: bool,
 }
@@ -67,7 +69,7 @@ enum Delivery {
 
 /// The next frame for the guest, by its length with its header.
 enum Next {
-    Frame(usize),
+    Frame(u64),
     /// Its time has not come, or there is none.
     None,
     /// This one is not for the guest.
@@ -81,9 +83,7 @@ pub type Host = Result<(), io::Error>;
 impl Pair {
     /// The pair whose receive queue has this number.
     pub fn new(back_end: BackEnd, vhost: Option<Vhost>, queue: usize) -> Self {
-        // One byte more than a frame has tells when one is longer.
-        let frame = vec![0; FRAME_MAX.saturating_add(1)].into_boxed_slice();
-        Self { back_end, vhost, queue, frame, waiting: None, chains: Vec::new() }
+        Self { back_end, vhost, queue, frame: Frame::new(), waiting: None, chains: Vec::new() }
     }
 
     /// The host has frames: takes them, unless one waits already.
@@ -102,7 +102,7 @@ impl Pair {
             if io.is_wanted() {
                 break;
             }
-            let len = match self.next(gate, io) {
+            let len = match self.next(gate, io)? {
                 Next::Frame(len) => len,
                 Next::Skip => continue,
                 Next::None => return self.tell(untold, io).map(Ok),
@@ -134,64 +134,66 @@ impl Pair {
     }
 
     /// The frame that waits, or else the host's next one, if the guest may have it.
-    fn next(&mut self, gate: &mut Gate, io: &Io<'_>) -> Next {
+    fn next(&mut self, gate: &mut Gate, io: &mut Io<'_>) -> Result<Next, Broken> {
         let counters = io.counters();
-        let waiting = self.waiting.take().or_else(|| self.answer(gate));
-        let Waiting { len, allowed } = match waiting {
+        let waiting = match self.waiting.take().or_else(|| self.answer(gate)) {
             Some(waiting) => waiting,
-            None => match self.back_end.receive(&mut self.frame) {
-                Ok(len) if len <= HEADER => {
-                    count(&counters.failed, 1); // an empty datagram is no frame
-                    return Next::Skip;
+            None => {
+                self.take_room(self.frame.expected(), gate.mergeable, io)?;
+                match self.frame.read(&mut self.back_end, &self.chains, io.memory()) {
+                    Ok(len) if len <= HEADER as u64 => {
+                        count(&counters.failed, 1); // an empty datagram is no frame
+                        return Ok(Next::Skip);
+                    }
+                    Ok(len) if len > FRAME_MAX as u64 => {
+                        count(&counters.failed, 1);
+                        count(&counters.frames.too_large, 1);
+                        return Ok(Next::Skip);
+                    }
+                    Ok(len) if !gate.filter.passes(self.frame.ethernet(len)) => {
+                        count(&counters.frames.filtered, 1);
+                        return Ok(Next::Skip);
+                    }
+                    Ok(len) => Waiting { len, allowed: false },
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Next::None),
+                    Err(error) => return Ok(Next::Gone(error)),
                 }
-                Ok(len) if len > FRAME_MAX => {
-                    count(&counters.failed, 1);
-                    count(&counters.frames.too_large, 1);
-                    return Next::Skip;
-                }
-                Ok(len) if !gate.filter.passes(self.frame.get(HEADER..len).unwrap_or_default()) => {
-                    count(&counters.frames.filtered, 1);
-                    return Next::Skip;
-                }
-                Ok(len) => Waiting { len, allowed: false },
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::None,
-                Err(error) => return Next::Gone(error),
-            },
+            }
         };
+        let Waiting { len, allowed } = waiting;
         if !allowed && !may_pass(gate.throttle.as_mut(), frame_len(len), counters) {
-            self.waiting = Some(Waiting { len, allowed });
-            return Next::None;
+            self.waiting = Some(waiting);
+            return Ok(Next::None);
         }
-        Next::Frame(len)
+        Ok(Next::Frame(len))
     }
 
     /// The metadata service's next frame, which no limit is for. It comes before the host's.
     fn answer(&mut self, gate: &mut Gate) -> Option<Waiting> {
         let frame = gate.metadata.as_mut().filter(|_| self.queue == 0)?.next_frame()?;
-        let len = frame.len().saturating_add(HEADER);
-        let (header, rest) = self.frame.split_at_mut_checked(HEADER)?;
-        header.fill(0);
-        rest.get_mut(..frame.len())?.copy_from_slice(&frame);
-        Some(Waiting { len, allowed: true })
+        Some(Waiting { len: self.frame.put(&frame)?, allowed: true })
     }
 
-    /// Copies a frame into the driver's buffers. What no buffers could hold is dropped.
-    fn deliver(&mut self, len: usize, mergeable: bool, io: &mut Io<'_>) -> Result<Delivery, Broken> {
-        let needed = u64::try_from(len).unwrap_or(u64::MAX);
-        let room_of = |held: &Held, io: &Io<'_>| held.chain(io.memory()).writable_len();
-        let mut room = self.chains.iter().fold(0_u64, |room, held| room.saturating_add(room_of(held, io)));
+    /// Takes the driver's buffers for a frame of `needed` bytes, if it has so many. Returns how many bytes they hold.
+    fn take_room(&mut self, needed: u64, mergeable: bool, io: &mut Io<'_>) -> Result<u64, Broken> {
+        let mut room = places(&self.chains, io.memory()).last().map_or(0, |(_, range)| range.end);
         let most = if mergeable { BUFFERS_MAX } else { 1 };
         while room < needed && self.chains.len() < most {
             let Some(held) = io.take(self.queue, Default::default())? else { break };
-            let held_room = room_of(&held, io);
+            let held_room = held.chain(io.memory()).writable_len();
             if held_room <= HEADER as u64 {
                 return Err(Broken("a receive buffer has no room for a frame"));
             }
             room = room.saturating_add(held_room);
             self.chains.push(held);
         }
-        if room < needed {
-            if self.chains.len() < most {
+        Ok(room)
+    }
+
+    /// Brings a frame to the driver. What no buffers could hold is dropped.
+    fn deliver(&mut self, len: u64, mergeable: bool, io: &mut Io<'_>) -> Result<Delivery, Broken> {
+        if self.take_room(len, mergeable, io)? < len {
+            if self.chains.len() < if mergeable { BUFFERS_MAX } else { 1 } {
                 return Ok(Delivery::Later);
             }
             self.let_go(io);
@@ -204,28 +206,24 @@ impl Pair {
         Ok(Delivery::Done)
     }
 
-    /// The driver's buffers go back unused, the last one first.
+    /// The driver's buffers go back unused, the last one first. The next ones taken are the same: a
+    /// frame that waits goes on there.
     pub fn let_go(&mut self, io: &mut Io<'_>) {
         while let Some(held) = self.chains.pop() {
             io.put_back(self.queue, held);
         }
     }
 
-    /// Writes the frame to the chains that were taken for it and returns them to the driver.
-    fn fill(&mut self, len: usize, io: &mut Io<'_>) -> Result<(), Broken> {
-        const OUT: Broken = Broken("a receive buffer is not in RAM");
-        let buffers = u16::try_from(self.chains.len()).unwrap_or(u16::MAX);
-        let mut rest = self.frame.get(..len).unwrap_or_default();
-        for (place, held) in self.chains.drain(..).enumerate() {
-            let chain = held.chain(io.memory());
-            let now = usize::try_from(chain.writable_len()).unwrap_or(usize::MAX).min(rest.len());
-            let (part, later) = rest.split_at_checked(now).unwrap_or((rest, &[]));
-            chain.write(0, part).map_err(|_| OUT)?;
-            if place == 0 {
-                chain.write(NUM_BUFFERS, &buffers.to_le_bytes()).map_err(|_| OUT)?;
-            }
+    /// Writes the frame to the first chains that hold it and returns them to the driver.
+    fn fill(&mut self, len: u64, io: &mut Io<'_>) -> Result<(), Broken> {
+        let used = places(&self.chains, io.memory()).take_while(|(_, range)| range.start < len).count();
+        let (chains, _) = self.chains.split_at_checked(used).unwrap_or_default();
+        self.frame.write(len, chains, io.memory()).map_err(|_| OUT)?;
+        let mut rest = len;
+        for held in self.chains.drain(..used) {
+            let now = held.chain(io.memory()).writable_len().min(rest);
             io.give(self.queue, held, u32::try_from(now).unwrap_or(u32::MAX))?;
-            rest = later;
+            rest = rest.saturating_sub(now);
         }
         Ok(())
     }
@@ -282,6 +280,6 @@ pub fn may_pass(throttle: Option<&mut Throttle>, bytes: u64, counters: &Counters
 }
 
 /// Bytes of a frame without its header.
-fn frame_len(len: usize) -> u64 {
-    u64::try_from(len.saturating_sub(HEADER)).unwrap_or(u64::MAX)
+fn frame_len(len: u64) -> u64 {
+    len.saturating_sub(HEADER as u64)
 }

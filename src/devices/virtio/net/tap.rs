@@ -4,7 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use virtio_bindings::virtio_net::{
@@ -14,7 +14,7 @@ use virtio_bindings::virtio_net::{
 };
 
 use super::HEADER;
-use crate::virtio::pieces::IOV_MAX;
+use crate::virtio::pieces::{IOV_MAX, Pieces};
 
 /// linux/if_tun.h.
 const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
@@ -164,14 +164,15 @@ impl Tap {
         self.set_offload(taken.fold(0, |flags, (_, flag)| flags | flag))
     }
 
-    /// Reads a frame with its header into `buffer`; its length. A frame that is longer is cut. An error other than
-    /// WouldBlock means that there will be no more frames.
-    pub fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    /// Reads a frame with its header: first into `head`, which has room for the header, then into `pieces`, then into
+    /// `rest`; its length. A frame that is longer is cut. An error other than WouldBlock means that there will be no
+    /// more frames.
+    pub fn receive(&mut self, head: &mut [u8], pieces: &mut Pieces, rest: &mut [u8]) -> io::Result<usize> {
         let skip = if self.has_header { 0 } else { HEADER };
-        let (header, rest) = buffer.split_at_mut_checked(skip).ok_or(io::ErrorKind::InvalidInput)?;
+        let (header, head) = head.split_at_mut_checked(skip).ok_or(io::ErrorKind::InvalidInput)?;
         header.fill(0);
         loop {
-            match io::Read::read(&mut self.file, rest) {
+            match pieces.read_between(self.file.as_fd(), head, rest) {
                 // The other end of a connection of packets has hung up.
                 Ok(0) if self.is_connection => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(len) => return Ok(len.saturating_add(skip)),

@@ -266,4 +266,5 @@ mod control;
 mod limits;
 mod metadata;
 mod pairs;
+mod places;
 mod stream;
