@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 4] = [("device", device), ("net", net), ("vsock", vsock), ("config", config)];
+pub const TARGETS: [Target; 5] =
+    [("device", device), ("net", net), ("mmds", mmds), ("vsock", vsock), ("config", config)];
 
 /// The first byte chooses a device, the others drive it.
 pub fn device(data: &[u8]) {
@@ -45,6 +46,11 @@ pub fn net(data: &[u8]) {
         let _ = theirs.send(frame);
         while theirs.recv(&mut [0; 256]).is_ok() {}
     });
+}
+
+/// A client of the metadata service, and the frames between them.
+pub fn mmds(data: &[u8]) {
+    devices::mmds::fuzzing::converse(data);
 }
 
 /// Packets of the guest, and host processes that connect, listen, speak and hang up.

@@ -8,9 +8,11 @@
 pub mod config;
 mod connection;
 mod detour;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzzing;
 mod http;
 mod neighbor;
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 pub(crate) mod peer;
 mod service;
 mod stack;

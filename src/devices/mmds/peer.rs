@@ -1,4 +1,5 @@
 //! A guest for tests: a TCP client that is smoltcp too, over frames that are passed in and out. Tests only.
+#![allow(clippy::expect_used)] // it is for tests: failing is its job
 
 use std::collections::VecDeque;
 
@@ -30,8 +31,10 @@ impl RxToken for Taken {
 
 impl TxToken for Room<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, fill: F) -> R {
-        self.0.push(vec![0; len]);
-        fill(self.0.last_mut().unwrap())
+        let mut frame = vec![0; len];
+        let result = fill(&mut frame);
+        self.0.push(frame);
+        result
     }
 }
 
@@ -67,19 +70,25 @@ pub struct Peer {
 
 impl Peer {
     pub fn new() -> Self {
+        Self::from_port(50_000)
+    }
+
+    /// One whose connections have the ports after this one.
+    pub fn from_port(port: u16) -> Self {
         let mut wire = Wire::default();
         let mut interface = Interface::new(Config::new(EthernetAddress(MAC).into()), &mut wire, Instant::ZERO);
         let address = IpCidr::new(IpAddress::v4(192, 168, 0, 2), 0);
-        interface.update_ip_addrs(|addresses| addresses.push(address).unwrap());
-        Self { wire, interface, sockets: SocketSet::new(Vec::new()), next_port: 50_000 }
+        interface.update_ip_addrs(|addresses| _ = addresses.push(address));
+        Self { wire, interface, sockets: SocketSet::new(Vec::new()), next_port: port }
     }
 
     /// A connection that is being made.
     pub fn connect(&mut self, port: u16) -> SocketHandle {
         let buffer = |len| SocketBuffer::new(vec![0; len]);
         let mut socket = Socket::new(buffer(16 << 10), buffer(16 << 10));
-        self.next_port += 1;
-        socket.connect(self.interface.context(), (SERVICE, port), self.next_port).unwrap();
+        self.next_port = self.next_port.saturating_add(1);
+        let connected = socket.connect(self.interface.context(), (SERVICE, port), self.next_port);
+        connected.expect("a socket that is new");
         self.sockets.add(socket)
     }
 
@@ -107,7 +116,7 @@ impl Peer {
         let mut bytes = vec![0; 16 << 10];
         let len = self.socket(handle).recv_slice(&mut bytes).unwrap_or(0);
         bytes.truncate(len);
-        String::from_utf8(bytes).unwrap()
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 }
 

@@ -91,10 +91,10 @@ impl Device for Wire {
     }
 }
 
-/// A socket and the connection that it has, if any.
+/// A socket and its connection, from its first sign of life on.
 struct Slot {
     socket: SocketHandle,
-    connection: Connection,
+    connection: Option<Connection>,
 }
 
 /// The end of the wire.
@@ -119,7 +119,7 @@ impl Stack {
         interface.update_ip_addrs(|addresses| _ = addresses.push(IpCidr::new(address.into(), 0)));
         let (neighbor, sockets) = (Neighbor::default(), SocketSet::new(Vec::new()));
         let mut stack = Self { address, neighbor, wire, interface, sockets, slots: Vec::new() };
-        stack.listen(Instant::ZERO);
+        stack.listen();
         stack
     }
 
@@ -140,23 +140,32 @@ impl Stack {
         let mut progress = false;
         for slot in &mut self.slots {
             let socket = self.sockets.get_mut::<Socket<'_>>(slot.socket);
-            if socket.is_active() && slot.connection.turn(socket, serve) {
-                slot.connection.active = now;
-                progress = true;
+            if socket.is_active() {
+                let connection = slot.connection.get_or_insert_with(|| Connection::new(now));
+                if connection.turn(socket, serve) {
+                    connection.active = now;
+                    progress = true;
+                }
             }
             let is_idle = socket.state() == State::Established && socket.send_queue() == 0;
             socket.set_timeout((!is_idle).then_some(PATIENCE));
         }
-        progress |= self.listen(now);
+        progress |= self.listen();
         if progress {
             self.interface.poll(now, &mut self.wire, &mut self.sockets);
-            self.listen(now);
+            self.listen();
         }
     }
 
     /// The next frame for the guest.
     pub fn next_frame(&mut self) -> Option<Vec<u8>> {
         self.wire.outgoing.pop_front()
+    }
+
+    /// How many frames wait for the guest.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn waiting(&self) -> usize {
+        self.wire.outgoing.len()
     }
 
     /// Whether the guest has taken all frames, and [`Self::turn`] has more.
@@ -178,13 +187,13 @@ impl Stack {
     }
 
     /// Sees to it that one socket waits for the next connection. Whether a connection had to go for it.
-    fn listen(&mut self, now: Instant) -> bool {
+    fn listen(&mut self) -> bool {
         let mut is_listening = false;
         for slot in &mut self.slots {
             let socket = self.sockets.get_mut::<Socket<'_>>(slot.socket);
             // One that was aborted has a word to say first.
             if socket.state() == State::Closed && socket.remote_endpoint().is_none() {
-                slot.connection = Connection::new(now);
+                slot.connection = None;
                 let _ = socket.listen(PORT);
             }
             is_listening |= socket.state() == State::Listen;
@@ -194,7 +203,7 @@ impl Stack {
         }
         if self.slots.len() < CONNECTIONS_MAX {
             let socket = self.sockets.add(socket());
-            self.slots.push(Slot { socket, connection: Connection::new(now) });
+            self.slots.push(Slot { socket, connection: None });
             return false;
         }
         self.make_room()
@@ -205,7 +214,8 @@ impl Stack {
         if self.slots.iter().any(|slot| state(slot) == State::Closed) {
             return false; // one has gone and only has to say so
         }
-        let oldest = self.slots.iter().min_by_key(|slot| (state(slot) != State::TimeWait, slot.connection.active));
+        let active = |slot: &Slot| slot.connection.as_ref().map(|connection| connection.active);
+        let oldest = self.slots.iter().min_by_key(|slot| (state(slot) != State::TimeWait, active(slot)));
         if let Some(socket) = oldest.map(|slot| slot.socket) {
             self.sockets.get_mut::<Socket<'_>>(socket).abort();
         }

@@ -150,6 +150,14 @@ fn connections_are_bounded() {
     assert_eq!(states.iter().filter(|state| **state == State::Established).count(), 29);
     assert_eq!(both.peer.state(handles[0]), State::Established, "it has spoken since");
     both.ask(more[2], "1\n");
+    for handle in handles.iter().chain(&more) {
+        if both.peer.state(*handle) == State::Established {
+            both.sleep(Duration::from_secs(1));
+            both.ask(*handle, "1\n");
+        }
+    }
+    let newest = both.connect();
+    both.ask(newest, "1\n");
     for _ in 0..200 {
         let handle = both.connect();
         both.ask(handle, "bye\n");
@@ -264,5 +272,13 @@ proptest! {
         both.sleep(Duration::from_secs(130));
         let handle = both.connect();
         both.ask(handle, "1\n");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    #[test]
+    fn no_client_does_harm(data in prop::collection::vec(any::<u8>(), 0..600)) {
+        super::fuzzing::converse(&data);
     }
 }
