@@ -28,8 +28,8 @@ fn metadata(folder: &Path, contents: &Value) -> PathBuf {
     file
 }
 
-/// Many requests while other bytes come through the TAP device.
-fn answers(net: u8, service: &str, more: &str, json: &str) {
+/// Many requests, by every CPU and its queue pair, while other bytes come through the TAP device.
+fn answers(net: u8, pairs: u8, service: &str, more: &str, json: &str) {
     let folder = folder();
     let file = metadata(folder.path(), &contents());
     let tap = format!("vmmtest{net}");
@@ -39,7 +39,7 @@ fn answers(net: u8, service: &str, more: &str, json: &str) {
             r#"ip route add $SERVICE dev eth0; echo READY; read go
             nc 10.9.{net}.1 7002 </dev/null >/tmp/in & each=0
             for i in $(seq 30); do
-                [ "$(wget -q -O - http://$SERVICE/latest/user-data)" = '#!/bin/sh' ] && each=$((each + 1))
+                [ "$(taskset $((1 << i % {pairs})) wget -q -O - http://$SERVICE/latest/user-data)" = '#!/bin/sh' ] && each=$((each + 1))
             done
             wait; echo each=$each; echo in=$(md5sum </tmp/in | cut -d' ' -f1)
             ask keys 'GET /latest/meta-data/ HTTP/1.0'
@@ -48,9 +48,9 @@ fn answers(net: u8, service: &str, more: &str, json: &str) {
             ask post 'POST / HTTP/1.1' 'Content-Length: 0'
             arping -c 1 -I eth0 $SERVICE >/dev/null && echo arp=yes"#
         );
-    let options = format!("tap={tap},mac=02:00:00:00:09:{net:02x}");
+    let options = format!("tap={tap},mac=02:00:00:00:09:{net:02x},queue-pairs={pairs}");
     let args = ["--net", &options, "--set", &config, "--metadata", file.to_str().expect("a plain name")];
-    let mut vm = Vm::tuned().args(args).run(&script).pipe().start();
+    let mut vm = Vm::tuned().args(args).args(["--cpus", &pairs.to_string()]).run(&script).pipe().start();
     vm.expect("READY");
     ip(&format!("addr add 10.9.{net}.1/24 dev {tap}"));
     ip(&format!("link set {tap} up"));
@@ -70,8 +70,9 @@ fn answers(net: u8, service: &str, more: &str, json: &str) {
 
 #[test]
 fn anyone_is_answered_and_other_traffic_goes_on() {
-    answers(41, "169.254.169.254", "", "200 OK {\"ami-id\":\"ami-1\",\"hosts\":{\"a\":\"b\"}}");
-    answers(42, "169.254.42.1", ", \"ipv4_address\": \"169.254.42.1\", \"imds_compat\": true", "200 OK ami-id+hosts/");
+    answers(41, 1, "169.254.169.254", "", "200 OK {\"ami-id\":\"ami-1\",\"hosts\":{\"a\":\"b\"}}");
+    let more = ", \"ipv4_address\": \"169.254.42.1\", \"imds_compat\": true";
+    answers(42, 2, "169.254.42.1", more, "200 OK ami-id+hosts/");
 }
 
 /// The way to the service leads past a router here, which never hears of it.
