@@ -23,6 +23,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use crate::bus::BusDevice;
 use crate::memory::{GuestRam, SharedRam};
 use crate::seams::{GuestEvent, Notify};
+use crate::tally::Value;
 use crate::virtio::mmio::MmioTransport;
 use crate::virtio::registers::offset;
 use crate::virtio::worker::Worker;
@@ -177,6 +178,20 @@ impl Rig {
     /// True when the device asks for a reset.
     pub fn needs_reset(&mut self) -> bool {
         self.status() & VIRTIO_CONFIG_S_NEEDS_RESET != 0
+    }
+
+    /// What the device has counted under this name; of times, how many there were.
+    pub fn counted(&self, name: &str) -> u64 {
+        let mut found = None;
+        self.transport.worker().tally().each(&mut |metric| {
+            if metric.name == name {
+                found = Some(match metric.value {
+                    Value::Counter(value) | Value::Gauge(value) => value,
+                    Value::Times(times) => times.ranges().iter().sum(),
+                });
+            }
+        });
+        found.unwrap_or_else(|| panic!("nothing is counted as {name}"))
     }
 
     /// Bytes of the configuration space.

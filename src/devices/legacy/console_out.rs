@@ -84,13 +84,13 @@ impl ConsoleOut {
         Ok(Self(Arc::new(Handle(shared))))
     }
 
-    /// Appends `bytes`. Never blocks on the output.
-    pub fn push(&self, bytes: &[u8]) {
+    /// Appends `bytes`, and says how many of them are lost. Never blocks on the output.
+    pub fn push(&self, bytes: &[u8]) -> usize {
         let shared = &self.0.0;
         let mut state = shared.lock();
         state.tail.push(bytes);
         if state.broken {
-            return;
+            return bytes.len();
         }
         if state.dropped > 0 && state.waiting() < LIMIT / 2 {
             state.say_dropped();
@@ -104,6 +104,7 @@ impl ConsoleOut {
         if std::mem::take(&mut state.idle) || (before < BURST_LEN && state.queue.len() >= BURST_LEN) {
             shared.filled.notify_one();
         }
+        rest.len()
     }
 
     /// Waits until everything is written; gives up when nothing at all was written for `timeout`. True when it is.

@@ -8,7 +8,7 @@
 use std::convert::Infallible;
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use vm_superio::Trigger;
 use vm_superio::serial::SerialEvents;
@@ -17,6 +17,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::console_out::ConsoleOut;
 use crate::bus::BusDevice;
 use crate::seams::{GuestEvent, Interrupt, Notify};
+use crate::tally;
+use crate::tally::count;
 
 /// Ports of the device.
 pub const PORTS: u64 = 8;
@@ -75,6 +77,7 @@ struct Input {
     ready: EventFd,
     /// The control thread found no room.
     starved: AtomicBool,
+    tally: Arc<Uart>,
 }
 
 impl Input {
@@ -86,7 +89,9 @@ impl Input {
 }
 
 impl SerialEvents for Input {
-    fn buffer_read(&self) {}
+    fn buffer_read(&self) {
+        count(&self.tally.bytes_in, 1);
+    }
     fn out_byte(&self) {}
     fn tx_lost_byte(&self) {}
     fn in_buffer_empty(&self) {
@@ -94,8 +99,21 @@ impl SerialEvents for Input {
     }
 }
 
+tally! {
+    /// What the port counts.
+    pub struct Uart {
+        /// Bytes of input that the guest read.
+        pub bytes_in: AtomicU64,
+        /// Bytes that the guest wrote.
+        pub bytes_out: AtomicU64,
+        /// Of these, bytes that nobody will see: they came faster than they were taken, or nobody is there to take them.
+        pub bytes_lost: AtomicU64,
+    }
+}
+
 struct Sink {
     out: SerialOut,
+    tally: Arc<Uart>,
     /// Until the first byte.
     first: Option<Notify>,
 }
@@ -105,8 +123,10 @@ impl Write for Sink {
         if let Some(notify) = self.first.take() {
             notify(GuestEvent::FirstSerialByte);
         }
+        let len = |bytes: usize| u64::try_from(bytes).unwrap_or(u64::MAX);
+        count(&self.tally.bytes_out, len(bytes.len()));
         if let SerialOut::Console(out) = &self.out {
-            out.push(bytes);
+            count(&self.tally.bytes_lost, len(out.push(bytes)));
         }
         Ok(bytes.len())
     }
@@ -120,13 +140,19 @@ impl Serial {
     /// A port as at power-on.
     pub fn new(interrupt: Interrupt, out: SerialOut, notify: Notify) -> io::Result<Self> {
         let ready = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let input = Arc::new(Input { ready, starved: AtomicBool::new(false) });
-        let sink = Sink { out, first: Some(notify) };
+        let tally = Arc::<Uart>::default();
+        let input = Arc::new(Input { ready, starved: AtomicBool::new(false), tally: tally.clone() });
+        let sink = Sink { out, tally, first: Some(notify) };
         Ok(Self {
             uart: vm_superio::Serial::with_events(Line(interrupt), Arc::clone(&input), sink),
             input,
             listens: false,
         })
+    }
+
+    /// What it has counted.
+    pub fn tally(&self) -> Arc<Uart> {
+        self.input.tally.clone()
     }
 
     /// Bytes of input that the port takes now. When it is 0, [`Self::input_ready`] is signalled once it may be more.
@@ -235,6 +261,8 @@ mod tests {
         let mut text = [0; 5];
         reader.read_exact(&mut text).unwrap();
         assert_eq!(&text, b"hello");
+        let counted = [&serial.tally().bytes_out, &serial.tally().bytes_lost].map(|it| it.load(Ordering::Relaxed));
+        assert_eq!(counted, [5, 0]);
         assert!(line.event().read().is_err(), "no interrupt was asked for");
         serial.write(u64::from(IER), &[2]);
         assert_eq!(line.event().read().unwrap(), 1, "the transmitter is empty");
@@ -278,6 +306,7 @@ mod tests {
             assert_eq!(serial.input_ready().read().is_ok(), room == 0, "signalled just when it was waited for");
         }
         assert_eq!(seen, text);
+        assert_eq!(serial.tally().bytes_in.load(Ordering::Relaxed), 200);
     }
 
     #[test]

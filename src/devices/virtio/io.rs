@@ -12,6 +12,8 @@ use super::chain::{Chain, Segments};
 use super::transport::Signal;
 use super::worker::Shared;
 use crate::memory::GuestRam;
+use crate::tally;
+pub(crate) use crate::tally::count;
 
 /// virtq_avail.flags: the driver wants no interrupts (virtio 1.2, 2.7.7).
 const VIRTQ_AVAIL_F_NO_INTERRUPT: u16 = 1;
@@ -35,46 +37,51 @@ impl From<virtio_queue::Error> for Broken {
     }
 }
 
-/// What a device and its driver did, for metrics. All counts are since the device was made.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Requests taken from the rings.
-    pub requests: AtomicU64,
-    /// Bytes that requests moved between the guest and the device's back end.
-    pub bytes: AtomicU64,
-    /// Requests that the device answered with an error.
-    pub failed: AtomicU64,
-    /// Times a back end was told to make data safe.
-    pub flushes: AtomicU64,
-    /// Times the device gave up and asked for a reset.
-    pub broken: AtomicU64,
-    /// Kicks heard from the driver.
-    pub kicks: AtomicU64,
-    /// Used-buffer interrupts sent to the driver.
-    pub interrupts: AtomicU64,
-    /// Frames of a network interface that did not arrive, or late.
-    pub frames: Frames,
+tally! {
+    /// What every device and its driver did, since the device was made. A device that counts more of its own has
+    /// [`super::Facts::tally`].
+    pub struct Counters {
+        /// Requests taken from the rings.
+        pub requests: AtomicU64,
+        /// Bytes that requests moved to the guest.
+        pub bytes_in: AtomicU64,
+        /// Bytes that requests moved from the guest.
+        pub bytes_out: AtomicU64,
+        /// Requests that moved something to the guest.
+        pub moves_in: AtomicU64,
+        /// Requests that moved something from the guest.
+        pub moves_out: AtomicU64,
+        /// Requests that the device answered with an error, or dropped.
+        pub failed: AtomicU64,
+        /// Of these, requests that made no sense: the driver broke the rules.
+        pub refused: AtomicU64,
+        /// Times the rings were so wrong that the device asked its driver for a reset.
+        pub broken: AtomicU64,
+        /// Kicks heard from the driver.
+        pub kicks: AtomicU64,
+        /// Used-buffer interrupts sent to the driver.
+        pub interrupts: AtomicU64,
+    }
 }
 
-/// Frames of a network interface that did not reach the other side, or had to wait, by the reason.
-#[derive(Debug, Default)]
-pub struct Frames {
-    /// Dropped, as the host's queue was full.
-    pub full: AtomicU64,
-    /// Dropped, as no buffers of the driver could hold one, or it was longer than any frame.
-    pub too_large: AtomicU64,
-    /// Times that one had to wait, as the driver had too few buffers. Those behind it wait in the host's queue, which
-    /// counts itself what it drops.
-    pub no_buffers: AtomicU64,
-    /// Dropped by the driver's own choice of what it receives.
-    pub filtered: AtomicU64,
-    /// Times that one had to wait for a rate limiter.
-    pub throttled: AtomicU64,
-}
+impl Counters {
+    /// A request moved so many bytes to the guest.
+    pub(crate) fn moved_in(&self, bytes: u64) {
+        count(&self.moves_in, 1);
+        count(&self.bytes_in, bytes);
+    }
 
-/// Adds `n` to a counter.
-pub(crate) fn count(counter: &AtomicU64, n: u64) {
-    counter.fetch_add(n, Ordering::Relaxed);
+    /// A request moved so many bytes from the guest.
+    pub(crate) fn moved_out(&self, bytes: u64) {
+        count(&self.moves_out, 1);
+        count(&self.bytes_out, bytes);
+    }
+
+    /// A request made no sense.
+    pub(crate) fn refuse(&self) {
+        count(&self.failed, 1);
+        count(&self.refused, 1);
+    }
 }
 
 /// A chain that its device holds on to, also between calls, until [`Io::give`] returns it to the driver. A reset of the

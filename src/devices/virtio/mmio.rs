@@ -61,7 +61,7 @@ impl MmioTransport {
     }
 
     /// Counts since the device was made.
-    pub fn counters(&self) -> &TransportCounters {
+    pub fn counters(&self) -> &Arc<TransportCounters> {
         self.0.counters()
     }
 

@@ -43,10 +43,11 @@ use pmem::{Pmem, PmemConfig};
 use rng::{EntropyConfig, Rng};
 use vsock::{Vsock, VsockConfig};
 
+use crate::tally::Tally;
 use crate::window::Window;
 
 /// What a virtio device is, as data.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Facts {
     /// Device id (virtio 1.2, 5).
     pub virtio_id: u32,
@@ -65,6 +66,8 @@ pub struct Facts {
     pub lent: Range<usize>,
     /// Memory of the host that the guest shall see, in the order of [`Device::placed`]'s numbers.
     pub windows: Vec<Arc<Window>>,
+    /// What the device counts beside [`Counters`]; looked at once, before the worker runs.
+    pub tally: Option<Arc<dyn Tally>>,
 }
 
 /// A back-end file: when it can be read, [`Device::ready`] is called with `token`. Edges only: read until it would

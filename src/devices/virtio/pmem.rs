@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,7 @@ use super::io::{Broken, Io, Served, count};
 use super::{Chain, Change, Counters, Device, Facts, OpenError, UpdateError};
 use crate::log_limit::LogLimit;
 use crate::rate_limit::{RateLimiterConfig, Throttle};
+use crate::tally;
 use crate::window::{WINDOW_ALIGN, Window, Writes, window_len};
 
 /// Device id (virtio 1.2, 5).
@@ -80,6 +82,15 @@ pub struct Pmem {
     /// Where the guest sees the window.
     gpa: u64,
     throttle: Option<Throttle>,
+    tally: Arc<Flushes>,
+}
+
+tally! {
+    /// What the device counts of its own.
+    struct Flushes {
+        /// Times the host was told to make data safe.
+        flushes: AtomicU64,
+    }
 }
 
 impl Pmem {
@@ -113,7 +124,7 @@ impl Pmem {
         }
         let throttle = Throttle::new(config.rate_limiter.as_ref())
             .map_err(|error| opening.error(&format!("create the timer of a rate limiter: {error}")))?;
-        Ok(Self { id: config.id.clone(), file, len, window, gpa: 0, throttle })
+        Ok(Self { id: config.id.clone(), file, len, window, gpa: 0, throttle, tally: Arc::default() })
     }
 
     /// Answers one request.
@@ -126,8 +137,10 @@ impl Pmem {
             chain.read(0, &mut kind).map_err(|_| Broken("a buffer is not in RAM"))?;
             u32::from_le_bytes(kind) == VIRTIO_PMEM_REQ_TYPE_FLUSH
         };
-        let answer = if known && self.flush(counters) { DONE } else { FAILED };
-        if answer == FAILED {
+        let answer = if known && self.flush() { DONE } else { FAILED };
+        if !known {
+            counters.refuse();
+        } else if answer == FAILED {
             count(&counters.failed, 1);
         }
         if chain.writable_len() < u64::from(RESPONSE) {
@@ -138,11 +151,11 @@ impl Pmem {
     }
 
     /// Makes safe what the guest wrote so far. fdatasync(2) also finds what was written through the mapping.
-    fn flush(&self, counters: &Counters) -> bool {
+    fn flush(&self) -> bool {
         if self.window.writes() != Writes::Shared {
             return true; // nothing was written to the file
         }
-        count(&counters.flushes, 1);
+        count(&self.tally.flushes, 1);
         match self.file.sync_data() {
             Ok(()) => true,
             Err(error) => {
@@ -165,6 +178,7 @@ impl Device for Pmem {
             config: [self.gpa.to_le_bytes(), self.window.size().to_le_bytes()].concat(),
             sources: self.throttle.iter().map(|throttle| throttle.source(0)).collect(),
             windows: vec![Arc::clone(&self.window)],
+            tally: Some(self.tally.clone()),
             ..Facts::default()
         }
     }

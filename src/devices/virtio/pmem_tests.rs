@@ -36,7 +36,7 @@ fn ask(rig: &mut Rig, request: &[u8]) -> Option<i32> {
 }
 
 fn flushes(rig: &mut Rig) -> u64 {
-    rig.transport().worker().counters().flushes.load(Ordering::Relaxed)
+    rig.counted("flushes")
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::io;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::io::{Broken, Io, Served, count};
+use super::io::{Broken, Io, Served};
 use super::{Chain, Change, Device, Facts, OpenError, UpdateError};
 use crate::rate_limit::{RateLimiterConfig, Throttle};
 
@@ -69,7 +69,7 @@ impl Device for Rng {
         io.drain_while(queue, |chain| {
             let served = self.serve(chain)?;
             if let Served::Done(bytes) = served {
-                count(&counters.bytes, bytes.into());
+                counters.moved_in(bytes.into());
             }
             Ok(served)
         })

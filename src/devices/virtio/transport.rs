@@ -23,6 +23,7 @@ use super::worker::{Start, WorkerHandle};
 use super::{Change, Stop, UpdateError};
 use crate::memory::SharedRam;
 use crate::seams::{Doorbell, GuestEvent, Interrupt, Notify};
+use crate::tally;
 
 /// Features of every device: the modern interface, indirect descriptors, event indices.
 pub const RING_FEATURES: u64 =
@@ -131,13 +132,14 @@ impl QueueSetup {
     }
 }
 
-/// Small counts of a transport, for metrics.
-#[derive(Debug, Default)]
-pub struct TransportCounters {
-    /// Writes that the specification does not allow, and accesses of a width or at an offset that no register has.
-    pub bad_accesses: AtomicU64,
-    /// Resets by the driver.
-    pub resets: AtomicU64,
+tally! {
+    /// What a transport counts, since the device was made.
+    pub struct TransportCounters {
+        /// Writes that the specification does not allow, and accesses of a width or at an offset that no register has.
+        pub bad_accesses: AtomicU64,
+        /// Resets by the driver.
+        pub resets: AtomicU64,
+    }
 }
 
 /// The state of one device as its driver sees it, whatever the register map.
@@ -158,7 +160,7 @@ pub struct Transport {
     running: bool,
     /// The queues, while the machine pauses.
     parked: Option<Vec<Queue>>,
-    counters: TransportCounters,
+    counters: Arc<TransportCounters>,
 }
 
 impl Transport {
@@ -181,7 +183,7 @@ impl Transport {
             queues,
             running: false,
             parked: None,
-            counters: TransportCounters::default(),
+            counters: Arc::default(),
         })
     }
 
@@ -206,7 +208,7 @@ impl Transport {
     }
 
     /// Counts since the device was made.
-    pub fn counters(&self) -> &TransportCounters {
+    pub fn counters(&self) -> &Arc<TransportCounters> {
         &self.counters
     }
 

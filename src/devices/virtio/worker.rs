@@ -22,6 +22,7 @@ use super::{Change, Device, Facts, Source, Stop, UpdateError};
 use crate::log_limit::LogLimit;
 use crate::memory::SharedRam;
 use crate::seams::Doorbell;
+use crate::tally::{Metric, Tally};
 
 /// Event data of the mailbox. Doorbells are their queue's index; sources are `SOURCE` plus their token.
 const MAIL: u32 = u32::MAX;
@@ -56,6 +57,15 @@ pub struct Shared {
     /// Someone waits for the worker: it leaves a long queue after the request at hand.
     wanted: AtomicBool,
     pub(super) counters: Counters,
+    /// What the device counts beside them.
+    tally: Option<Arc<dyn Tally>>,
+}
+
+impl Tally for Shared {
+    fn each(&self, show: &mut dyn FnMut(Metric<'_>)) {
+        self.counters.each(show);
+        self.tally.iter().for_each(|tally| tally.each(show));
+    }
 }
 
 impl Shared {
@@ -106,6 +116,11 @@ impl WorkerHandle {
     /// What the device did so far.
     pub fn counters(&self) -> &Counters {
         &self.0.shared.counters
+    }
+
+    /// The same, and what the device counts of its own, to be listed. It outlives the worker.
+    pub fn tally(&self) -> Arc<dyn Tally> {
+        self.0.shared.clone()
     }
 
     /// Ends the thread after the request at hand and waits for it. Anyone may call it, any number of times.
@@ -181,8 +196,8 @@ impl Worker {
         let facts = device.facts();
         let doorbells = facts.queue_sizes.iter().map(|_| Doorbell::new()).collect::<io::Result<Vec<_>>>()?;
         let mail = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let shared =
-            Arc::new(Shared { doorbells, mail, wanted: AtomicBool::new(false), counters: Counters::default() });
+        let (counters, tally) = (Counters::default(), facts.tally.clone());
+        let shared = Arc::new(Shared { doorbells, mail, wanted: AtomicBool::new(false), counters, tally });
         let (mailbox, messages) = mpsc::channel();
         let looped = Loop {
             slot,

@@ -4,6 +4,7 @@
 //! flush (virtio 1.2, 5.2.6.2): those are in the file by then, so the flush needs to wait for nothing in flight.
 
 use std::io;
+use std::time::Instant;
 
 use super::config::CacheType;
 use super::request::{Failure, Request};
@@ -74,6 +75,7 @@ impl Block {
     }
 
     fn begin(&mut self, queue: usize, held: Held, io: &mut Io<'_>) -> Result<Begun, Broken> {
+        let begun = Instant::now();
         let chain = held.chain(io.memory());
         let (status_at, request) = self.read(&chain)?;
         let outcome = match request {
@@ -85,7 +87,7 @@ impl Block {
             Ok(request) if !self.can_fly(&request, &held, io) => self.run(&request, &chain, status_at, io.counters()),
             Ok(request) => {
                 let through = self.write_through && matches!(request, Request::Out { .. });
-                let job = Job { queue, held, status_at, request, through };
+                let job = Job { queue, held, status_at, request, through, begun };
                 let Some(ring) = &mut self.ring else { return Err(Broken("there is no ring")) };
                 return match ring.begin(&self.file, io.memory(), job) {
                     Ok(()) => Ok(Begun::Away),
@@ -97,6 +99,7 @@ impl Block {
             }
         };
         let used = self.answer(&chain, status_at, outcome, io.counters())?;
+        self.tally.request_time.record(begun.elapsed());
         io.give(queue, held, used).map(Begun::Answered)
     }
 
@@ -188,7 +191,7 @@ impl Block {
         let chain = job.held.chain(io.memory());
         let counters = io.counters();
         let is_flush = job.through || matches!(job.request, Request::Flush);
-        count(&counters.flushes, u64::from(is_flush && self.cache == CacheType::Writeback));
+        count(&self.tally.flushes, u64::from(is_flush && self.cache == CacheType::Writeback));
         let mut data = 0;
         if let Request::In { len, .. } = job.request {
             data = len;
@@ -197,9 +200,14 @@ impl Block {
         }
         let outcome: Outcome = ended.map(|()| data).map_err(Failure::Host);
         if outcome.is_ok() {
-            count(&counters.bytes, job.request.bytes());
+            match job.request {
+                Request::In { len, .. } => counters.moved_in(len),
+                Request::Out { len, .. } => counters.moved_out(len),
+                _ => {}
+            }
         }
         let used = self.answer(&chain, job.status_at, outcome, counters)?;
+        self.tally.request_time.record(job.begun.elapsed());
         io.give(job.queue, job.held, used)
     }
 }

@@ -10,6 +10,10 @@ pub mod request;
 mod ring;
 mod transfer;
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR,
@@ -28,6 +32,8 @@ use super::pieces::Direction;
 use super::{Chain, Change, Counters, Device, Facts, OpenError, Source, Stop, UpdateError};
 use crate::log_limit::LogLimit;
 use crate::rate_limit::Throttle;
+use crate::tally;
+use crate::tally::Times;
 
 /// Device id (virtio 1.2, 5).
 const VIRTIO_ID_BLOCK: u32 = 2;
@@ -55,6 +61,17 @@ pub struct Block {
     write_through: bool,
     throttle: Option<Throttle>,
     queues: u16,
+    tally: Arc<Tally>,
+}
+
+tally! {
+    /// What a disk counts of its own.
+    struct Tally {
+        /// Times the host was told to make data safe.
+        flushes: AtomicU64,
+        /// Time from when a request was taken from its queue until it was answered.
+        request_time: Times,
+    }
 }
 
 /// How a request ended: how many bytes of data the guest got.
@@ -91,6 +108,7 @@ impl Block {
             write_through: false,
             throttle,
             queues,
+            tally: Arc::default(),
         })
     }
 
@@ -113,13 +131,16 @@ impl Block {
 
     /// Serves one request and says how many bytes were written to the chain, or that its time has not come.
     fn serve(&mut self, chain: &Chain<'_>, counters: &Counters) -> Result<Served, Broken> {
+        let begun = Instant::now();
         let (status_at, request) = self.read(chain)?;
         let outcome = match request {
             Err(failure) => Err(failure),
             Ok(request) if !self.allow(&request) => return Ok(Served::Later),
             Ok(request) => self.run(&request, chain, status_at, counters),
         };
-        self.answer(chain, status_at, outcome, counters).map(Served::Done)
+        let answered = self.answer(chain, status_at, outcome, counters);
+        self.tally.request_time.record(begun.elapsed());
+        answered.map(Served::Done)
     }
 
     /// The request of a chain, and where its status byte belongs.
@@ -140,7 +161,7 @@ impl Block {
         let (status, data) = match outcome {
             Ok(data) => (VIRTIO_BLK_S_OK, data),
             Err(failure) => {
-                count(&counters.failed, 1);
+                if failure.is_the_drivers() { counters.refuse() } else { count(&counters.failed, 1) }
                 (self.explain(&failure), 0)
             }
         };
@@ -157,16 +178,16 @@ impl Block {
             Request::In { offset, len } => {
                 let to = chain.writable_part(0..*len);
                 self.file.transfer(Direction::Read, chain.memory(), to, *offset).map_err(Failure::Host)?;
-                count(&counters.bytes, *len);
+                counters.moved_in(*len);
                 Ok(*len)
             }
             Request::Out { offset, len } => {
                 let from = chain.readable_part(HEADER..len.saturating_add(HEADER));
                 self.file.transfer(Direction::Write, chain.memory(), from, *offset).map_err(Failure::Host)?;
-                count(&counters.bytes, *len);
-                if self.write_through { self.flush(counters) } else { Ok(0) }
+                counters.moved_out(*len);
+                if self.write_through { self.flush() } else { Ok(0) }
             }
-            Request::Flush => self.flush(counters),
+            Request::Flush => self.flush(),
             Request::GetId => {
                 let len = usize::try_from(room).unwrap_or(usize::MAX).min(self.serial.len());
                 let serial = self.serial.get(..len).unwrap_or_default();
@@ -176,7 +197,7 @@ impl Block {
             Request::Discard(extents) => self.each(extents, |file, extent| file.discard(extent)),
             Request::WriteZeroes(extents) => {
                 self.each(extents, DiskFile::zero)?;
-                if self.write_through { self.flush(counters) } else { Ok(0) }
+                if self.write_through { self.flush() } else { Ok(0) }
             }
         }
     }
@@ -192,8 +213,8 @@ impl Block {
         Ok(0)
     }
 
-    fn flush(&self, counters: &Counters) -> Outcome {
-        count(&counters.flushes, 1);
+    fn flush(&self) -> Outcome {
+        count(&self.tally.flushes, 1);
         self.file.sync().map_err(Failure::Host)?;
         Ok(0)
     }
@@ -253,6 +274,7 @@ impl Device for Block {
             queue_sizes: vec![QUEUE_SIZE; usize::from(self.queues)],
             config: self.config.clone(),
             sources: self.sources(),
+            tally: Some(self.tally.clone()),
             ..Facts::default()
         }
     }

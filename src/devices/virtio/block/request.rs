@@ -35,6 +35,17 @@ pub enum Failure {
     Host(std::io::Error),
 }
 
+impl Failure {
+    /// Whether the driver asked for what can not be, and not the host could not.
+    pub fn is_the_drivers(&self) -> bool {
+        match self {
+            Self::Refused(_) | Self::Unsupported => true,
+            // Nobody else gives addresses: a buffer is not in RAM.
+            Self::Host(error) => error.raw_os_error() == Some(libc::EFAULT),
+        }
+    }
+}
+
 /// Bytes of the disk: whole sectors that exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {

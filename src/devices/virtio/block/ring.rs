@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::time::Instant;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ pub struct Job {
     pub request: Request,
     /// A write that is done when it is safe.
     pub through: bool,
+    /// When it was taken from its queue.
+    pub begun: Instant,
 }
 
 /// One place in flight. Its vectors are the kernel's while `job` is there.

@@ -116,7 +116,7 @@ fn reads_and_writes_sectors() {
     assert_eq!(disk.image(SECTORS - 3, 3), [0x77; 1536]);
     assert_eq!(disk.request(VIRTIO_BLK_T_IN, SECTORS, &[]), (OK, 1), "nothing, read from the very end");
     assert_eq!(disk.request(VIRTIO_BLK_T_FLUSH, 0, &[]), (OK, 1));
-    let bytes = disk.rig.transport().worker().counters().bytes.load(std::sync::atomic::Ordering::Relaxed);
+    let bytes = disk.rig.counted("bytes_in") + disk.rig.counted("bytes_out");
     assert_eq!(bytes, 1024 + 1536);
 }
 
@@ -213,6 +213,9 @@ fn fails_what_is_wrong_and_goes_on() {
     assert_eq!(disk.rig.bytes(status), [IOERR]);
     assert!(!disk.rig.needs_reset());
     assert_eq!(disk.request(VIRTIO_BLK_T_IN, 0, &[sector]), (OK, 513));
+    let wrong = u64::try_from(cases.len()).unwrap() + 1;
+    let counted = ["failed", "refused", "request_time", "bytes_in", "moves_in"].map(|name| disk.rig.counted(name));
+    assert_eq!(counted, [wrong, wrong, wrong + 1, 512, 1]);
 }
 
 #[test]
@@ -248,8 +251,7 @@ fn a_driver_without_flushes_gets_safe_writes() {
         disk.rig.drive(features);
         let data = disk.rig.readable(&[9; 512]);
         assert_eq!(disk.request(VIRTIO_BLK_T_OUT, 0, &[data]), (OK, 1));
-        let counters = disk.rig.transport().worker().counters();
-        assert_eq!(counters.flushes.load(std::sync::atomic::Ordering::Relaxed), flushes);
+        assert_eq!(disk.rig.counted("flushes"), flushes);
     }
 }
 

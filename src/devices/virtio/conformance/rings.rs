@@ -4,6 +4,31 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 
+/// What a device counts is listed under names of its own, and what is common to all devices is counted for each.
+#[test]
+fn what_was_done_is_counted() {
+    for_every_device(|device, rig| {
+        let mut names = Vec::new();
+        rig.transport().worker().tally().each(&mut |metric| {
+            assert!(metric.name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{}", metric.name);
+            assert!(metric.help.ends_with('.'), "{}", metric.help);
+            names.push(metric.name.to_owned());
+        });
+        let all = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), all, "{}: {names:?}", device.name);
+        device.drive(rig, V1);
+        for _ in 0..3 {
+            rig.free_all();
+            assert!(device.answers(rig), "{}", device.name);
+        }
+        assert_eq!(rig.counted("requests"), 3, "{}", device.name);
+        assert_eq!((rig.counted("interrupts"), rig.counted("broken")), (3, 0), "{}", device.name);
+        assert!(rig.counted("kicks") >= 3, "{}", device.name);
+    });
+}
+
 #[test]
 fn serves_requests_with_every_set_of_ring_features() {
     for_every_device(|device, rig| {

@@ -111,7 +111,8 @@ impl Fs {
                     let chain = held.chain(io.memory());
                     let written = u32::try_from(chain.writable_len()).map_or(said, |most| said.min(most));
                     mark_dirty(io.memory(), chain.writable_part(0..written.into()));
-                    count(&io.counters().bytes, chain.readable_len().saturating_add(written.into()));
+                    io.counters().moved_out(chain.readable_len());
+                    io.counters().moved_in(written.into());
                     self.room.push(io.give(queue, held, written)?);
                     any = true;
                 }

@@ -19,6 +19,7 @@ mod vhost;
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_ERR, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA,
@@ -86,6 +87,7 @@ impl Net {
             throttle: throttle(&config.rx_rate_limiter)?,
             mergeable: false,
             metadata: None,
+            frames: Arc::default(),
         };
         let transmit_throttle = throttle(&config.tx_rate_limiter)?;
         let ends = BackEnd::open(config)?.into_iter().map(|end| Ok((Vhost::of(config, &end)?, end)));
@@ -188,22 +190,22 @@ impl Net {
         if !self.is_down && back_end.as_ref().is_some_and(|back_end| !back_end.has_room()) {
             return Served::Later;
         }
-        if fits && !may_pass(self.transmit_throttle.as_mut(), bytes, counters) {
+        if fits && !may_pass(self.transmit_throttle.as_mut(), bytes, &self.gate.frames) {
             return Served::Later;
         }
         if len > FRAME_MAX as u64 {
-            count(&counters.frames.too_large, 1);
+            count(&self.gate.frames.too_large, 1);
         }
         let sent = match back_end.filter(|_| fits && !self.is_down) {
             Some(back_end) => back_end.send(chain, &mut self.pieces),
             None => Err(io::ErrorKind::InvalidInput.into()),
         };
         match sent {
-            Ok(()) => count(&counters.bytes, bytes),
+            Ok(()) => counters.moved_out(bytes),
             Err(error) => {
                 count(&counters.failed, 1);
                 if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS)) {
-                    count(&counters.frames.full, 1);
+                    count(&self.gate.frames.full, 1);
                 }
                 static LIMIT: LogLimit = LogLimit::new();
                 if let Some(suppressed) = LIMIT.check() {
@@ -231,7 +233,7 @@ impl Net {
             let done = Command::read(&chain, io.features()).and_then(|command| self.obey(command, io));
             let ack = if done.is_ok() { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
             if let Err(Refused(why)) = done {
-                count(&io.counters().failed, 1);
+                io.counters().refuse();
                 static LIMIT: LogLimit = LogLimit::new();
                 if let Some(suppressed) = LIMIT.check() {
                     tracing::debug!(interface = self.id, why, suppressed, "a control request of the guest was refused");
@@ -334,6 +336,7 @@ impl Device for Net {
             queue_sizes,
             config: self.config_space(),
             sources: files.chain(timers).collect(),
+            tally: Some(self.gate.frames.clone()),
             lent: if self.lends() { 0..self.pairs.len().saturating_mul(2) } else { 0..0 },
             ..Facts::default()
         }

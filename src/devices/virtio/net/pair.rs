@@ -5,6 +5,8 @@
 //! and all later ones wait in the host's queue, which drops what does not fit.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use super::back_end::BackEnd;
 use super::filter::Filter;
@@ -13,7 +15,8 @@ use super::vhost::{Vhost, complain};
 use super::{FRAME_MAX, HEADER};
 use crate::mmds::Service;
 use crate::rate_limit::Throttle;
-use crate::virtio::io::{Broken, Counters, Held, Io, count};
+use crate::tally;
+use crate::virtio::io::{Broken, Held, Io, count};
 
 /// Most of the driver's buffers that one frame may take; Linux' own need 44.
 const BUFFERS_MAX: usize = 128;
@@ -22,6 +25,22 @@ pub const TURN: usize = 64;
 /// The driver hears of received frames after so many of them.
 const BATCH: usize = 16;
 const OUT: Broken = Broken("a receive buffer is not in RAM");
+
+tally! {
+    /// Frames of a network interface that did not reach the other side, or had to wait, by the reason.
+    pub struct Frames {
+        /// Frames dropped, as the host's queue was full.
+        pub full: AtomicU64,
+        /// Frames dropped, as no buffers of the driver could hold one, or it was longer than any frame.
+        pub too_large: AtomicU64,
+        /// Times that a frame had to wait, as the driver had too few buffers.
+        pub no_buffers: AtomicU64,
+        /// Frames dropped by the driver's own choice of what it receives.
+        pub filtered: AtomicU64,
+        /// Times that a frame had to wait for a rate limiter.
+        pub throttled: AtomicU64,
+    }
+}
 
 /// What all pairs of an interface have in common on the way to the guest.
 pub struct Gate {
@@ -33,6 +52,8 @@ pub struct Gate {
     pub mergeable: bool,
     /// The metadata service, on an interface that has it. Its frames go by the first pair.
     pub metadata: Option<Box<Service>>,
+    /// What became of frames that did not pass.
+    pub frames: Arc<Frames>,
 }
 
 /// One pair.
@@ -108,11 +129,11 @@ impl Pair {
                 Next::None => return self.tell(untold, io).map(Ok),
                 Next::Gone(error) => return self.tell(untold, io).map(|()| Err(error)),
             };
-            match self.deliver(len, gate.mergeable, io)? {
+            match self.deliver(len, gate, io)? {
                 Delivery::Done => untold = untold.saturating_add(1),
                 Delivery::Later => {
                     self.waiting = Some(Waiting { len, allowed: true });
-                    count(&io.counters().frames.no_buffers, 1);
+                    count(&gate.frames.no_buffers, 1);
                     self.tell(untold, io)?;
                     // Buffers may have come before the driver could read that they are wanted.
                     if io.listen(self.queue, true)? {
@@ -147,11 +168,11 @@ impl Pair {
                     }
                     Ok(len) if len > FRAME_MAX as u64 => {
                         count(&counters.failed, 1);
-                        count(&counters.frames.too_large, 1);
+                        count(&gate.frames.too_large, 1);
                         return Ok(Next::Skip);
                     }
                     Ok(len) if !gate.filter.passes(self.frame.ethernet(len)) => {
-                        count(&counters.frames.filtered, 1);
+                        count(&gate.frames.filtered, 1);
                         return Ok(Next::Skip);
                     }
                     Ok(len) => Waiting { len, allowed: false },
@@ -161,7 +182,7 @@ impl Pair {
             }
         };
         let Waiting { len, allowed } = waiting;
-        if !allowed && !may_pass(gate.throttle.as_mut(), frame_len(len), counters) {
+        if !allowed && !may_pass(gate.throttle.as_mut(), frame_len(len), &gate.frames) {
             self.waiting = Some(waiting);
             return Ok(Next::None);
         }
@@ -191,18 +212,18 @@ impl Pair {
     }
 
     /// Brings a frame to the driver. What no buffers could hold is dropped.
-    fn deliver(&mut self, len: u64, mergeable: bool, io: &mut Io<'_>) -> Result<Delivery, Broken> {
-        if self.take_room(len, mergeable, io)? < len {
-            if self.chains.len() < if mergeable { BUFFERS_MAX } else { 1 } {
+    fn deliver(&mut self, len: u64, gate: &Gate, io: &mut Io<'_>) -> Result<Delivery, Broken> {
+        if self.take_room(len, gate.mergeable, io)? < len {
+            if self.chains.len() < if gate.mergeable { BUFFERS_MAX } else { 1 } {
                 return Ok(Delivery::Later);
             }
             self.let_go(io);
             count(&io.counters().failed, 1);
-            count(&io.counters().frames.too_large, 1);
+            count(&gate.frames.too_large, 1);
             return Ok(Delivery::Done);
         }
         self.fill(len, io)?;
-        count(&io.counters().bytes, frame_len(len));
+        io.counters().moved_in(frame_len(len));
         Ok(Delivery::Done)
     }
 
@@ -269,12 +290,12 @@ impl Pair {
 }
 
 /// Whether the limits let a frame of so many bytes through now.
-pub fn may_pass(throttle: Option<&mut Throttle>, bytes: u64, counters: &Counters) -> bool {
+pub fn may_pass(throttle: Option<&mut Throttle>, bytes: u64, frames: &Frames) -> bool {
     let Some(throttle) = throttle else { return true };
     let waits_already = throttle.is_waiting();
     let allowed = throttle.allow(bytes);
     if !allowed && !waits_already {
-        count(&counters.frames.throttled, 1);
+        count(&frames.throttled, 1);
     }
     allowed
 }

@@ -4,12 +4,11 @@
 
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::*;
 use crate::testing::{Buffer, PATIENCE, RAM, Rig};
-use crate::virtio::io::Frames;
 use crate::virtio::transport::RING_FEATURES;
 
 const MRG: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
@@ -49,11 +48,6 @@ fn delivered(rig: &mut Rig, buffers: &[Buffer], len: u32) -> Vec<u8> {
     let mut bytes: Vec<u8> = buffers.iter().flat_map(|buffer| rig.bytes(*buffer)).collect();
     bytes.truncate(len as usize);
     bytes
-}
-
-/// One of the counts of frames that did not arrive.
-fn frames(rig: &mut Rig, which: impl Fn(&Frames) -> &AtomicU64) -> u64 {
-    which(&rig.transport().worker().counters().frames).load(Ordering::Relaxed)
 }
 
 #[test]
@@ -248,7 +242,7 @@ fn a_frame_that_is_too_long_is_dropped() {
     host.send(&frame(FRAME_MAX - HEADER + 1)).unwrap();
     host.send(&frame(60)).unwrap();
     assert_eq!(rig.wait_used(0).1, 72);
-    assert_eq!(frames(&mut rig, |frames| &frames.too_large), 1);
+    assert_eq!(rig.counted("too_large"), 1);
 }
 
 /// The other end of a socket that is gone is no reason to stop.

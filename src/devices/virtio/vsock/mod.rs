@@ -25,7 +25,7 @@ use self::connection::{BUF_ALLOC, BUF_ALLOC_OF_MANY, Connection, Phase, Ports};
 use self::packet::{HEADER, HOST_CID, Header, TYPE_STREAM, op};
 use self::socket::{Listener, PATH_MAX};
 use super::chain::Segments;
-use super::io::{Broken, Io, count};
+use super::io::{Broken, Io};
 use super::pieces::Pieces;
 use super::{Chain, Device, Facts, OpenError, Source, Stop};
 
@@ -267,15 +267,14 @@ impl Vsock {
     /// One packet of the guest. What makes no sense is answered with a reset, or not at all.
     fn packet(&mut self, chain: &Chain<'_>, io: &Io<'_>) -> Result<(), Broken> {
         let mut bytes = [0; HEADER];
-        let failed = &io.counters().failed;
         if chain.readable_len() < u64::try_from(HEADER).unwrap_or(0) {
-            count(failed, 1);
+            io.counters().refuse();
             return Ok(());
         }
         chain.read(0, &mut bytes).map_err(|_| Broken("a buffer is not in RAM"))?;
         let header = Header::parse(&bytes);
         if header.src_cid != self.cid {
-            count(failed, 1);
+            io.counters().refuse();
             return Ok(());
         }
         let ports = Ports { host: header.dst_port, guest: header.src_port };
@@ -295,7 +294,7 @@ impl Vsock {
             _ if !sane => connection.phase = Phase::Dead,
             op::RESPONSE => connection.answered(),
             op::RW => {
-                count(&io.counters().bytes, u64::from(header.len));
+                io.counters().moved_out(header.len.into());
                 connection.data(chain, header.len, &mut self.pieces)?;
             }
             op::CREDIT_UPDATE => {}
@@ -311,7 +310,7 @@ impl Vsock {
             _ => connection.phase = Phase::Dead,
         }
         if connection.phase == Phase::Dead {
-            count(failed, 1);
+            io.counters().refuse();
         }
         self.queue(id);
         Ok(())
@@ -346,7 +345,7 @@ impl Vsock {
             };
             match self.fill(&held.chain(io.memory()))? {
                 Some(written) => {
-                    count(&io.counters().bytes, u64::from(written));
+                    io.counters().moved_in(written.into());
                     self.room = io.give(RX, held, written)?;
                     done = done.saturating_add(1);
                 }

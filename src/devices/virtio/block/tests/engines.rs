@@ -91,8 +91,7 @@ fn a_driver_without_flushes_gets_safe_writes_asynchronously_too() {
     let data = disk.rig.readable(&[9; 512]);
     assert_eq!(disk.request(VIRTIO_BLK_T_OUT, 0, &[data]), (OK, 1));
     assert_eq!(disk.image(0, 1), [9; 512]);
-    let counters = disk.rig.transport().worker().counters();
-    assert_eq!(counters.flushes.load(std::sync::atomic::Ordering::Relaxed), 1);
+    assert_eq!(disk.rig.counted("flushes"), 1);
 }
 
 /// A queue that is taken away stops and starts the device: what was in flight then is given back all the same.
