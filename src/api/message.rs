@@ -97,24 +97,33 @@ pub fn parse(bytes: &[u8], body_max: usize) -> Parsed {
 pub struct Response {
     /// The status.
     pub status: u16,
-    /// JSON; empty with 204.
+    /// What the body is, as Content-Type says it.
+    pub kind: &'static str,
+    /// JSON, or a text; empty with 204.
     pub body: Vec<u8>,
 }
+
+const JSON: &str = "application/json";
 
 impl Response {
     /// Done, and nothing to say.
     pub fn done() -> Self {
-        Self { status: 204, body: Vec::new() }
+        Self { status: 204, kind: JSON, body: Vec::new() }
     }
 
     /// What was asked for.
     pub fn json(value: &serde_json::Value) -> Self {
-        Self { status: 200, body: value.to_string().into_bytes() }
+        Self { status: 200, kind: JSON, body: value.to_string().into_bytes() }
+    }
+
+    /// A text in a form of its own.
+    pub fn text(kind: &'static str, text: String) -> Self {
+        Self { status: 200, kind, body: text.into_bytes() }
     }
 
     /// What is wrong, in Firecracker's shape.
     pub fn fault(status: u16, text: &str) -> Self {
-        Self { status, body: serde_json::json!({ "fault_message": text }).to_string().into_bytes() }
+        Self { status, kind: JSON, body: serde_json::json!({ "fault_message": text }).to_string().into_bytes() }
     }
 
     /// The bytes to send; `close` tells the client that the connection ends.
@@ -127,7 +136,7 @@ impl Response {
         }
         // 204 has no body and no length of one (RFC 9110, 8.6).
         if self.status != 204 {
-            head.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n", self.body.len()));
+            head.push_str(&format!("Content-Type: {}\r\nContent-Length: {}\r\n", self.kind, self.body.len()));
         }
         head.push_str("\r\n");
         let mut bytes = head.into_bytes();

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use machine::config::{Edit, JsonPath, Step};
 use machine::control::{Answer, Remote, Reply, Request as Order, State};
 use machine::metadata::{Store, StoreError};
+use machine::metrics::{Endpoint, Metrics};
 use serde_json::{Map, Value, json};
 
 use crate::message::{Request, Response};
@@ -23,10 +24,14 @@ pub struct Api {
     pub remote: Remote,
     /// What the metadata service has to tell.
     pub metadata: Arc<Store>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// The VM's name.
     pub id: String,
     /// Version of this program.
     pub version: &'static str,
+    /// What was asked for, for each of [`ROUTES`] and then for what is none.
+    asked: Vec<Arc<Endpoint>>,
 }
 
 /// An endpoint.
@@ -48,7 +53,21 @@ struct Call<'a> {
 }
 
 /// What is to be sent, or why not.
-type Outcome = Result<Option<Value>, Fault>;
+type Outcome = Result<Told, Fault>;
+
+/// What is to be sent.
+enum Told {
+    /// Nothing: it is done.
+    Nothing,
+    Json(Value),
+    /// A text, and what kind of.
+    Text(&'static str, String),
+}
+
+/// What requests that no endpoint takes are counted as.
+const UNKNOWN: &str = "unknown /unknown";
+/// Prometheus' text form.
+const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Why a request is refused.
 struct Fault {
@@ -79,10 +98,10 @@ impl From<StoreError> for Fault {
 pub const ROUTES: &[Route] = &[
     route("GET", "/", |api, _| {
         let state = api.remote.state().map_err(text)?.name();
-        Ok(Some(json!({ "app_name": "vmm", "id": api.id, "state": state, "vmm_version": api.version })))
+        Ok(Told::Json(json!({ "app_name": "vmm", "id": api.id, "state": state, "vmm_version": api.version })))
     }),
-    route("GET", "/version", |_, _| Ok(Some(json!({ "firecracker_version": FIRECRACKER_VERSION })))),
-    route("GET", "/vm/config", |api, _| Ok(Some(describe(api)?.1))),
+    route("GET", "/version", |_, _| Ok(Told::Json(json!({ "firecracker_version": FIRECRACKER_VERSION })))),
+    route("GET", "/vm/config", |api, _| Ok(Told::Json(describe(api)?.1))),
     route("PATCH", "/vm", |api, call| {
         let order = match member(&call.object()?, "state", &["Paused", "Resumed"])? {
             "Paused" => Order::Pause,
@@ -97,12 +116,12 @@ pub const ROUTES: &[Route] = &[
             "SendCtrlAltDel" => Order::CtrlAltDel,
             "PowerButton" => Order::PowerButton,
             "Stop" => Order::Stop,
-            _ => return Err("metrics are not in this version of vmm".into()),
+            _ => Order::FlushMetrics,
         };
         done(api.remote.ask(order))
     }),
     route("PUT", "/boot-source", |api, call| call.set(api, JsonPath::keys(["boot-source"]))),
-    route("GET", "/machine-config", |api, _| Ok(Some(describe(api)?.1["machine-config"].take()))),
+    route("GET", "/machine-config", |api, _| Ok(Told::Json(describe(api)?.1["machine-config"].take()))),
     route("PUT", "/machine-config", |api, call| call.set(api, JsonPath::keys(["machine-config"]))),
     route("PATCH", "/machine-config", |api, call| {
         let edits = Edit::patch(&JsonPath::keys(["machine-config"]), &call.object()?, &call.source);
@@ -124,16 +143,18 @@ pub const ROUTES: &[Route] = &[
     route("PATCH", "/entropy", |api, call| call.update(api, "rng", call.object()?)),
     route("PUT", "/serial", |api, call| call.set(api, JsonPath::keys(["serial"]))),
     route("PUT", "/logger", |api, call| call.set(api, JsonPath::keys(["logger"]))),
+    route("GET", "/metrics", |api, _| Ok(Told::Text(EXPOSITION, api.metrics.exposition()))),
+    route("PUT", "/metrics", |api, call| call.set(api, JsonPath::keys(["metrics"]))),
     route("PUT", "/pmem/{id}", |api, call| call.set_named(api, "pmem", "id")),
     route("PATCH", "/pmem/{id}", |api, call| call.update_named(api, "pmem", "id")),
     route("DELETE", "/pmem/{id}", |api, call| call.remove(api, "pmem", "id")),
-    route("GET", "/mmds", |api, _| Ok(Some(api.metadata.get()))),
-    route("PUT", "/mmds", |api, call| Ok(api.metadata.put(call.json()?).map(|()| None)?)),
-    route("PATCH", "/mmds", |api, call| Ok(api.metadata.patch(&call.json()?).map(|()| None)?)),
+    route("GET", "/mmds", |api, _| Ok(Told::Json(api.metadata.get()))),
+    route("PUT", "/mmds", |api, call| Ok(api.metadata.put(call.json()?).map(|()| Told::Nothing)?)),
+    route("PATCH", "/mmds", |api, call| Ok(api.metadata.patch(&call.json()?).map(|()| Told::Nothing)?)),
     route("PUT", "/mmds/config", |api, call| call.set(api, JsonPath::keys(["mmds-config"]))),
     route("GET", "/balloon", |api, _| match describe(api)?.1["balloon"].take() {
         Value::Null => Err("there is no balloon".into()),
-        balloon => Ok(Some(balloon)),
+        balloon => Ok(Told::Json(balloon)),
     }),
     route("PUT", "/balloon", |api, call| call.set(api, JsonPath::keys(["balloon"]))),
     route("PATCH", "/balloon", |api, call| {
@@ -143,7 +164,7 @@ pub const ROUTES: &[Route] = &[
     }),
     route("GET", "/balloon/statistics", |api, _| match api.remote.ask(Order::Inspect { id: "balloon".into() }) {
         Ok(Answer::Told(Value::Null)) => Err("the balloon's statistics are off (stats_polling_interval_s)".into()),
-        Ok(Answer::Told(statistics)) => Ok(Some(statistics)),
+        Ok(Answer::Told(statistics)) => Ok(Told::Json(statistics)),
         other => done(other),
     }),
     route("PATCH", "/balloon/statistics", |api, call| {
@@ -154,26 +175,38 @@ pub const ROUTES: &[Route] = &[
 ];
 
 /// Endpoints of Firecracker's that are refused by name.
-pub const LATER: &[&str] = &["/balloon/hinting", "/hotplug", "/metrics", "/snapshot/create", "/snapshot/load"];
+pub const LATER: &[&str] = &["/balloon/hinting", "/hotplug", "/snapshot/create", "/snapshot/load"];
 
 const fn route(method: &'static str, path: &'static str, run: fn(&Api, &Call<'_>) -> Outcome) -> Route {
     Route { method, path, run }
 }
 
 impl Api {
+    /// The API of the VM `id`, whose requests are counted among the rest.
+    pub fn new(remote: Remote, metadata: Arc<Store>, metrics: Arc<Metrics>, id: String, version: &'static str) -> Self {
+        let names = ROUTES.iter().map(|route| format!("{} {}", route.method, route.path));
+        let asked = names.chain([UNKNOWN.to_owned()]).map(|name| metrics.endpoint(&name)).collect();
+        Self { remote, metadata, metrics, id, version, asked }
+    }
+
     /// Carries a request out.
     pub fn serve(&self, request: &Request) -> Response {
         let source = format!("{} {}", request.method, request.path);
-        let found = ROUTES.iter().find_map(|route| {
+        let found = ROUTES.iter().enumerate().find_map(|(place, route)| {
             let name = fits(route.path, &request.path).filter(|_| route.method == request.method)?;
-            Some((route, name))
+            Some((place, route, name))
         });
-        let Some((route, name)) = found else {
-            return Response::fault(400, &unknown(&source, &request.path));
+        let (place, outcome) = match found {
+            Some((place, route, name)) => (place, (route.run)(self, &Call { source, name, body: &request.body })),
+            None => (ROUTES.len(), Err(unknown(&source, &request.path).into())),
         };
-        match (route.run)(self, &Call { source, name, body: &request.body }) {
-            Ok(None) => Response::done(),
-            Ok(Some(value)) => Response::json(&value),
+        if let Some(asked) = self.asked.get(place) {
+            asked.asked(outcome.is_ok());
+        }
+        match outcome {
+            Ok(Told::Nothing) => Response::done(),
+            Ok(Told::Json(value)) => Response::json(&value),
+            Ok(Told::Text(kind, text)) => Response::text(kind, text),
             Err(fault) => Response::fault(fault.status, &fault.text),
         }
     }
@@ -269,7 +302,7 @@ fn text(error: impl ToString) -> String {
 }
 
 fn done(reply: Reply) -> Outcome {
-    Ok(reply.map(|_| None).map_err(text)?)
+    Ok(reply.map(|_| Told::Nothing).map_err(text)?)
 }
 
 fn describe(api: &Api) -> Result<(State, Value), String> {

@@ -2,21 +2,41 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use devices::tally::{Metric, Tally};
 use devices::virtio::mmio::MmioTransport;
+use devices::virtio::transport::TransportCounters;
 use devices::virtio::worker::WorkerHandle;
-use devices::virtio::{Change, UpdateError};
+use devices::virtio::{Change, DeviceConfig, UpdateError};
+
+use crate::metrics::Source;
+use crate::plan::Slot;
 
 /// A device of a machine. vCPU threads share the transport.
 pub struct Attached {
     id: String,
+    kind: &'static str,
+    /// There is at most one of its kind.
+    is_only: bool,
     worker: WorkerHandle,
     transport: Arc<Mutex<MmioTransport>>,
 }
 
 impl Attached {
-    /// The device `id`.
-    pub fn new(id: &str, worker: WorkerHandle, transport: Arc<Mutex<MmioTransport>>) -> Self {
-        Self { id: id.to_owned(), worker, transport }
+    /// The device in `slot`.
+    pub fn new(slot: &Slot, worker: WorkerHandle, transport: Arc<Mutex<MmioTransport>>) -> Self {
+        let kind = slot.config.kind_name();
+        let is_only = matches!(slot.config, DeviceConfig::Balloon(_) | DeviceConfig::Rng(_) | DeviceConfig::Vsock(_));
+        Self { id: slot.id.clone(), kind, is_only, worker, transport }
+    }
+
+    /// What it counts.
+    pub fn source(&self) -> Source {
+        let counters = self.transport().counters().clone();
+        let tally = Arc::new(Counts { device: self.worker.tally(), transport: counters });
+        match self.is_only {
+            true => Source::only(self.kind, tally),
+            false => Source::member(self.kind, &self.id, tally),
+        }
     }
 
     /// Its name, unique in the VM.
@@ -51,5 +71,18 @@ impl Attached {
 
     fn transport(&self) -> MutexGuard<'_, MmioTransport> {
         self.transport.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a device and its transport count.
+struct Counts {
+    device: Arc<dyn Tally>,
+    transport: Arc<TransportCounters>,
+}
+
+impl Tally for Counts {
+    fn each(&self, show: &mut dyn FnMut(Metric<'_>)) {
+        self.device.each(show);
+        self.transport.each(show);
     }
 }

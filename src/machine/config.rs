@@ -18,6 +18,7 @@ mod path;
 mod validate;
 mod walk;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use devices::mmds::config::MmdsConfig;
@@ -84,6 +85,9 @@ pub struct VmConfig {
     /// The monitor's own log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logger: Option<LoggerConfig>,
+    /// What the VM counts, as lines of JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<MetricsConfig>,
     /// What a guest's reboot does.
     #[serde(default)]
     pub on_reboot: OnReboot,
@@ -209,6 +213,20 @@ pub struct LoggerConfig {
     /// Only messages of this module.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub module: Option<String>,
+}
+
+/// What the VM counts, as lines of JSON: at the start, each 60 s, when it is asked for, and at the end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsConfig {
+    /// File or FIFO to write to.
+    pub metrics_path: PathBuf,
+    /// Put the VM's name into each line.
+    #[serde(default)]
+    pub emit_id: bool,
+    /// Texts that are put into each line, by their names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub properties: BTreeMap<String, String>,
 }
 
 /// Severity of log lines.

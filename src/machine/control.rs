@@ -20,6 +20,7 @@ use crate::error::{Doing, HostError};
 use crate::events::Event;
 use crate::input::{self, Input};
 use crate::machine::Machine;
+use crate::metrics::{self, Metrics};
 use crate::signals::{self, Signals};
 use crate::stop::VcpuStop;
 
@@ -111,6 +112,8 @@ pub struct Surroundings<'a> {
     pub mailbox: Option<&'a Mailbox>,
     /// The machine's configuration; a change of a device while it runs is written here.
     pub config: &'a mut VmConfig,
+    /// What is counted: written from time to time, and when it is asked for.
+    pub metrics: &'a Metrics,
 }
 
 /// How a VM ended.
@@ -141,6 +144,9 @@ struct Control<'a> {
     grace: Duration,
     mailbox: Option<&'a Mailbox>,
     config: &'a mut VmConfig,
+    metrics: &'a Metrics,
+    /// When the next line of metrics is due.
+    next_line: Instant,
     paused: bool,
     epoll: Epoll,
     /// When the guest's time to power off is over, and the signal that set it.
@@ -153,7 +159,7 @@ struct Control<'a> {
 impl<'a> Control<'a> {
     fn new(machine: &'a Machine, surroundings: Surroundings<'a>) -> Result<Self, HostError> {
         let epoll = Epoll::new().doing(|| "create an epoll instance")?;
-        let Surroundings { signals, input, grace, mailbox, config } = surroundings;
+        let Surroundings { signals, input, grace, mailbox, config, metrics } = surroundings;
         let add = |fd, token| {
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token)).doing(|| "wait for events")
         };
@@ -174,6 +180,8 @@ impl<'a> Control<'a> {
             grace,
             mailbox,
             config,
+            metrics,
+            next_line: Instant::now() + metrics::PERIOD,
             paused: false,
             epoll,
             deadline: None,
@@ -254,6 +262,10 @@ impl<'a> Control<'a> {
             return None;
         }
         self.watch.next = now + WATCH;
+        if now >= self.next_line {
+            self.next_line = now + metrics::PERIOD;
+            self.metrics.flush();
+        }
         if self.deadline.is_some() {
             // A guest that was not listening yet has missed the button.
             self.machine.press_power_button();

@@ -13,6 +13,7 @@ pub mod input;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
+pub mod metrics;
 pub mod plan;
 pub mod probe;
 pub mod signals;

@@ -34,6 +34,7 @@ use crate::events::Events;
 use crate::input::SharedSerial;
 use crate::kvm::Vm;
 use crate::memory::{Ram, RamKind};
+use crate::metrics::Source;
 use crate::plan::{Plan, Slot};
 use crate::timeline::Mark;
 use crate::vcpu::{Buses, VcpuHandle};
@@ -158,6 +159,17 @@ impl Machine {
     fn stop_threads(&mut self) {
         self.vcpus.clear();
         self.devices.iter().for_each(Attached::quit);
+    }
+
+    /// What the machine counts.
+    pub fn sources(&self) -> Vec<Source> {
+        let vcpus = (0..).zip(&self.vcpus);
+        let vcpus = vcpus.map(|(id, vcpu): (u32, _)| Source::member("vcpu", id.to_string(), vcpu.exits.clone()));
+        let serial = self.serial.as_ref().map(|serial| {
+            let port = serial.device.lock().unwrap_or_else(PoisonError::into_inner);
+            Source::only("uart", port.tally())
+        });
+        self.devices.iter().map(Attached::source).chain(vcpus).chain(serial).collect()
     }
 
     /// What happens to the VM.
@@ -294,7 +306,7 @@ fn attach_virtio(
     show_registers(vm, slot, transport.registers())?;
     let transport = Arc::new(Mutex::new(transport));
     buses.mmio.insert(slot.gpa, layout::VIRTIO_MMIO_LEN, transport.clone()).doing(doing)?;
-    Ok(Attached::new(&slot.id, worker, transport))
+    Ok(Attached::new(slot, worker, transport))
 }
 
 /// Lets the write of 1 to InterruptACK (virtio 1.2, 4.2.2) end in the host's kernel, where otherwise every interrupt would

@@ -197,6 +197,9 @@ fn files(config: &VmConfig) -> Vec<FileUse> {
     if let Some(path) = config.logger.as_ref().and_then(|logger| logger.log_path.as_ref()) {
         add(path, FileMode::Append, "log".into());
     }
+    if let Some(metrics) = &config.metrics {
+        add(&metrics.metrics_path, FileMode::Append, "metrics".into());
+    }
     if let Some(path) = config.serial.serial_out_path.as_ref().filter(|_| config.serial.enabled) {
         add(path, FileMode::Append, "serial output".into());
     }

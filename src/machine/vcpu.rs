@@ -16,6 +16,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use devices::bus::Bus;
+use devices::tally;
 use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, register_signal_handler, unblock_signal};
@@ -48,17 +49,33 @@ pub struct Buses {
     pub mmio: Bus,
 }
 
-/// How often a vCPU came back to the monitor.
-#[derive(Debug, Default)]
-pub struct ExitCounts {
-    /// I/O port reads.
-    pub io_in: AtomicU64,
-    /// I/O port writes.
-    pub io_out: AtomicU64,
-    /// Register reads.
-    pub mmio_read: AtomicU64,
-    /// Register writes.
-    pub mmio_write: AtomicU64,
+tally! {
+    /// How often a vCPU came back to the monitor; named as Firecracker's.
+    pub struct ExitCounts {
+        /// Exits for I/O port reads.
+        pub exit_io_in: AtomicU64,
+        /// Exits for I/O port writes.
+        pub exit_io_out: AtomicU64,
+        /// Exits for register reads.
+        pub exit_mmio_read: AtomicU64,
+        /// Exits for register writes.
+        pub exit_mmio_write: AtomicU64,
+        /// Accesses to ports and registers that no device has.
+        pub unclaimed: AtomicU64,
+        /// Times that the vCPU was called out of the guest.
+        pub kicked: AtomicU64,
+        /// Times that KVM could not go on, or did something that was not asked for.
+        pub failures: AtomicU64,
+    }
+}
+
+impl ExitCounts {
+    /// Counts an access that found no device.
+    fn claim(&self, found: bool) {
+        if !found {
+            count(&self.unclaimed);
+        }
+    }
 }
 
 enum Message {
@@ -230,6 +247,7 @@ impl Vcpu {
             match self.run_once() {
                 Ok(()) => {}
                 Err(Stop::Kicked) => {
+                    count(&self.exits.kicked);
                     self.fd.set_kvm_immediate_exit(0);
                     let mut state = State::Running;
                     while let (State::Running, Ok(message)) = (&state, inbox.try_recv()) {
@@ -240,6 +258,7 @@ impl Vcpu {
                     }
                 }
                 Err(stop) => {
+                    count(&self.exits.failures);
                     self.events.vcpu_stopped(self.id, stop);
                     return State::Parked;
                 }
@@ -254,26 +273,24 @@ impl Vcpu {
         })?;
         match exit {
             VcpuExit::IoIn(port, data) => {
-                count(&self.exits.io_in);
-                data.chunks_mut(access_size()).for_each(|access| {
-                    self.buses.io.read(port.into(), access);
-                });
+                count(&self.exits.exit_io_in);
+                data.chunks_mut(access_size())
+                    .for_each(|access| self.exits.claim(self.buses.io.read(port.into(), access)));
             }
             VcpuExit::IoOut(port, data) => {
-                if count(&self.exits.io_out) == 0 {
+                if count(&self.exits.exit_io_out) == 0 {
                     self.events.timeline().mark(Mark::FirstExit);
                 }
-                data.chunks(access_size()).for_each(|access| {
-                    self.buses.io.write(port.into(), access);
-                });
+                data.chunks(access_size())
+                    .for_each(|access| self.exits.claim(self.buses.io.write(port.into(), access)));
             }
             VcpuExit::MmioRead(address, data) => {
-                count(&self.exits.mmio_read);
-                self.buses.mmio.read(address, data);
+                count(&self.exits.exit_mmio_read);
+                self.exits.claim(self.buses.mmio.read(address, data));
             }
             VcpuExit::MmioWrite(address, data) => {
-                count(&self.exits.mmio_write);
-                self.buses.mmio.write(address, data);
+                count(&self.exits.exit_mmio_write);
+                self.exits.claim(self.buses.mmio.write(address, data));
             }
             VcpuExit::Intr => return Err(Stop::Kicked),
             other => {

@@ -8,6 +8,7 @@ use api::server::{Serving, Socket};
 use machine::control::Mailbox;
 use machine::error::{Doing, HostError};
 use machine::metadata::Store;
+use machine::metrics::Metrics;
 
 /// The API that is asked for.
 #[derive(Debug, Clone)]
@@ -26,15 +27,16 @@ pub struct Listening {
 }
 
 /// Starts the API. It answers from now on as soon as the control thread looks into the mailbox.
-pub fn listen(options: &ApiOptions, id: Option<&str>, metadata: &Arc<Store>) -> Result<Listening, HostError> {
+pub fn listen(
+    options: &ApiOptions,
+    id: Option<&str>,
+    metadata: &Arc<Store>,
+    metrics: &Arc<Metrics>,
+) -> Result<Listening, HostError> {
     let (mailbox, remote) = Mailbox::new()?;
     let socket = Socket::bind(&options.socket).doing(|| "start the API")?;
-    let api = Api {
-        remote,
-        metadata: Arc::clone(metadata),
-        id: id.unwrap_or("anonymous-instance").to_owned(),
-        version: env!("CARGO_PKG_VERSION"),
-    };
+    let id = id.unwrap_or("anonymous-instance").to_owned();
+    let api = Api::new(remote, metadata.clone(), metrics.clone(), id, env!("CARGO_PKG_VERSION"));
     let serving =
         socket.serve(options.body_max, move |request| api.serve(request)).doing(|| "start the API's thread")?;
     Ok(Listening { mailbox, _serving: serving })

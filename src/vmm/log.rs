@@ -9,16 +9,19 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use machine::config::{LogLevel, LoggerConfig};
+use machine::metrics::Reports;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span;
 use tracing::{Event, Metadata, Subscriber};
 
 /// Starts the log. Without a configuration warnings and errors go to standard error.
-pub fn start(config: Option<&LoggerConfig>, id: Option<&str>) -> Result<(), String> {
+pub fn start(config: Option<&LoggerConfig>, id: Option<&str>, reports: &Arc<Reports>) -> Result<(), String> {
     let quiet = LoggerConfig { level: LogLevel::Warning, ..Default::default() };
     let config = config.unwrap_or(&quiet);
     let level = match config.level {
@@ -39,6 +42,7 @@ pub fn start(config: Option<&LoggerConfig>, id: Option<&str>) -> Result<(), Stri
         show_origin: config.show_log_origin,
         id: id.unwrap_or("vmm").to_owned(),
         file,
+        reports: reports.clone(),
     };
     // Only tests could have set one before.
     let _ = tracing::subscriber::set_global_default(log);
@@ -74,6 +78,7 @@ struct Log {
     show_origin: bool,
     id: String,
     file: Option<File>,
+    reports: Arc<Reports>,
 }
 
 impl Subscriber for Log {
@@ -89,11 +94,14 @@ impl Subscriber for Log {
     fn event(&self, event: &Event<'_>) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let line = self.line(now, event);
-        let _ = match &self.file {
+        let written = match &self.file {
             Some(file) => (&*file).write_all(line.as_bytes()),
-            None if !is_writable(&io::stderr(), Duration::ZERO) => Ok(()),
+            None if !is_writable(&io::stderr(), Duration::ZERO) => Err(io::ErrorKind::WouldBlock.into()),
             None => io::stderr().write_all(line.as_bytes()),
         };
+        if written.is_err() {
+            self.reports.missed_log_count.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     // Nobody measures spans here.
@@ -180,6 +188,7 @@ mod tests {
             show_origin: false,
             id: "a".into(),
             file: Some(open_output(file.path()).unwrap()),
+            reports: Arc::default(),
         };
         tracing::subscriber::with_default(log, || {
             tracing::warn!(device = "rootfs", "two\nlines");

@@ -7,15 +7,18 @@ mod doctor;
 mod explain;
 mod listen;
 mod log;
+mod reports;
 mod run;
 mod schema;
 mod terminal;
 mod timings;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use machine::config::{HostLimits, VmConfig};
+use machine::metrics::Metrics;
 use machine::plan::Plan;
 
 use args::{Failure, Order, RunArgs, VmArgs};
@@ -50,16 +53,16 @@ fn main() -> ExitCode {
 }
 
 fn run_verb(vm: &VmArgs, run: RunArgs, started: Instant) -> Result<ExitCode, Failure> {
-    let (api, metadata) = (run.api(), run.metadata()?);
+    let (api, metadata, metrics) = (run.api(), run.metadata()?, Arc::new(Metrics::new()));
     let what = if api.is_some() && !vm.names_a_vm() {
         What::Draft(Box::new(vm.draft()?))
     } else {
         let (config, _) = planned(vm, Some(&HostLimits::of_this_host()))?;
-        log::start(config.logger.as_ref(), run.id.as_deref()).map_err(Failure::Config)?;
+        reports::start(&config, run.id.as_deref(), &metrics).map_err(Failure::Config)?;
         What::Vm(Box::new(config))
     };
     let grace = Duration::from_secs(run.grace);
-    Ok(run::run(what, &run::RunOptions { id: run.id, timings: run.timings, started, grace, metadata, api }))
+    Ok(run::run(what, &run::RunOptions { id: run.id, timings: run.timings, started, grace, metadata, api, metrics }))
 }
 
 /// The configuration and its plan.

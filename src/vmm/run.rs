@@ -17,6 +17,7 @@ use machine::events::Events;
 use machine::input::Input;
 use machine::machine::Machine;
 use machine::metadata::Store;
+use machine::metrics::Metrics;
 use machine::plan::Plan;
 use machine::signals::Signals;
 use machine::timeline::{Mark, Timeline};
@@ -24,6 +25,7 @@ use machine::vcpu;
 
 use crate::listen::{self, ApiOptions};
 use crate::log;
+use crate::reports;
 use crate::terminal::{self, RawTerminal};
 use crate::timings::{self, TimingsFormat};
 
@@ -46,6 +48,8 @@ pub struct RunOptions {
     pub metadata: Arc<Store>,
     /// Where the API is, if there is one.
     pub api: Option<ApiOptions>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// What is to be run.
@@ -78,8 +82,11 @@ pub fn run(what: What, options: &RunOptions) -> ExitCode {
 
 fn run_to_end(what: What, options: &RunOptions, timeline: &Arc<Timeline>) -> Result<End, HostError> {
     let signals = Signals::block().doing(|| "block signals")?;
-    let api =
-        options.api.as_ref().map(|api| listen::listen(api, options.id.as_deref(), &options.metadata)).transpose()?;
+    let api = options
+        .api
+        .as_ref()
+        .map(|api| listen::listen(api, options.id.as_deref(), &options.metadata, &options.metrics))
+        .transpose()?;
     vcpu::install_kick()?;
     let stage = Stage { options, timeline, signals: &signals, mailbox: api.as_ref().map(|api| &api.mailbox) };
     match what {
@@ -116,8 +123,8 @@ impl Stage<'_> {
                 Begin::Start(config, letter) => (config, letter),
                 Begin::End(end) => return Ok(end),
             };
-            let live = log::start(config.logger.as_ref(), self.options.id.as_deref())
-                .doing(|| "start the log")
+            let live = reports::start(&config, self.options.id.as_deref(), &self.options.metrics)
+                .doing(|| "start the log or the metrics")
                 .and_then(|()| self.boot(&config, console(&config)?));
             match live {
                 Ok(live) => {
@@ -139,6 +146,9 @@ impl Stage<'_> {
             _ => None,
         };
         let input = input(&machine, raw.is_some())?;
+        let metrics = &self.options.metrics;
+        metrics.set_vm(machine.sources());
+        metrics.flush();
         machine.boot();
         Ok(Live { machine, console, input, raw })
     }
@@ -155,9 +165,11 @@ impl Stage<'_> {
                     grace: self.options.grace,
                     mailbox: self.mailbox,
                     config: &mut config,
+                    metrics: &self.options.metrics,
                 },
             )?;
             self.timeline.mark(Mark::End);
+            self.options.metrics.flush();
             let restarts = restarts(&config, &outcome);
             match restarts {
                 true => drop(machine),

@@ -170,12 +170,12 @@ impl DeviceConfig {
         }
     }
 
-    /// What kind of device it is, as the specification calls it.
+    /// What kind of device it is, in one word of small letters.
     pub fn kind_name(&self) -> &'static str {
         match self {
             Self::Balloon(_) => "balloon",
             Self::Block(_) => "block",
-            Self::Fs(_) => "file system",
+            Self::Fs(_) => "fs",
             Self::Net(_) => "net",
             Self::Pmem(_) => "pmem",
             Self::Rng(_) => "entropy",

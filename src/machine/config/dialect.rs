@@ -10,7 +10,7 @@ use super::path::JsonPath;
 
 /// Firecracker's keys without a meaning here, by the object that they are in.
 const LATER: [(&str, &[&str]); 4] = [
-    ("", &["memory-hotplug", "metrics"]),
+    ("", &["memory-hotplug"]),
     ("balloon", &["free_page_hinting"]),
     ("cpu-config", &ARM),
     ("drives", &["socket"]),
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn what_asks_for_something_is_refused_by_name() {
         let mut document = json!({
-            "metrics": { "metrics_path": "m" }, "cpu-config": { "vcpu_features": [{}] },
+            "memory-hotplug": { "total_size_mib": 1 }, "cpu-config": { "vcpu_features": [{}] },
             "drives": [{}, { "socket": "x" }]
         });
         let problems: Vec<_> = settle(&mut document).into_iter().map(|p| format!("{}: {}", p.path, p.text)).collect();
@@ -113,7 +113,7 @@ mod tests {
         assert_eq!(
             problems,
             [
-                refused("metrics", "metrics"),
+                refused("memory-hotplug", "memory-hotplug"),
                 "cpu-config.vcpu_features: `vcpu_features` is for Arm processors; this machine is x86-64".into(),
                 refused("drives[1].socket", "socket"),
             ]

@@ -92,6 +92,8 @@ impl VmConfig {
         add(JsonPath::keys(["serial", "serial_out_path"]), serial.and_then(|path| bad_output(path)));
         let log = self.logger.as_ref().and_then(|logger| logger.log_path.as_ref());
         add(JsonPath::keys(["logger", "log_path"]), log.and_then(|path| bad_output(path)));
+        let metrics = self.metrics.as_ref().and_then(|metrics| bad_output(&metrics.metrics_path));
+        add(JsonPath::keys(["metrics", "metrics_path"]), metrics);
         problems
     }
 

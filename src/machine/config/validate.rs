@@ -293,6 +293,7 @@ impl VmConfig {
             (JsonPath::keys(["vsock", "uds_path"]), self.vsock.as_ref().map(|vsock| &vsock.uds_path)),
             (JsonPath::keys(["serial", "serial_out_path"]), self.serial.serial_out_path.as_ref()),
             (JsonPath::keys(["logger", "log_path"]), self.logger.as_ref().and_then(|logger| logger.log_path.as_ref())),
+            (JsonPath::keys(["metrics", "metrics_path"]), self.metrics.as_ref().map(|metrics| &metrics.metrics_path)),
         ];
         let shares = self.shares.iter().enumerate().map(|(index, share)| {
             (JsonPath::keys(["shares"]).index(index).key("path_on_host"), Some(&share.path_on_host))

@@ -32,6 +32,8 @@ pub enum Request {
     CtrlAltDel,
     /// End the VM now.
     Stop,
+    /// Write a line of metrics.
+    FlushMetrics,
     /// Change a device of a VM that is started.
     Update {
         /// The device's name.

@@ -1,5 +1,9 @@
 //! What the control thread does with the requests to a VM that is started.
 
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use devices::tally::Gauge;
 use serde_json::{Map, Value};
 
 use super::mailbox::{Answer, Refusal, Reply, Request, State};
@@ -31,6 +35,7 @@ impl Control<'_> {
             Request::Pause => self.pause(),
             Request::Resume => self.resume(),
             Request::PowerButton | Request::CtrlAltDel => self.machine.press_power_button(),
+            Request::FlushMetrics => self.metrics.flush(),
             Request::Update { id, patch, source } => self.update(&id, &patch, &source)?,
             Request::Inspect { id } => {
                 return self.machine.inspect(&id).map(Answer::Told).ok_or(Refusal::NoDevice(id));
@@ -43,15 +48,19 @@ impl Control<'_> {
 
     /// Parks the machine. Twice is as once, as in Firecracker.
     fn pause(&mut self) {
+        let begun = Instant::now();
         if !std::mem::replace(&mut self.paused, true) {
             self.machine.pause();
+            note(&self.metrics.latencies.pause_vm, begun);
         }
     }
 
     /// Lets the machine go on.
     pub(super) fn resume(&mut self) {
+        let begun = Instant::now();
         if std::mem::replace(&mut self.paused, false) {
             self.machine.resume();
+            note(&self.metrics.latencies.resume_vm, begun);
         }
     }
 
@@ -76,4 +85,9 @@ impl Control<'_> {
         let json = serde_json::to_value(&*self.config).unwrap_or_default();
         Answer::Described { state, config: Box::new(self.config.clone()), json }
     }
+}
+
+/// Notes how many microseconds something took.
+fn note(gauge: &Gauge, begun: Instant) {
+    gauge.0.store(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
 }

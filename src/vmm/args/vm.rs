@@ -98,6 +98,9 @@ pub struct VmArgs {
     /// File for the monitor's own log instead of standard error
     #[arg(long, value_name = "FILE", alias = "log-path", help_heading = "Log")]
     pub log_file: Option<String>,
+    /// File for metrics, lines of JSON as Firecracker's: at the start, each 60 s, and at the end (docs/observability.md)
+    #[arg(long, value_name = "FILE", help_heading = "Log")]
+    pub metrics_path: Option<String>,
 }
 
 /// `--vsock PATH[,cid=N]`.
@@ -165,6 +168,7 @@ impl VmArgs {
         set(&["serial", "enabled"], self.no_serial.then(|| false.into()), "--no-serial");
         set(&["logger", "level"], text(&self.log_level), "--log-level");
         set(&["logger", "log_path"], text(&self.log_file), "--log-file");
+        set(&["metrics", "metrics_path"], text(&self.metrics_path), "--metrics-path");
         set(&["on-reboot"], text(&self.on_reboot), "--on-reboot");
         set(&["balloon"], self.balloon.clone(), "--balloon");
         set(&["entropy"], self.no_rng.then_some(Value::Null), "--no-rng");

@@ -161,7 +161,11 @@ impl Block {
         let (status, data) = match outcome {
             Ok(data) => (VIRTIO_BLK_S_OK, data),
             Err(failure) => {
-                if failure.is_the_drivers() { counters.refuse() } else { count(&counters.failed, 1) }
+                if failure.is_the_drivers() {
+                    counters.refuse()
+                } else {
+                    count(&counters.failed, 1)
+                }
                 (self.explain(&failure), 0)
             }
         };

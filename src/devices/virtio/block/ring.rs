@@ -6,9 +6,9 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::time::Instant;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
+use std::time::Instant;
 
 use io_uring::squeue::Entry;
 use io_uring::types::{Fd, FsyncFlags};

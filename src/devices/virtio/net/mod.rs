@@ -181,7 +181,7 @@ impl Net {
         let len = chain.readable_len();
         let bytes = len.saturating_sub(HEADER as u64);
         if self.gate.metadata.as_mut().is_some_and(|service| service.takes(chain, HEADER)) {
-            count(&counters.bytes, bytes);
+            counters.moved_out(bytes);
             return Served::Done(0);
         }
         let fits = bytes > 0 && len <= FRAME_MAX as u64;
@@ -194,7 +194,7 @@ impl Net {
             return Served::Later;
         }
         if len > FRAME_MAX as u64 {
-            count(&self.gate.frames.too_large, 1);
+            count(&self.gate.frames.frames_too_large, 1);
         }
         let sent = match back_end.filter(|_| fits && !self.is_down) {
             Some(back_end) => back_end.send(chain, &mut self.pieces),
@@ -205,7 +205,7 @@ impl Net {
             Err(error) => {
                 count(&counters.failed, 1);
                 if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS)) {
-                    count(&self.gate.frames.full, 1);
+                    count(&self.gate.frames.frames_full, 1);
                 }
                 static LIMIT: LogLimit = LogLimit::new();
                 if let Some(suppressed) = LIMIT.check() {

@@ -30,15 +30,15 @@ tally! {
     /// Frames of a network interface that did not reach the other side, or had to wait, by the reason.
     pub struct Frames {
         /// Frames dropped, as the host's queue was full.
-        pub full: AtomicU64,
+        pub frames_full: AtomicU64,
         /// Frames dropped, as no buffers of the driver could hold one, or it was longer than any frame.
-        pub too_large: AtomicU64,
+        pub frames_too_large: AtomicU64,
         /// Times that a frame had to wait, as the driver had too few buffers.
-        pub no_buffers: AtomicU64,
+        pub frames_waited: AtomicU64,
         /// Frames dropped by the driver's own choice of what it receives.
-        pub filtered: AtomicU64,
+        pub frames_filtered: AtomicU64,
         /// Times that a frame had to wait for a rate limiter.
-        pub throttled: AtomicU64,
+        pub frames_throttled: AtomicU64,
     }
 }
 
@@ -133,7 +133,7 @@ impl Pair {
                 Delivery::Done => untold = untold.saturating_add(1),
                 Delivery::Later => {
                     self.waiting = Some(Waiting { len, allowed: true });
-                    count(&gate.frames.no_buffers, 1);
+                    count(&gate.frames.frames_waited, 1);
                     self.tell(untold, io)?;
                     // Buffers may have come before the driver could read that they are wanted.
                     if io.listen(self.queue, true)? {
@@ -168,11 +168,11 @@ impl Pair {
                     }
                     Ok(len) if len > FRAME_MAX as u64 => {
                         count(&counters.failed, 1);
-                        count(&gate.frames.too_large, 1);
+                        count(&gate.frames.frames_too_large, 1);
                         return Ok(Next::Skip);
                     }
                     Ok(len) if !gate.filter.passes(self.frame.ethernet(len)) => {
-                        count(&gate.frames.filtered, 1);
+                        count(&gate.frames.frames_filtered, 1);
                         return Ok(Next::Skip);
                     }
                     Ok(len) => Waiting { len, allowed: false },
@@ -219,7 +219,7 @@ impl Pair {
             }
             self.let_go(io);
             count(&io.counters().failed, 1);
-            count(&gate.frames.too_large, 1);
+            count(&gate.frames.frames_too_large, 1);
             return Ok(Delivery::Done);
         }
         self.fill(len, io)?;
@@ -295,7 +295,7 @@ pub fn may_pass(throttle: Option<&mut Throttle>, bytes: u64, frames: &Frames) ->
     let waits_already = throttle.is_waiting();
     let allowed = throttle.allow(bytes);
     if !allowed && !waits_already {
-        count(&frames.throttled, 1);
+        count(&frames.frames_throttled, 1);
     }
     allowed
 }

@@ -242,7 +242,7 @@ fn a_frame_that_is_too_long_is_dropped() {
     host.send(&frame(FRAME_MAX - HEADER + 1)).unwrap();
     host.send(&frame(60)).unwrap();
     assert_eq!(rig.wait_used(0).1, 72);
-    assert_eq!(rig.counted("too_large"), 1);
+    assert_eq!(rig.counted("frames_too_large"), 1);
 }
 
 /// The other end of a socket that is gone is no reason to stop.

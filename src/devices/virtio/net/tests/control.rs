@@ -68,7 +68,7 @@ fn modes_and_tables_choose_what_arrives() {
     assert_eq!(heard(&mut rig, &host, &all), all, "promiscuous before the first command");
     assert_eq!(order(&mut rig, QUEUE, 0, 0, &[0]), 0);
     assert_eq!(heard(&mut rig, &host, &all), [OWN]);
-    assert_eq!(rig.counted("filtered"), 2);
+    assert_eq!(rig.counted("frames_filtered"), 2);
     assert_eq!(order(&mut rig, QUEUE, 0, 1, &[1]), 0);
     assert_eq!(heard(&mut rig, &host, &all), [OWN, GROUP]);
     assert_eq!(order(&mut rig, QUEUE, 0, 1, &[0]), 0);

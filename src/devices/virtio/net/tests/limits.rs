@@ -30,7 +30,7 @@ fn what_the_guest_sends_waits_for_its_time() {
     let mut room = [0; 100];
     assert_eq!((0..5).filter(|_| host.recv(&mut room).is_ok()).count(), 3);
     assert_eq!((0..5).filter(|_| rig.take_used(1).is_some()).count(), 3);
-    assert_eq!(rig.counted("throttled"), 1);
+    assert_eq!(rig.counted("frames_throttled"), 1);
     // The other direction is free.
     let buffer = rig.writable(100);
     rig.post(0, &[buffer]);
@@ -54,7 +54,7 @@ fn what_the_guest_receives_waits_for_its_time() {
     rig.kick(0);
     rig.settle();
     assert!(rig.take_used(0).is_none());
-    assert_eq!(rig.counted("throttled"), 1);
+    assert_eq!(rig.counted("frames_throttled"), 1);
     let out = rig.readable(&[1; HEADER + 60]);
     rig.request(1, &[out]);
     assert_eq!(received(&host), [1; 60]);
@@ -78,7 +78,7 @@ fn time_comes() {
         assert_eq!(rig.wait_used(0).1, 72);
         assert_eq!(received(&host), [1; 60]);
     }
-    assert!(rig.counted("throttled") >= 2);
+    assert!(rig.counted("frames_throttled") >= 2);
 }
 
 /// The limits are on what the guest may have, and what it does not want costs nothing.
@@ -97,8 +97,8 @@ fn a_filtered_frame_is_free() {
     rig.post(0, &[buffer]);
     rig.kick(0);
     assert_eq!(rig.wait_used(0).1, 72);
-    assert_eq!(rig.counted("filtered"), 3);
-    assert_eq!(rig.counted("throttled"), 0);
+    assert_eq!(rig.counted("frames_filtered"), 3);
+    assert_eq!(rig.counted("frames_throttled"), 0);
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_host_s_queue_that_is_full_is_counted() {
     let out = rig.readable(&[1; HEADER + 60]);
     // Nobody reads: the socket takes a few hundred at most.
     let mut sent = 0;
-    while rig.counted("full") == 0 {
+    while rig.counted("frames_full") == 0 {
         rig.request(1, &[out]);
         sent += 1;
         assert!(sent < 100_000);
@@ -123,7 +123,7 @@ fn a_lack_of_buffers_is_counted() {
     host.send(&frame(60)).unwrap();
     rig.settle();
     rig.settle();
-    assert_eq!(rig.counted("no_buffers"), 1);
+    assert_eq!(rig.counted("frames_waited"), 1);
     let buffer = rig.writable(100);
     rig.post(0, &[buffer]);
     rig.kick(0);

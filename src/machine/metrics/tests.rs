@@ -1,0 +1,123 @@
+//! Lines and pages of metrics, from sources that the test moves.
+
+use std::io::{Read, Seek};
+
+use devices::tally::{Metric, Times, Value as Measured};
+
+use super::*;
+
+tally! {
+    /// A disk's, say.
+    struct Disk {
+        /// Bytes read.
+        bytes_in: AtomicU64,
+        /// Interrupts sent.
+        interrupts: AtomicU64,
+        /// How long it took.
+        request_time: Times,
+    }
+}
+
+/// Two disks and two endpoints, of which one has not been asked for.
+fn metrics() -> (Metrics, [Arc<Disk>; 2], Arc<Endpoint>) {
+    let metrics = Metrics::new();
+    let endpoint = metrics.endpoint("PUT /drives/{drive_id}");
+    metrics.endpoint("GET /");
+    let disks = [Arc::<Disk>::default(), Arc::<Disk>::default()];
+    let names = ["a", "b"];
+    metrics.set_vm(names.iter().zip(&disks).map(|(name, disk)| Source::member("block", *name, disk.clone())).collect());
+    (metrics, disks, endpoint)
+}
+
+fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
+}
+
+#[test]
+fn lines_tell_what_has_changed() {
+    let (metrics, [one, two], endpoint) = metrics();
+    let mut file = tempfile::tempfile().unwrap();
+    metrics.flush(); // nowhere yet
+    let properties = BTreeMap::from([("host".to_owned(), "h1".to_owned())]);
+    metrics.write_to(file.try_clone().unwrap(), Some("vm"), &properties);
+    add(&one.bytes_in, 5);
+    add(&two.bytes_in, 7);
+    add(&one.interrupts, 1);
+    one.request_time.record(Duration::from_micros(40));
+    endpoint.asked(true);
+    endpoint.asked(false);
+    metrics.latencies.pause_vm.0.store(300, Ordering::Relaxed);
+    metrics.flush();
+    add(&two.bytes_in, 1);
+    add(&two.interrupts, 2);
+    metrics.flush();
+    metrics.set_vm(vec![Source::member("block", "a", Arc::new(Disk { bytes_in: 2.into(), ..Disk::default() }))]);
+    metrics.flush();
+    let mut text = String::new();
+    file.rewind().unwrap();
+    file.read_to_string(&mut text).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let [first, second, third] = lines.as_slice() else { panic!("{text}") };
+    assert_eq!((&first["id"], &first["properties"]), (&json!("vm"), &json!({ "host": "h1" })));
+    assert!(first["utc_timestamp_ms"].as_u64().unwrap() > 1_600_000_000_000);
+    let reads = |line: &Value| ["block", "block_a", "block_b"].map(|it| line[it]["read_bytes"].as_u64());
+    assert_eq!(reads(first), [Some(12), Some(5), Some(7)]);
+    assert_eq!(reads(second), [Some(1), Some(0), Some(1)]);
+    assert_eq!(reads(third), [Some(2), Some(2), None], "another VM begins at 0");
+    assert_eq!([first, second].map(|line| line["interrupts"]["triggers"].clone()), [json!(1), json!(2)]);
+    let time = |count, sum, le| json!({ "count": count, "sum_us": sum, "le_us": le });
+    assert_eq!(first["block_a"]["request_time"], time(1, 40, json!({ "64": 1 })));
+    assert_eq!(second["block_a"]["request_time"], time(0, 0, json!({})));
+    assert_eq!(first["put_api_requests"], json!({ "drive_count": 2, "drive_fails": 1 }));
+    assert_eq!(first["get_api_requests"], json!({ "instance_info_count": 0, "instance_info_fails": 0 }));
+    assert_eq!([first, second].map(|line| line["latencies_us"]["pause_vm"].clone()), [json!(300), json!(300)]);
+    assert!(second["process"]["resident_bytes"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn what_is_not_taken_is_counted() {
+    let (metrics, ..) = metrics();
+    metrics.write_to(File::open("/dev/null").unwrap(), None, &BTreeMap::new());
+    metrics.flush();
+    assert_eq!(metrics.reports.metrics_fails.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_page_has_totals_by_family() {
+    let (metrics, [one, two], endpoint) = metrics();
+    add(&one.bytes_in, 5);
+    add(&two.bytes_in, 7);
+    endpoint.asked(true);
+    endpoint.asked(true);
+    two.request_time.record(Duration::from_micros(2));
+    two.request_time.record(Duration::from_secs(10));
+    let page = metrics.exposition();
+    for lines in [
+        "# HELP vmm_block_bytes_in_total Bytes read.\n# TYPE vmm_block_bytes_in_total counter\n\
+         vmm_block_bytes_in_total{id=\"a\"} 5\nvmm_block_bytes_in_total{id=\"b\"} 7\n",
+        "# TYPE vmm_api_requests_total counter\n\
+         vmm_api_requests_total{method=\"PUT\",path=\"/drives/{drive_id}\"} 2\n# HELP",
+        "# TYPE vmm_latencies_us_pause_vm gauge\nvmm_latencies_us_pause_vm 0\n",
+        "vmm_block_request_time_seconds_bucket{id=\"b\",le=\"0.000001\"} 0\n\
+         vmm_block_request_time_seconds_bucket{id=\"b\",le=\"0.000002\"} 1\n",
+        "vmm_block_request_time_seconds_bucket{id=\"b\",le=\"4.194304\"} 1\n\
+         vmm_block_request_time_seconds_bucket{id=\"b\",le=\"+Inf\"} 2\n\
+         vmm_block_request_time_seconds_sum{id=\"b\"} 10.000002\n\
+         vmm_block_request_time_seconds_count{id=\"b\"} 2\n",
+    ] {
+        assert!(page.contains(lines), "{lines}\n---\n{page}");
+    }
+    assert_eq!(page.matches("# TYPE vmm_block_bytes_in_total").count(), 1);
+}
+
+#[test]
+fn names_in_labels_are_escaped() {
+    struct One;
+    impl Tally for One {
+        fn each(&self, show: &mut dyn FnMut(Metric<'_>)) {
+            show(Metric { name: "x", help: "X.", value: Measured::Gauge(1) });
+        }
+    }
+    let page = prometheus::text([Source::member("g", "a\"b\\c\nd", Arc::new(One))].iter());
+    assert!(page.ends_with("vmm_g_x{id=\"a\\\"b\\\\c\\nd\"} 1\n"), "{page}");
+}
