@@ -116,7 +116,7 @@ fn requests_before_the_start() {
         ("PUT", "/actions", json!({}), Err("action_type is missing")),
         ("PUT", "/actions", json!({ "action_type": "SendCtrlAltDel" }), Err(not_started)),
         ("PUT", "/actions", json!({ "action_type": "PowerButton" }), Err(not_started)),
-        ("PUT", "/actions", json!({ "action_type": "FlushMetrics" }), Err("metrics are not in this version")),
+        ("PUT", "/actions", json!({ "action_type": "FlushMetrics" }), Err(not_started)),
         ("PATCH", "/vm", json!({ "state": "Paused" }), Err(not_started)),
         ("PATCH", "/vm", json!({ "state": "Gone" }), Err("state must be one of Paused, Resumed")),
         ("PATCH", "/vm", json!({ "state": "Paused", "x": 1 }), Err("x: unknown key")),
@@ -268,12 +268,15 @@ fn requests_before_the_start() {
         ("GET", "/balloon/statistics", null.clone(), Err(not_started)),
         ("PATCH", "/balloon/statistics", json!({ "stats_polling_interval_s": 2 }), Err(not_started)),
         ("PUT", "/snapshot/create", json!({}), Err("/snapshot/create (Firecracker's) is not in this version of vmm")),
+        ("PUT", "/metrics", json!({ "metrics_path": "m", "emit_id": true, "properties": { "host": "h1" } }), Ok(())),
+        ("PUT", "/metrics", json!({ "metrics_path": "." }), Err("PUT /metrics: metrics_path: . is a directory")),
         (
             "PUT",
             "/metrics",
-            json!({ "metrics_path": "m" }),
-            Err("/metrics (Firecracker's) is not in this version of vmm"),
+            json!({ "metrics_path": "m", "properties": { "host": 1 } }),
+            Err("PUT /metrics: properties.host: must be"),
         ),
+        ("PUT", "/metrics", json!({}), Err("PUT /metrics: metrics_path: is missing")),
         ("GET", "/nonsense", null.clone(), Err("Invalid request method and/or path: GET /nonsense.")),
         ("POST", "/vm", null.clone(), Err("Invalid request method and/or path: POST /vm. Known here: PATCH.")),
     ];
@@ -330,6 +333,30 @@ fn the_first_metadata_may_come_from_a_file() {
     std::fs::write(&file, "{ \"a\": [1, 2] }").unwrap();
     let vm = Waiting::start(&["--metadata", path]);
     assert_eq!(vm.call("GET", "/mmds", Value::Null).unwrap(), json!({ "a": [1, 2] }));
+}
+
+/// Before there is a VM the page of metrics tells of the process and of what was asked.
+#[test]
+fn requests_are_counted() {
+    let vm = Waiting::start(&[]);
+    for _ in 0..3 {
+        vm.is_well();
+    }
+    let _ = vm.call("PUT", "/drives/a", json!({}));
+    let _ = vm.call("GET", "/nonsense", Value::Null);
+    let answer = vm.raw(b"GET /metrics HTTP/1.1\r\n\r\n");
+    let (head, page) = answer.split_once("\r\n\r\n").expect("an answer");
+    assert!(head.contains("Content-Type: text/plain; version=0.0.4; charset=utf-8"), "{head}");
+    for line in [
+        "vmm_api_requests_total{method=\"GET\",path=\"/\"} 3",
+        "vmm_api_failed_total{method=\"GET\",path=\"/\"} 0",
+        "vmm_api_failed_total{method=\"PUT\",path=\"/drives/{drive_id}\"} 1",
+        "vmm_api_failed_total{method=\"unknown\",path=\"/unknown\"} 1",
+    ] {
+        assert!(page.lines().any(|it| it == line), "{line}\n{page}");
+    }
+    assert!(!page.contains("/vsock"), "nobody asked for it\n{page}");
+    assert_eq!(vm.call("GET", "/metrics", Value::Null).map(|it| it.is_string()), Ok(true));
 }
 
 #[test]

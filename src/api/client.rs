@@ -26,7 +26,7 @@ pub enum ClientError {
     Nonsense,
 }
 
-/// Sends a request and waits for the answer: JSON, or null where there is nothing to say.
+/// Sends a request and waits for the answer: JSON, or null where there is nothing to say. What is no JSON is a string.
 pub fn call(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -48,7 +48,12 @@ fn read(answer: &[u8]) -> Result<Value, ClientError> {
     let mut head = httparse::Response::new(&mut lines);
     let Ok(httparse::Status::Complete(len)) = head.parse(answer) else { return Err(ClientError::Nonsense) };
     let body = answer.get(len..).unwrap_or_default();
-    let value = if body.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(body) };
+    let kind = head.headers.iter().find(|line| line.name.eq_ignore_ascii_case("content-type"));
+    let value = match kind.is_some_and(|line| line.value.starts_with(b"text/plain")) {
+        _ if body.is_empty() => Ok(Value::Null),
+        true => Ok(String::from_utf8_lossy(body).into()),
+        false => serde_json::from_slice(body),
+    };
     let value: Value = value.map_err(|_| ClientError::Nonsense)?;
     match head.code {
         Some(200..=299) => Ok(value),
@@ -69,6 +74,8 @@ mod tests {
         let head = |status: u16| format!("HTTP/1.1 {status} X\r\nServer: x\r\n\r\n");
         assert_eq!(read(format!("{}{{\"a\":1}}", head(200)).as_bytes()).unwrap(), serde_json::json!({ "a": 1 }));
         assert_eq!(read(head(204).as_bytes()).unwrap(), Value::Null);
+        let text = "HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\n\r\na 1\n";
+        assert_eq!(read(text.as_bytes()).unwrap(), "a 1\n");
         let fault = read(format!("{}{{\"fault_message\":\"no\"}}", head(400)).as_bytes()).unwrap_err();
         assert_eq!(fault.to_string(), "no");
         for bad in ["", "HTTP/1.1 200", "HTTP/1.1 200 OK\r\n\r\n{"] {

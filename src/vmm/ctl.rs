@@ -38,6 +38,10 @@ pub enum CtlVerb {
     PowerButton,
     /// End it now
     Stop,
+    /// Print what it counts, as Prometheus reads it
+    Metrics,
+    /// Write a line of metrics to --metrics-path
+    FlushMetrics,
     /// Change a device: `update drives/root path_on_host=new.ext4`, `update balloon amount_mib=64`
     Update {
         /// drives/ID, network-interfaces/ID, balloon, balloon/statistics or entropy
@@ -67,6 +71,8 @@ impl CtlVerb {
             Self::Resume => state("Resumed"),
             Self::PowerButton => action("PowerButton"),
             Self::Stop => action("Stop"),
+            Self::Metrics => ("GET", "/metrics".into(), None),
+            Self::FlushMetrics => action("FlushMetrics"),
             Self::Update { device, settings } => {
                 let mut body: Map<_, _> = settings.iter().cloned().collect();
                 for (list, key) in [("drives/", "drive_id"), ("network-interfaces/", "iface_id")] {
@@ -85,6 +91,10 @@ pub fn run(args: &CtlArgs) -> ExitCode {
     let (method, path, body) = args.verb.request();
     match client::call(&args.socket, method, &path, body.as_ref()) {
         Ok(Value::Null) => ExitCode::SUCCESS,
+        Ok(Value::String(text)) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
         Ok(answer) => {
             println!("{answer:#}");
             ExitCode::SUCCESS

@@ -81,7 +81,11 @@ fn each_fault_of_a_document_is_one_line() {
             with("\"logger\": {\"level\": \"loud\"}"),
             "vm.json:3: logger.level: must be \"Off\", \"Error\", \"Warning\", \"Info\", \"Debug\" or \"Trace\", not \"loud\"".into(),
         ),
-        (with("\"metrics\": {\"metrics_path\": \"m\"}"), format!("vm.json:3: metrics: {}", later("metrics"))),
+        (with("\"metrics\": {\"metrics_path\": \"\"}"), "vm.json:3: metrics.metrics_path: is empty; a file's path is expected".into()),
+        (
+            with("\"metrics\": {\"metrics_path\": \".\"}"),
+            "vm.json:3: metrics.metrics_path: . is a directory, not a file".into(),
+        ),
         (
             with("\"network-interfaces\": [{\"iface_id\": \"a\", \"host_dev_name\": \"t\", \"queue_pairs\": 17}]"),
             "vm.json:3: network-interfaces[0].queue_pairs: must be 1 to 16, not 17".into(),
@@ -267,7 +271,7 @@ fn all_faults_come_together_and_the_file_decides_the_status() {
             "vm.json:2: boot-source.kernel_image_path: none does not exist",
             "vm.json:3: machine-config.vcpu_count: must be at least 1, not 0",
             "vm.json:4: machine-config.mem: unknown key; did you mean `mem_size_mib`?",
-            "vm.json:5: metrics: `metrics` (Firecracker's) is not in this version of vmm",
+            "vm.json:5: metrics.metrics_path: is missing (File or FIFO to write to)",
             "--set drives[0].x: unknown key; known here: cache_type, direct, drive_id, io_engine, is_read_only, \
              is_root_device, num_queues, partuuid, path_on_host, rate_limiter",
             "--log-level: must be \"Off\", \"Error\", \"Warning\", \"Info\", \"Debug\" or \"Trace\", not \"loud\"",
@@ -304,14 +308,15 @@ fn faults_of_flags_name_the_flag() {
             "--disk disk: path_on_host: disk is drive disk1's file too; both must be read-only",
         ),
         ("--kernel kernel --serial file:no/such", "--serial: the directory no does not exist"),
+        ("--kernel kernel --metrics-path no/m", "--metrics-path: the directory no does not exist"),
         ("--kernel kernel --log-file .", "--log-file: . is a directory, not a file"),
         (
             "--kernel kernel --set machine-config.cpus=2",
             "--set machine-config.cpus: unknown key; did you mean `vcpu_count`?",
         ),
         (
-            "--kernel kernel --set metrics={\"metrics_path\":\"m\"}",
-            "--set metrics: `metrics` (Firecracker's) is not in this version of vmm",
+            "--kernel kernel --set cpu-config={\"x\":1}",
+            "--set cpu-config: `cpu-config` (Firecracker's) is not in this version of vmm",
         ),
         (
             "--kernel kernel --set drives[1].drive_id=a",

@@ -16,6 +16,7 @@ mod disk_options;
 mod ends;
 mod lies;
 mod login;
+mod metrics;
 mod mmds;
 mod net;
 mod pmem;
