@@ -45,7 +45,7 @@ impl Remote {
         self.try_call(method, path, &body).unwrap_or_else(|text| panic!("{method} {path} {body}: {text}"))
     }
 
-    fn set_state(&self, state: &str) {
+    pub fn set_state(&self, state: &str) {
         self.call("PATCH", "/vm", json!({ "state": state }));
     }
 

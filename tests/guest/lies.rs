@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use crate::metrics::{lines, sum};
 use crate::user_net::uplink;
 use crate::vm::{Running, Vm, guest};
 
@@ -38,7 +39,10 @@ fn every_device_survives_lies() {
     uplink();
     let daemon = guest("virtiofsd/rust/virtiofsd");
     let lies = guest("lies/lies.img");
+    let metrics = path("metrics");
     let vm = Vm::tuned().args([
+        "--metrics-path".into(),
+        metrics.display().to_string(),
         "--disk".into(),
         format!("{},ro", lies.display()),
         "--disk".into(),
@@ -70,5 +74,16 @@ fn every_device_survives_lies() {
     assert_eq!(ended.console.matches("lies: told ").count(), 9, "{}", ended.console);
     assert_eq!(ended.value("disk"), "works", "{}", ended.errors);
     assert_eq!((ended.number("random"), ended.number("network")), (16, 3), "{}", ended.errors);
+    let lines = lines(&metrics);
+    for device in
+        ["block_disk1", "block_disk2", "net_eth0", "net_eth1", "net_eth2", "vsock", "balloon", "fs_shared", "entropy"]
+    {
+        for lie in ["bad_accesses", "broken"] {
+            assert!(sum(&lines, device, lie) > 0, "{device} has counted no {lie}");
+        }
+    }
+    for disk in ["block_disk1", "block_disk2"] {
+        assert!(sum(&lines, disk, "invalid_reqs_count") > 0, "{disk} was asked for nothing that is wrong");
+    }
     assert!(ended.errors.lines().count() < 200, "{} lines of log", ended.errors.lines().count());
 }

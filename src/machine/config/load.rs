@@ -217,7 +217,7 @@ mod tests {
                 "vcpu_count": 0,
                 "mem_size_mib": "128M"
             },
-            "metrics": { "metrics_path": "m" },
+            "memory-hotplug": { "total_size_mib": 1 },
             "drives": [
                 { "drive_id": "a b", "path_on_host": "x" },
                 { "drive_id": "c" }
@@ -232,7 +232,7 @@ mod tests {
                  detected)",
                 "vm.json:4: machine-config.vcpu_count: must be at least 1, not 0",
                 "vm.json:5: machine-config.mem_size_mib: must be a whole number, not \"128M\"",
-                "vm.json:7: metrics: `metrics` (Firecracker's) is not in this version of vmm",
+                "vm.json:7: memory-hotplug: `memory-hotplug` (Firecracker's) is not in this version of vmm",
                 "vm.json:9: drives[0].drive_id: `a b` contains ' '; letters, digits, `-` and `_` are allowed",
                 "vm.json:10: drives[1].path_on_host: is missing (Raw image file or block device on the host)",
                 "vm.json:12: drives2: unknown key; did you mean `drives`?",

@@ -51,6 +51,10 @@ impl<'s> Walk<'s> {
     }
 
     fn object(&mut self, object: &mut Map<String, Value>, schema: &'s Value, path: &JsonPath) {
+        // Any key, and values of one kind.
+        if let Some(values) = schema.get("additionalProperties").filter(|values| values.is_object()) {
+            return object.iter_mut().for_each(|(key, value)| self.value(value, values, &path.key(key)));
+        }
         let none = Map::new();
         let known = schema.get("properties").and_then(Value::as_object).unwrap_or(&none);
         let (problems, root) = (&mut self.problems, self.root);
@@ -279,6 +283,10 @@ mod tests {
         );
         assert_eq!(explained(json!({})), ["boot-source: is missing (What the guest boots)"]);
         assert_eq!(explained(json!(3)), ["must be an object in braces, not 3"].map(|text| format!(": {text}")));
+        assert_eq!(
+            with(json!({ "metrics": { "metrics_path": "m", "properties": { "a": "b", "c": 1 } } })),
+            ["metrics.properties.c: must be a text in quotes, not 1"]
+        );
         assert_eq!(with(json!({ "entropy": { "x": 1 } })), ["entropy.x: unknown key; known here: rate_limiter"]);
     }
 }
