@@ -315,8 +315,8 @@ fn faults_of_flags_name_the_flag() {
             "--set machine-config.cpus: unknown key; did you mean `vcpu_count`?",
         ),
         (
-            "--kernel kernel --set cpu-config={\"x\":1}",
-            "--set cpu-config: `cpu-config` (Firecracker's) is not in this version of vmm",
+            "--kernel kernel --set memory-hotplug={\"x\":1}",
+            "--set memory-hotplug: `memory-hotplug` (Firecracker's) is not in this version of vmm",
         ),
         (
             "--kernel kernel --set drives[1].drive_id=a",

@@ -9,12 +9,8 @@ use super::fault::Problem;
 use super::path::JsonPath;
 
 /// Firecracker's keys without a meaning here, by the object that they are in.
-const LATER: [(&str, &[&str]); 4] = [
-    ("", &["memory-hotplug"]),
-    ("balloon", &["free_page_hinting"]),
-    ("cpu-config", &ARM),
-    ("drives", &["socket"]),
-];
+const LATER: [(&str, &[&str]); 4] =
+    [("", &["memory-hotplug"]), ("balloon", &["free_page_hinting"]), ("cpu-config", &ARM), ("drives", &["socket"])];
 
 /// Parts of `cpu-config` that are about another kind of processor.
 const ARM: [&str; 2] = ["reg_modifiers", "vcpu_features"];
