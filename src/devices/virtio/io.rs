@@ -182,6 +182,8 @@ impl<'a> Io<'a> {
         if let Some(queue) = self.queues.get_mut(index) {
             queue.go_to_previous_position();
         }
+        let requests = &self.shared.counters.requests;
+        requests.store(requests.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
         held.segments
     }
 
