@@ -88,6 +88,9 @@ pub struct VmConfig {
     /// What the VM counts, as lines of JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<MetricsConfig>,
+    /// UNIX socket at which gdb finds the guest (docs/gdb.md). The guest waits for it before its first instruction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gdb: Option<PathBuf>,
     /// What a guest's reboot does.
     #[serde(default)]
     pub on_reboot: OnReboot,

@@ -1,11 +1,12 @@
 //! The control thread's loop: it owns the machine and waits for signals, vCPUs, the guest, console input and requests.
 
 mod configure;
+mod debug;
 mod mailbox;
 mod obey;
 
 use std::fmt;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 use devices::seams::GuestEvent;
@@ -18,6 +19,7 @@ pub use self::mailbox::{Answer, Letter, Mailbox, Refusal, Remote, Reply, Request
 use crate::config::VmConfig;
 use crate::error::{Doing, HostError};
 use crate::events::Event;
+use crate::gdb::{Gdb, Socket};
 use crate::input::{self, Input};
 use crate::machine::Machine;
 use crate::metrics::{self, Metrics};
@@ -34,6 +36,8 @@ const SIGNALS: u64 = 1;
 const INPUT: u64 = 2;
 const DRAINED: u64 = 3;
 const REQUESTS: u64 = 4;
+const GDB: u64 = 5;
+const DEBUGGER: u64 = 6;
 
 /// Why a VM ended.
 #[derive(Debug)]
@@ -67,7 +71,8 @@ impl End {
             Self::Panicked | Self::Vcpu(_, VcpuStop::SystemCrash) => 4,
             Self::Vcpu(_, VcpuStop::TripleFault(_)) => 5,
             Self::Halted => 6,
-            Self::Vcpu(_, VcpuStop::InternalError { .. } | VcpuStop::Unexpected { .. } | VcpuStop::Kicked) => 7,
+            Self::Vcpu(_, VcpuStop::InternalError { .. } | VcpuStop::Unexpected { .. }) => 7,
+            Self::Vcpu(_, VcpuStop::Kicked | VcpuStop::Debug(_)) => 7,
             Self::Vcpu(_, VcpuStop::FailEntry { .. }) => 8,
             Self::Vcpu(_, VcpuStop::MemoryFault { .. } | VcpuStop::Host(_)) => 9,
             Self::Killed(_) | Self::NotStarted(_) => 10,
@@ -110,6 +115,8 @@ pub struct Surroundings<'a> {
     pub grace: Duration,
     /// Where requests come from.
     pub mailbox: Option<&'a Mailbox>,
+    /// Where gdb finds the guest, which then has not been started: it waits for gdb.
+    pub gdb: Option<Socket>,
     /// The machine's configuration; a change of a device while it runs is written here.
     pub config: &'a mut VmConfig,
     /// What is counted: written from time to time, and when it is asked for.
@@ -130,6 +137,9 @@ pub fn run(machine: &Machine, surroundings: Surroundings<'_>) -> Result<Outcome,
     let mut control = Control::new(machine, surroundings)?;
     loop {
         if let Some(end) = control.turn()? {
+            if let Some(gdb) = &mut control.gdb {
+                gdb.farewell(end.exit_code());
+            }
             return Ok(Outcome { end, asked: control.deadline.is_some() });
         }
     }
@@ -147,6 +157,9 @@ struct Control<'a> {
     metrics: &'a Metrics,
     /// When the next line of metrics is due.
     next_line: Instant,
+    gdb: Option<Gdb<'a>>,
+    /// gdb's descriptor that epoll waits for, and whether to write.
+    gdb_polled: Option<(RawFd, bool)>,
     paused: bool,
     epoll: Epoll,
     /// When the guest's time to power off is over, and the signal that set it.
@@ -159,7 +172,8 @@ struct Control<'a> {
 impl<'a> Control<'a> {
     fn new(machine: &'a Machine, surroundings: Surroundings<'a>) -> Result<Self, HostError> {
         let epoll = Epoll::new().doing(|| "create an epoll instance")?;
-        let Surroundings { signals, input, grace, mailbox, config, metrics } = surroundings;
+        let Surroundings { signals, input, grace, mailbox, gdb, config, metrics } = surroundings;
+        let gdb = gdb.map(|socket| Gdb::new(socket, machine.debugged(), machine.steps_without_interrupts()));
         let add = |fd, token| {
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token)).doing(|| "wait for events")
         };
@@ -170,6 +184,9 @@ impl<'a> Control<'a> {
         }
         if let Some(mailbox) = mailbox {
             add(mailbox.as_raw_fd(), REQUESTS)?;
+        }
+        if let Some(gdb) = &gdb {
+            add(gdb.listener(), GDB)?;
         }
         let watch = Watch { next: Instant::now() + WATCH, busy: Duration::MAX, asked: false };
         let mut control = Self {
@@ -182,6 +199,8 @@ impl<'a> Control<'a> {
             config,
             metrics,
             next_line: Instant::now() + metrics::PERIOD,
+            gdb,
+            gdb_polled: None,
             paused: false,
             epoll,
             deadline: None,
@@ -208,6 +227,8 @@ impl<'a> Control<'a> {
                 INPUT => self.read_input(),
                 DRAINED => self.drained(),
                 REQUESTS => self.requests(),
+                GDB => self.gdb_comes(),
+                DEBUGGER => self.gdb_speaks(),
                 _ => None,
             };
             end = end.or(came);
@@ -233,6 +254,7 @@ impl<'a> Control<'a> {
                 None
             }
             Event::Vcpu(id, stop) => Some(End::Vcpu(id, stop)),
+            Event::Debug(id, exit) => self.gdb_stops(id, &exit),
         })
     }
 
@@ -242,7 +264,8 @@ impl<'a> Control<'a> {
         if self.deadline.is_some() || self.grace.is_zero() {
             return Some(End::Killed(signal));
         }
-        // A guest that is paused could not obey.
+        // A guest that stands still could not obey.
+        self.end_gdb();
         self.resume();
         self.machine.press_power_button();
         let now = Instant::now();
@@ -270,7 +293,8 @@ impl<'a> Control<'a> {
             // A guest that was not listening yet has missed the button.
             self.machine.press_power_button();
         }
-        (!self.paused && self.watch.is_dead(self.machine)).then_some(End::Halted)
+        let stands = self.paused || self.gdb.as_ref().is_some_and(Gdb::is_busy);
+        (!stands && self.watch.is_dead(self.machine)).then_some(End::Halted)
     }
 
     fn read_input(&mut self) -> Option<End> {

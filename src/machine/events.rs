@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::seams::GuestEvent;
+use kvm_bindings::kvm_debug_exit_arch;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::timeline::{Mark, Timeline};
@@ -23,6 +24,8 @@ pub struct Events {
     guest: AtomicU32,
     /// The first vCPU that stopped for good, and why. Later ones follow from it.
     stopped: Mutex<Option<(u32, VcpuStop)>>,
+    /// vCPUs that stopped for the debugger: each is parked then, so it is here once at most.
+    debug: Mutex<Vec<(u32, kvm_debug_exit_arch)>>,
     timeline: Arc<Timeline>,
 }
 
@@ -33,13 +36,15 @@ pub enum Event {
     Guest(GuestEvent),
     /// A vCPU stopped for good.
     Vcpu(u32, VcpuStop),
+    /// A vCPU stopped for the debugger.
+    Debug(u32, kvm_debug_exit_arch),
 }
 
 impl Events {
     /// Nothing has happened yet.
     pub fn new(timeline: Arc<Timeline>) -> io::Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        Ok(Self { wake, guest: AtomicU32::new(0), stopped: Mutex::new(None), timeline })
+        Ok(Self { wake, guest: AtomicU32::new(0), stopped: Mutex::new(None), debug: Mutex::default(), timeline })
     }
 
     /// What to wait on.
@@ -74,6 +79,12 @@ impl Events {
         self.ring();
     }
 
+    /// A vCPU stopped for the debugger.
+    pub fn vcpu_debug(&self, id: u32, exit: kvm_debug_exit_arch) {
+        self.debug.lock().unwrap_or_else(PoisonError::into_inner).push((id, exit));
+        self.ring();
+    }
+
     /// What has happened since the last call, the guest's own words first: a guest that powered itself off and then
     /// ran into a fault has powered itself off.
     pub fn take(&self) -> Vec<Event> {
@@ -89,6 +100,8 @@ impl Events {
             named.into_iter().filter(|(bit, _)| bits & bit != 0).map(|(_, event)| Event::Guest(event)).collect();
         let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner).take();
         events.extend(stopped.map(|(id, stop)| Event::Vcpu(id, stop)));
+        let debug = std::mem::take(&mut *self.debug.lock().unwrap_or_else(PoisonError::into_inner));
+        events.extend(debug.into_iter().map(|(id, exit)| Event::Debug(id, exit)));
         events
     }
 

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::seams::{Doorbell, Interrupt};
 use kvm_bindings::{
-    KVM_CAP_X2APIC_API, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY,
+    KVM_CAP_SET_GUEST_DEBUG, KVM_CAP_SET_GUEST_DEBUG2, KVM_CAP_X2APIC_API, KVM_GUESTDBG_BLOCKIRQ,
+    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY,
     KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap, kvm_irqchip, kvm_pit_config,
     kvm_userspace_memory_region,
 };
@@ -175,6 +176,17 @@ impl Vm {
         let flags = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
         let cap = kvm_enable_cap { cap: KVM_CAP_X2APIC_API, args: [flags.into(), 0, 0, 0], ..Default::default() };
         self.fd.enable_cap(&cap).map_err(io::Error::from).doing(|| "use APIC ids above 254 (KVM_CAP_X2APIC_API)")
+    }
+
+    /// Whether vCPUs can be debugged (7.31 of old, KVM_SET_GUEST_DEBUG).
+    pub fn can_debug(&self) -> bool {
+        self.kvm.check_extension_raw(KVM_CAP_SET_GUEST_DEBUG.into()) > 0
+    }
+
+    /// Whether interrupts can be kept from a vCPU that is stepped (KVM_GUESTDBG_BLOCKIRQ).
+    pub fn steps_without_interrupts(&self) -> bool {
+        let flags = self.kvm.check_extension_raw(KVM_CAP_SET_GUEST_DEBUG2.into());
+        u32::try_from(flags).is_ok_and(|flags| flags & KVM_GUESTDBG_BLOCKIRQ != 0)
     }
 
     /// Closes the VM without waiting for it.

@@ -9,6 +9,7 @@ pub mod control;
 pub mod cpu;
 pub mod error;
 pub mod events;
+pub mod gdb;
 pub mod input;
 pub mod kvm;
 pub mod machine;
@@ -19,6 +20,8 @@ pub mod probe;
 pub mod signals;
 pub mod stop;
 pub mod timeline;
+#[cfg(test)]
+mod tiny;
 pub mod vcpu;
 mod windows;
 pub mod x86_64;

@@ -31,6 +31,7 @@ use crate::config::VmConfig;
 use crate::cpu::GuestCpu;
 use crate::error::{Doing, HostError};
 use crate::events::Events;
+use crate::gdb::Guest;
 use crate::input::SharedSerial;
 use crate::kvm::Vm;
 use crate::memory::{Ram, RamKind};
@@ -55,7 +56,7 @@ pub struct Machine {
     devices: Vec<Attached>,
     /// Mapped into the guest, too.
     _windows: Vec<Arc<Window>>,
-    _ram: Ram,
+    ram: Ram,
 }
 
 /// The serial port and the event that says its input was read.
@@ -109,7 +110,7 @@ impl Machine {
         let buses = Arc::new(buses);
         let vcpus = create_vcpus(&vm, plan, (config, template), entry, &buses, &events)?;
         timeline(Mark::Vcpus);
-        Ok(Self { vcpus, serial, power, events, vm: Some(vm), devices, _windows: windows, _ram: ram })
+        Ok(Self { vcpus, serial, power, events, vm: Some(vm), devices, _windows: windows, ram })
     }
 
     /// Lets every vCPU run. Only the boot processor has something to run; the others wait for it to start them.
@@ -127,10 +128,32 @@ impl Machine {
         self.devices.iter().for_each(Attached::pause);
     }
 
-    /// Undoes [`Self::pause`].
-    pub fn resume(&self) {
+    /// Undoes [`Self::pause`], but for the vCPUs.
+    pub fn resume_devices(&self) {
         self.devices.iter().for_each(Attached::resume);
+    }
+
+    /// Lets the vCPUs go on after [`Self::resume_devices`].
+    pub fn resume_vcpus(&self) {
         self.vcpus.iter().for_each(VcpuHandle::resume);
+    }
+
+    /// What a debugger needs.
+    pub fn debugged(&self) -> Guest<'_> {
+        Guest::new(&self.vcpus, self.ram.guest())
+    }
+
+    /// An error where KVM lets nobody debug a guest.
+    pub fn can_be_debugged(&self) -> Result<(), HostError> {
+        match self.vm.as_ref().is_some_and(Vm::can_debug) {
+            true => Ok(()),
+            false => Err(HostError::new("debug the guest (gdb)", "this host's KVM lacks KVM_CAP_SET_GUEST_DEBUG")),
+        }
+    }
+
+    /// Whether KVM can keep interrupts from a vCPU that a debugger steps.
+    pub fn steps_without_interrupts(&self) -> bool {
+        self.vm.as_ref().is_some_and(Vm::steps_without_interrupts)
     }
 
     /// Changes the device `id`, whether the machine is paused or not.

@@ -58,7 +58,7 @@ const fn wanted(number: u32, name: &'static str, purpose: &'static str) -> (u32,
 }
 
 /// The capabilities that `vmm` uses, with their numbers.
-const CAPABILITIES: [(u32, Capability); 21] = [
+const CAPABILITIES: [(u32, Capability); 22] = [
     needed(kvm::KVM_CAP_USER_MEMORY, "KVM_CAP_USER_MEMORY", "guest memory"),
     needed(kvm::KVM_CAP_IRQCHIP, "KVM_CAP_IRQCHIP", "interrupt controllers in the kernel"),
     needed(kvm::KVM_CAP_PIT2, "KVM_CAP_PIT2", "the timer that old kernels calibrate with"),
@@ -79,6 +79,7 @@ const CAPABILITIES: [(u32, Capability); 21] = [
     wanted(kvm::KVM_CAP_XSAVE, "KVM_CAP_XSAVE", "saving vCPUs"),
     wanted(kvm::KVM_CAP_XCRS, "KVM_CAP_XCRS", "saving vCPUs"),
     wanted(kvm::KVM_CAP_DEBUGREGS, "KVM_CAP_DEBUGREGS", "saving vCPUs"),
+    wanted(kvm::KVM_CAP_SET_GUEST_DEBUG, "KVM_CAP_SET_GUEST_DEBUG", "a debugger (--gdb)"),
     wanted(kvm::KVM_CAP_BINARY_STATS_FD, "KVM_CAP_BINARY_STATS_FD", "KVM's own counters"),
 ];
 

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::io;
 
-use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_debug_exit_arch};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 /// Why a vCPU stopped.
@@ -14,6 +14,8 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 pub enum VcpuStop {
     /// Not a stop: a kick asked it to look at its messages.
     Kicked,
+    /// Not a stop: KVM_EXIT_DEBUG, for the debugger.
+    Debug(kvm_debug_exit_arch),
     /// KVM_EXIT_SHUTDOWN: the guest faulted while delivering a double fault.
     TripleFault(Box<Registers>),
     /// KVM_EXIT_SYSTEM_EVENT: shutdown.
@@ -97,6 +99,7 @@ impl fmt::Display for Registers {
 pub fn classify(exit: &VcpuExit<'_>) -> VcpuStop {
     let registers = Box::default();
     match exit {
+        VcpuExit::Debug(exit) => VcpuStop::Debug(*exit),
         VcpuExit::Shutdown => VcpuStop::TripleFault(registers),
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => VcpuStop::SystemShutdown,
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => VcpuStop::SystemReset,
@@ -158,6 +161,7 @@ impl fmt::Display for VcpuStop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kicked => write!(f, "was kicked"),
+            Self::Debug(_) => write!(f, "stopped for a debugger"),
             Self::TripleFault(_) => write!(f, "triple fault"),
             Self::SystemShutdown => write!(f, "system event: shutdown"),
             Self::SystemReset => write!(f, "system event: reset"),

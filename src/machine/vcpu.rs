@@ -87,6 +87,8 @@ enum Message {
     Pause(SyncSender<()>),
     /// Say whether nothing but a reset can wake this vCPU.
     AskHalted(SyncSender<bool>),
+    /// Do this on the vCPU's thread.
+    Do(Box<dyn FnOnce(&mut VcpuFd) + Send>),
     /// End the thread.
     Quit,
 }
@@ -163,6 +165,15 @@ impl VcpuHandle {
         answer
     }
 
+    /// What `what` says of the vCPU, on its thread. A vCPU that runs goes on afterwards.
+    pub fn with<R: Send + 'static>(&self, what: impl FnOnce(&mut VcpuFd) -> R + Send + 'static) -> Receiver<R> {
+        let (said, answer) = sync_channel(1);
+        self.send(Message::Do(Box::new(move |fd| {
+            let _ = said.send(what(fd));
+        })));
+        answer
+    }
+
     /// CPU time that the thread, and the guest on it, used.
     pub fn cpu_time(&self) -> Duration {
         let Some(thread) = &self.thread else { return Duration::ZERO };
@@ -217,7 +228,7 @@ impl Vcpu {
         KVM_RUN.with(|run| run.set(ptr::null_mut()));
     }
 
-    fn obey(&self, message: Message, state: State) -> State {
+    fn obey(&mut self, message: Message, state: State) -> State {
         match message {
             Message::Run => State::Running,
             Message::Resume => {
@@ -232,6 +243,10 @@ impl Vcpu {
             }
             Message::AskHalted(answer) => {
                 let _ = answer.send(self.is_halted());
+                state
+            }
+            Message::Do(what) => {
+                what(&mut self.fd);
                 state
             }
             Message::Quit => State::Ended,
@@ -250,12 +265,18 @@ impl Vcpu {
                     count(&self.exits.kicked);
                     self.fd.set_kvm_immediate_exit(0);
                     let mut state = State::Running;
-                    while let (State::Running, Ok(message)) = (&state, inbox.try_recv()) {
+                    // Only while it runs: a message that is taken must be obeyed.
+                    while matches!(state, State::Running) {
+                        let Ok(message) = inbox.try_recv() else { break };
                         state = self.obey(message, state);
                     }
                     if !matches!(state, State::Running) {
                         return state;
                     }
+                }
+                Err(Stop::Debug(exit)) => {
+                    self.events.vcpu_debug(self.id, exit);
+                    return State::Parked;
                 }
                 Err(stop) => {
                     count(&self.exits.failures);
@@ -332,5 +353,27 @@ fn count(counter: &AtomicU64) -> u64 {
 impl fmt::Debug for VcpuHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VcpuHandle").field("exits", &self.exits).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tiny::Tiny;
+
+    /// A message behind a pause is one for a parked vCPU, however soon it comes.
+    #[test]
+    fn no_message_is_lost_behind_a_pause() {
+        const PATIENCE: Duration = Duration::from_secs(60);
+        let Some((tiny, fd)) = Tiny::new() else { return };
+        install_kick().unwrap();
+        let vcpu = tiny.start(fd);
+        vcpu.run();
+        for round in 0..300 {
+            let (parked, said) = (vcpu.pause(), vcpu.with(|_| ()));
+            assert!(parked.recv_timeout(PATIENCE).is_ok(), "round {round}");
+            assert!(said.recv_timeout(PATIENCE).is_ok(), "round {round}");
+            vcpu.resume();
+        }
     }
 }

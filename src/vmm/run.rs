@@ -14,6 +14,7 @@ use machine::config::{Draft, OnReboot, VmConfig};
 use machine::control::{self, Answer, Begin, End, Mailbox, Outcome, Refusal, Surroundings};
 use machine::error::{Doing, HostError, chain};
 use machine::events::Events;
+use machine::gdb;
 use machine::input::Input;
 use machine::machine::Machine;
 use machine::metadata::Store;
@@ -112,6 +113,7 @@ struct Live {
     console: Option<ConsoleOut>,
     input: Option<Input>,
     raw: Option<RawTerminal>,
+    gdb: Option<gdb::Socket>,
 }
 
 impl Stage<'_> {
@@ -139,6 +141,11 @@ impl Stage<'_> {
     /// Builds a VM and lets it run.
     fn boot(&self, config: &VmConfig, console: Option<ConsoleOut>) -> Result<Live, HostError> {
         let plan = Plan::of(config).doing(|| "lay out the VM")?;
+        let gdb = config
+            .gdb
+            .as_ref()
+            .map(|path| gdb::Socket::bind(path).doing(|| format!("make the socket {} for gdb", path.display())));
+        let gdb = gdb.transpose()?;
         let events = Arc::new(Events::new(self.timeline.clone()).doing(|| "create an event")?);
         let machine = Machine::build(config, &plan, console.clone(), events, &self.options.metadata)?;
         let raw = match (&console, &config.serial.serial_out_path) {
@@ -149,14 +156,18 @@ impl Stage<'_> {
         let metrics = &self.options.metrics;
         metrics.set_vm(machine.sources());
         metrics.flush();
-        machine.boot();
-        Ok(Live { machine, console, input, raw })
+        match gdb {
+            // Before the guest's first instruction gdb may set its breakpoints.
+            Some(_) => machine.can_be_debugged()?,
+            None => machine.boot(),
+        }
+        Ok(Live { machine, console, input, raw, gdb })
     }
 
     /// Attends to a VM, and where a reboot starts it again the next one, to the end.
     fn run(&self, mut config: VmConfig, mut live: Live) -> Result<End, HostError> {
         loop {
-            let Live { machine, console, input, raw } = live;
+            let Live { machine, console, input, raw, gdb } = live;
             let outcome = control::run(
                 &machine,
                 Surroundings {
@@ -164,6 +175,7 @@ impl Stage<'_> {
                     input,
                     grace: self.options.grace,
                     mailbox: self.mailbox,
+                    gdb,
                     config: &mut config,
                     metrics: &self.options.metrics,
                 },

@@ -14,6 +14,7 @@ mod disk;
 mod disk_kill;
 mod disk_options;
 mod ends;
+mod gdb;
 mod lies;
 mod login;
 mod metrics;

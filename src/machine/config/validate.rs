@@ -19,6 +19,8 @@ use crate::x86_64::layout;
 
 /// Longest id.
 pub const ID_MAX: usize = 64;
+/// Longest path of a UNIX socket, bytes (unix(7), without the NUL).
+const SOCKET_PATH_MAX: usize = 107;
 /// Most vCPUs of any KVM (KVM_MAX_VCPUS of Linux at its largest).
 pub const MAX_CPUS: u32 = 4096;
 /// Most memory, MiB: 64 TiB, the physical addresses of a 4-level guest.
@@ -273,6 +275,11 @@ impl VmConfig {
     }
 
     fn check_paths(&self, problems: &mut Vec<Problem>) {
+        let len = self.gdb.as_ref().map_or(0, |path| path.as_os_str().len());
+        if len > SOCKET_PATH_MAX {
+            let text = format!("is {len} bytes long; a UNIX socket's path has at most {SOCKET_PATH_MAX}");
+            problems.push(Problem::new(JsonPath::keys(["gdb"]), text));
+        }
         for (path, file) in self.paths() {
             if file.as_os_str().is_empty() {
                 problems.push(Problem::new(path, "is empty; a file's path is expected"));
@@ -291,6 +298,7 @@ impl VmConfig {
             (JsonPath::keys(["boot-source", "kernel_image_path"]), Some(&self.boot_source.kernel_image_path)),
             (JsonPath::keys(["boot-source", "initrd_path"]), self.boot_source.initrd_path.as_ref()),
             (JsonPath::keys(["vsock", "uds_path"]), self.vsock.as_ref().map(|vsock| &vsock.uds_path)),
+            (JsonPath::keys(["gdb"]), self.gdb.as_ref()),
             (JsonPath::keys(["serial", "serial_out_path"]), self.serial.serial_out_path.as_ref()),
             (JsonPath::keys(["logger", "log_path"]), self.logger.as_ref().and_then(|logger| logger.log_path.as_ref())),
             (JsonPath::keys(["metrics", "metrics_path"]), self.metrics.as_ref().map(|metrics| &metrics.metrics_path)),

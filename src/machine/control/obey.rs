@@ -51,6 +51,9 @@ impl Control<'_> {
         let begun = Instant::now();
         if !std::mem::replace(&mut self.paused, true) {
             self.machine.pause();
+            if let Some(gdb) = &mut self.gdb {
+                gdb.pause();
+            }
             note(&self.metrics.latencies.pause_vm, begun);
         }
     }
@@ -59,7 +62,11 @@ impl Control<'_> {
     pub(super) fn resume(&mut self) {
         let begun = Instant::now();
         if std::mem::replace(&mut self.paused, false) {
-            self.machine.resume();
+            self.machine.resume_devices();
+            match &mut self.gdb {
+                Some(gdb) => _ = gdb.resume(),
+                None => self.machine.resume_vcpus(),
+            }
             note(&self.metrics.latencies.resume_vm, begun);
         }
     }

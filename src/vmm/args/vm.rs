@@ -92,6 +92,10 @@ pub struct VmArgs {
     #[arg(long, help_heading = "Devices")]
     pub no_serial: bool,
 
+    /// UNIX socket at which gdb finds the guest, which waits for it (docs/gdb.md): gdb's `target remote SOCKET`
+    #[arg(long, value_name = "SOCKET", help_heading = "Debugging")]
+    pub gdb: Option<String>,
+
     /// Lowest severity in the monitor's own log: off, error, warning, info, debug, trace
     #[arg(long, value_name = "LEVEL", alias = "level", help_heading = "Log")]
     pub log_level: Option<String>,
@@ -164,6 +168,7 @@ impl VmArgs {
         set(&["machine-config", "mem_size_mib"], self.memory.map(Value::from), "--memory");
         set(&["cpu-config"], text(&self.cpu_config), "--cpu-config");
         set(&["machine-config", "cpu_template"], text(&self.cpu_template), "--cpu-template");
+        set(&["gdb"], text(&self.gdb), "--gdb");
         set(&["serial", "serial_out_path"], text(&self.serial), "--serial");
         set(&["serial", "enabled"], self.no_serial.then(|| false.into()), "--no-serial");
         set(&["logger", "level"], text(&self.log_level), "--log-level");

@@ -1,0 +1,160 @@
+//! gdb itself against the tuned kernel: it waits for gdb, is looked at, stepped, interrupted, and let go.
+//!
+//! Neither the lab's KVM nor its emulated processor tells a monitor of breakpoints (docs/gdb.md), so they are tested
+//! by src/machine/gdb/tests.rs; what is here needs single steps and kicks alone.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::vm::{PATIENCE, Running, Vm, guest, program};
+
+/// Address of a symbol of the tuned kernel.
+fn address(symbol: &str) -> u64 {
+    let map = fs::read_to_string(guest("tuned/System.map")).expect("a file");
+    let line = map.lines().find(|line| line.split(' ').nth(2) == Some(symbol)).expect("the symbol");
+    u64::from_str_radix(line.split(' ').next().unwrap_or_default(), 16).expect("an address")
+}
+
+fn gdb(socket: &Path, commands: &[String]) -> Child {
+    let mut gdb = Command::new("gdb");
+    gdb.args(["-batch", "-nx", "-ex", "set architecture i386:x86-64", "-ex", "set confirm off"]);
+    gdb.arg("-ex").arg(format!("target remote {}", socket.display()));
+    commands.iter().for_each(|command| _ = gdb.args(["-ex", command]));
+    gdb.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    gdb.spawn().expect("the program gdb (tools/test installs it)")
+}
+
+/// What gdb has printed, when it has ended.
+fn said(mut gdb: Child) -> String {
+    let until = Instant::now() + PATIENCE;
+    while gdb.try_wait().expect("waiting").is_none() {
+        if Instant::now() > until {
+            let _ = gdb.kill();
+            let Output { stdout, stderr, .. } = gdb.wait_with_output().expect("output");
+            panic!("gdb did not end:\n{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+        }
+        sleep(Duration::from_millis(20));
+    }
+    let Output { stdout, stderr, .. } = gdb.wait_with_output().expect("output");
+    format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr))
+}
+
+/// The number that gdb printed behind `name=`.
+fn number(text: &str, name: &str) -> u64 {
+    let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix("=0x"));
+    let digits = found.unwrap_or_else(|| panic!("no {name}= in\n{text}"));
+    u64::from_str_radix(digits.trim(), 16).unwrap_or_else(|_| panic!("{name}=0x{digits}\n{text}"))
+}
+
+fn print(name: &str, expression: &str) -> String {
+    format!("printf \"{name}=0x%lx\\n\", (unsigned long){expression}")
+}
+
+fn ctl(socket: &Path, verb: &str) -> String {
+    let ended =
+        Command::new(program()).arg("ctl").args([socket.as_os_str(), verb.as_ref()]).output().expect("a program");
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    String::from_utf8_lossy(&ended.stdout).into_owned()
+}
+
+/// A guest with a gdb socket and an API, which says `ready` and then waits for a line.
+fn start(dir: &Path, cpus: &str) -> Running {
+    let sockets = [dir.join("gdb.sock"), dir.join("api.sock")];
+    let [gdb, api] = sockets.map(|path| path.display().to_string());
+    let vm = Vm::tuned().args(["--cpus", cpus, "--gdb", &gdb, "--api-sock", &api]).pipe();
+    let vm = vm.run("echo ready\nread line\necho got=$line").start();
+    let until = Instant::now() + PATIENCE;
+    while !(dir.join("gdb.sock").exists() && dir.join("api.sock").exists()) {
+        assert!(Instant::now() < until, "no socket");
+        sleep(Duration::from_millis(10));
+    }
+    vm
+}
+
+#[test]
+fn the_guest_waits_is_stepped_and_goes_on() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut vm = start(dir.path(), "1");
+    assert!(ctl(&dir.path().join("api.sock"), "state").contains("Running"), "the API answers while the guest waits");
+    let mut commands = vec![print("start", "$rip"), print("cr0", "$cr0"), print("kernel", "*(unsigned int *)$rip")];
+    for step in 1..=5 {
+        commands.extend(["stepi".into(), print(&format!("step{step}"), "$rip")]);
+    }
+    // A register is written and read, then put back.
+    commands.extend(["set $old = $r15", "set $r15 = 0x1234567890"].map(String::from));
+    commands.extend([print("written", "$r15"), "set $r15 = $old".into(), "info threads".into(), "detach".into()]);
+    let text = said(gdb(&dir.path().join("gdb.sock"), &commands));
+    let start = number(&text, "start");
+    assert!(start != 0 && number(&text, "cr0") & 1 == 1 && number(&text, "kernel") != 0, "{text}");
+    let mut before = start;
+    for step in 1..=5 {
+        let rip = number(&text, &format!("step{step}"));
+        assert!(rip != before, "step {step} did not move\n{text}");
+        before = rip;
+    }
+    assert_eq!(number(&text, "written"), 0x12_3456_7890, "{text}");
+    assert!(text.contains("vCPU 0"), "{text}");
+    vm.expect("ready");
+    vm.send("hello\n");
+    let ended = vm.ends(0);
+    assert_eq!(ended.value("got"), "hello");
+}
+
+#[test]
+fn control_c_shows_a_kernel_that_runs() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut vm = start(dir.path(), "2");
+    let banner = address("linux_banner");
+    let commands = [
+        "continue".to_owned(),
+        print("rip", "$rip"),
+        print("cr3", "$cr3"),
+        print("gs", "$gs_base"),
+        format!("printf \"banner=%s\\n\", (char *){banner:#x}"),
+        "info threads".into(),
+        "stepi".into(),
+        print("stepped", "$rip"),
+        "detach".into(),
+    ];
+    let gdb = gdb(&dir.path().join("gdb.sock"), &commands);
+    vm.expect("ready");
+    let id = Pid::from_raw(gdb.id().cast_signed()).expect("a process id");
+    kill_process(id, Signal::INT).expect("a signal");
+    let text = said(gdb);
+    assert!(text.contains("SIGINT"), "{text}");
+    assert!(text.contains("banner=Linux version 6.1"), "{text}");
+    assert!(number(&text, "cr3") != 0 && text.contains("vCPU 1"), "{text}");
+    assert!(number(&text, "rip") >> 32 == 0xffff_ffff || number(&text, "rip") < 1 << 47, "{text}");
+    assert!(number(&text, "stepped") != number(&text, "rip"), "{text}");
+    vm.send("again\n");
+    let ended = vm.ends(0);
+    assert_eq!(ended.value("got"), "again");
+}
+
+#[test]
+fn a_gdb_that_is_killed_leaves_a_guest_that_runs() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut vm = start(dir.path(), "1");
+    let held = dir.path().join("held");
+    let holds = format!("shell touch {}; exec sleep 1000", held.display());
+    let mut gdb = gdb(&dir.path().join("gdb.sock"), &["stepi".into(), holds]);
+    let until = Instant::now() + PATIENCE;
+    while !held.exists() {
+        assert!(Instant::now() < until, "gdb did not come to hold the guest");
+        sleep(Duration::from_millis(20));
+    }
+    gdb.kill().expect("a process");
+    gdb.wait().expect("a process");
+    vm.expect("ready");
+    let api = dir.path().join("api.sock");
+    ctl(&api, "pause");
+    ctl(&api, "resume");
+    vm.send("alone\n");
+    assert_eq!(vm.ends(0).value("got"), "alone");
+    assert!(!dir.path().join("gdb.sock").exists(), "the socket's name is gone");
+}
