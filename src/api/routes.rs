@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use machine::config::{Edit, JsonPath, Step};
-use machine::control::{Answer, Remote, Reply, Request as Order, State};
+use machine::control::{Answer, Hint, Remote, Reply, Request as Order, State};
 use machine::metadata::{Store, StoreError};
 use machine::metrics::{Endpoint, Metrics};
 use serde_json::{Map, Value, json};
@@ -162,20 +162,36 @@ pub const ROUTES: &[Route] = &[
         only(&body, &["amount_mib"])?;
         call.update(api, "balloon", body)
     }),
-    route("GET", "/balloon/statistics", |api, _| match api.remote.ask(Order::Inspect { id: "balloon".into() }) {
-        Ok(Answer::Told(Value::Null)) => Err("the balloon's statistics are off (stats_polling_interval_s)".into()),
-        Ok(Answer::Told(statistics)) => Ok(Told::Json(statistics)),
-        other => done(other),
+    route("GET", "/balloon/statistics", |api, _| match balloon(api, "statistics")? {
+        Value::Null => Err("the balloon's statistics are off (stats_polling_interval_s)".into()),
+        statistics => Ok(Told::Json(statistics)),
     }),
     route("PATCH", "/balloon/statistics", |api, call| {
         let body = call.object()?;
         only(&body, &["stats_polling_interval_s"])?;
         call.update(api, "balloon", body)
     }),
+    route("PATCH", "/balloon/hinting/start", |api, call| {
+        let body = if call.body.is_empty() { Map::new() } else { call.object()? };
+        only(&body, &["acknowledge_on_stop"])?;
+        let acknowledge_on_stop = match body.get("acknowledge_on_stop") {
+            None | Some(Value::Bool(true)) => true,
+            Some(Value::Bool(false)) => false,
+            Some(other) => {
+                return Err(format!("{}: acknowledge_on_stop is true or false, not {other}", call.source).into());
+            }
+        };
+        done(api.remote.ask(Order::Hint(Hint::Start { acknowledge_on_stop })))
+    }),
+    route("PATCH", "/balloon/hinting/stop", |api, _| done(api.remote.ask(Order::Hint(Hint::Stop)))),
+    route("GET", "/balloon/hinting/status", |api, _| match balloon(api, "hinting")? {
+        Value::Null => Err("free page hinting is off (free_page_hinting)".into()),
+        status => Ok(Told::Json(status)),
+    }),
 ];
 
 /// Endpoints of Firecracker's that are refused by name.
-pub const LATER: &[&str] = &["/balloon/hinting", "/hotplug", "/snapshot/create", "/snapshot/load"];
+pub const LATER: &[&str] = &["/hotplug", "/snapshot/create", "/snapshot/load"];
 
 const fn route(method: &'static str, path: &'static str, run: fn(&Api, &Call<'_>) -> Outcome) -> Route {
     Route { method, path, run }
@@ -209,6 +225,14 @@ impl Api {
             Ok(Told::Text(kind, text)) => Response::text(kind, text),
             Err(fault) => Response::fault(fault.status, &fault.text),
         }
+    }
+}
+
+/// What the balloon of a VM that is started has to tell under this name.
+fn balloon(api: &Api, name: &str) -> Result<Value, String> {
+    match api.remote.ask(Order::Inspect { id: "balloon".into() }).map_err(text)? {
+        Answer::Told(mut told) => Ok(told[name].take()),
+        _ => Ok(Value::Null),
     }
 }
 

@@ -14,6 +14,8 @@ use tracing::{info, warn};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 pub use self::configure::{Begin, configure};
+pub use devices::virtio::balloon::Hint;
+
 pub use self::mailbox::{Answer, Letter, Mailbox, Refusal, Remote, Reply, Request, State};
 
 use crate::config::VmConfig;

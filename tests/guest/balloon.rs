@@ -3,6 +3,9 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
+use crate::api::Remote;
 use crate::vm::{PATIENCE, Running, Vm};
 
 /// Uses 160 MiB, says so, and frees them when told to.
@@ -48,6 +51,29 @@ fn free_pages_return_to_the_host() {
 fn debian_s_kernels_report_theirs() {
     frees("debian12/vmlinux", &["--balloon", "0"]);
     frees("debian13/vmlinux", &["--balloon", "0,stats=1"]);
+}
+
+/// Without reports the monitor keeps what the guest has freed, until the guest is asked for it.
+#[test]
+fn a_guest_is_asked_for_its_free_pages() {
+    for kernel in ["debian12/vmlinux", "debian13/vmlinux"] {
+        let args = ["--memory", "256M", "--balloon", "0,no_reporting,hinting"];
+        let mut remote = Remote::start(Vm::boot(kernel).args(args).run(USE_AND_FREE).pipe());
+        remote.vm.expect("USED");
+        let used = resident_mib(&remote.vm);
+        remote.vm.send("\n");
+        remote.vm.expect("FREED");
+        assert!(resident_mib(&remote.vm) > used - 20, "nothing is given back unasked");
+        remote.call("PATCH", "/balloon/hinting/start", Value::Null);
+        wait_until_below(&remote.vm, used - 120);
+        let until = Instant::now() + PATIENCE;
+        while remote.call("GET", "/balloon/hinting/status", Value::Null)["host_cmd"] != 1 {
+            assert!(Instant::now() < until, "the guest does not come to an end");
+            sleep(Duration::from_millis(100));
+        }
+        remote.vm.send("\n");
+        assert!(remote.vm.ends(0).number("free") > 130 << 10, "the guest has its pages again");
+    }
 }
 
 /// The driver inflates by itself, and the guest's own sum agrees.

@@ -9,8 +9,7 @@ use super::fault::Problem;
 use super::path::JsonPath;
 
 /// Firecracker's keys without a meaning here, by the object that they are in.
-const LATER: [(&str, &[&str]); 4] =
-    [("", &["memory-hotplug"]), ("balloon", &["free_page_hinting"]), ("cpu-config", &ARM), ("drives", &["socket"])];
+const LATER: [(&str, &[&str]); 3] = [("", &["memory-hotplug"]), ("cpu-config", &ARM), ("drives", &["socket"])];
 
 /// Parts of `cpu-config` that are about another kind of processor.
 const ARM: [&str; 2] = ["reg_modifiers", "vcpu_features"];
@@ -85,7 +84,7 @@ mod tests {
     #[test]
     fn what_asks_for_nothing_is_taken_out() {
         let mut document = json!({
-            "balloon": { "free_page_hinting": false }, "memory-hotplug": null, "network-interfaces": [],
+            "memory-hotplug": null, "network-interfaces": [],
             "machine-config": { "smt": false }, "cpu-config": { "reg_modifiers": [] },
             "drives": [{ "drive_id": "a", "socket": null }],
             "logger": { "level": "WARN" }, "unknown": null
@@ -93,7 +92,7 @@ mod tests {
         assert_eq!(settle(&mut document), []);
         let left = json!({
             "machine-config": { "smt": false }, "cpu-config": {}, "drives": [{ "drive_id": "a" }], "logger": { "level": "Warning" },
-            "balloon": {}, "network-interfaces": [], "unknown": null
+            "network-interfaces": [], "unknown": null
         });
         assert_eq!(document, left);
     }

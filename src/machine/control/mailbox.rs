@@ -4,6 +4,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 
+use devices::virtio::balloon::Hint;
 use serde_json::{Map, Value};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -43,6 +44,8 @@ pub enum Request {
         /// What asks for it, for messages.
         source: String,
     },
+    /// Ask the guest of a VM that is started for its free pages, or no longer.
+    Hint(Hint),
     /// What a device of a VM that is started has to tell.
     Inspect {
         /// The device's name.

@@ -4,6 +4,8 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use devices::tally::Gauge;
+use devices::virtio::Change;
+use devices::virtio::balloon::BalloonChange;
 use serde_json::{Map, Value};
 
 use super::mailbox::{Answer, Refusal, Reply, Request, State};
@@ -37,6 +39,11 @@ impl Control<'_> {
             Request::PowerButton | Request::CtrlAltDel => self.machine.press_power_button(),
             Request::FlushMetrics => self.metrics.flush(),
             Request::Update { id, patch, source } => self.update(&id, &patch, &source)?,
+            Request::Hint(hint) => {
+                let change = BalloonChange { hint: Some(hint), ..BalloonChange::default() };
+                let done = self.machine.update("balloon", Change::Balloon(change));
+                done.map_err(|error| Refusal::Refused(format!("the balloon: {error}")))?;
+            }
             Request::Inspect { id } => {
                 return self.machine.inspect(&id).map(Answer::Told).ok_or(Refusal::NoDevice(id));
             }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::vm::mebibytes;
 
-/// Reads `SIZE[,deflate_on_oom][,stats=SECONDS][,no_reporting]` into the key `balloon`.
+/// Reads `SIZE[,deflate_on_oom][,stats=SECONDS][,no_reporting][,hinting]` into the key `balloon`.
 pub fn parse(text: &str) -> Result<Value, String> {
     let mut parts = text.split(',');
     let size = mebibytes(parts.next().unwrap_or_default())?;
@@ -13,12 +13,13 @@ pub fn parse(text: &str) -> Result<Value, String> {
         let (key, value) = match option.split_once('=').unwrap_or((option, "")) {
             ("deflate_on_oom", "") => ("deflate_on_oom", true.into()),
             ("no_reporting", "") => ("free_page_reporting", false.into()),
+            ("hinting", "") => ("free_page_hinting", true.into()),
             ("stats", seconds) if seconds.parse::<u16>().is_ok() => {
                 ("stats_polling_interval_s", json!(seconds.parse::<u16>().unwrap_or(0)))
             }
             _ => {
                 return Err(format!(
-                    "unknown option `{option}`; deflate_on_oom, stats=SECONDS and no_reporting are known"
+                    "unknown option `{option}`; deflate_on_oom, stats=SECONDS, no_reporting and hinting are known"
                 ));
             }
         };
@@ -37,9 +38,10 @@ mod tests {
     fn options_follow_the_size() {
         assert_eq!(parse("0").unwrap(), json!({ "amount_mib": 0 }));
         assert_eq!(
-            parse("1G,deflate_on_oom,stats=5,no_reporting").unwrap(),
+            parse("1G,deflate_on_oom,stats=5,no_reporting,hinting").unwrap(),
             json!({
-                "amount_mib": 1024, "deflate_on_oom": true, "stats_polling_interval_s": 5, "free_page_reporting": false
+                "amount_mib": 1024, "deflate_on_oom": true, "stats_polling_interval_s": 5, "free_page_reporting": false,
+                "free_page_hinting": true
             })
         );
     }

@@ -73,7 +73,7 @@ pub struct VmArgs {
     #[arg(long, value_name = "PATH[,ro]", value_parser = pmem::parse, help_heading = "Devices")]
     pub pmem: Vec<Value>,
     /// A memory balloon: the memory that the guest is asked to give back, maybe 0. Options: ,deflate_on_oom ,stats=SECONDS
-    /// ,no_reporting (else the guest's free pages go back to the host)
+    /// ,no_reporting (else the guest's free pages go back to the host) ,hinting (it can be asked for them)
     #[arg(long, value_name = "SIZE[,OPTION]", value_parser = balloon::parse, help_heading = "Devices")]
     pub balloon: Option<Value>,
     /// A random number generator; there is one anyway unless --config is given

@@ -138,6 +138,7 @@ fn balloon() -> DeviceConfig {
         deflate_on_oom: true,
         stats_polling_interval_s: 1,
         free_page_reporting: true,
+        free_page_hinting: true,
     })
 }
 

@@ -6,6 +6,8 @@
 //! nothing that was ever secret.
 #![allow(unsafe_code)] // madvise(2) of guest memory
 
+mod hinting;
+
 use std::io;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -16,6 +18,8 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Permissions};
 use vmm_sys_util::timerfd::TimerFd;
 
+pub use self::hinting::Hint;
+use self::hinting::Hinting;
 use super::chain::{Chain, Segment};
 use super::io::{Broken, Counters, Held, Io, count};
 use super::{Change, Device, Facts, OpenError, Source, Stop, UpdateError};
@@ -27,6 +31,7 @@ const QUEUE_SIZE: u16 = 128;
 /// Feature bits (5.5.3).
 const STATS_VQ: u64 = 1 << 1;
 const DEFLATE_ON_OOM: u64 = 1 << 2;
+const HINTING: u64 = 1 << 3;
 const REPORTING: u64 = 1 << 5;
 /// Bytes of a balloon page, whatever the guest's page size (5.5.6).
 const PAGE: u64 = 4096;
@@ -61,6 +66,10 @@ pub struct BalloonConfig {
     /// must be asked for).
     #[serde(default = "yes")]
     pub free_page_reporting: bool,
+    /// The guest can be asked for all pages that are free now, in one go. Linux may use such a page again before the host
+    /// has taken it, and then finds zeros in it: leave this off unless the guest has memory to spare then.
+    #[serde(default)]
+    pub free_page_hinting: bool,
 }
 
 fn yes() -> bool {
@@ -74,6 +83,8 @@ pub struct BalloonChange {
     pub amount_mib: Option<u32>,
     /// Seconds between two looks at the statistics: there must be some before and after.
     pub stats_polling_interval_s: Option<u16>,
+    /// What becomes of free page hinting.
+    pub hint: Option<Hint>,
 }
 
 /// Names of the statistics by their tags, from 0 (virtio 1.2, 5.5.6.3; linux/virtio_balloon.h).
@@ -110,6 +121,7 @@ pub struct Balloon {
     /// Queues that exist only when their features are negotiated have no fixed places.
     stats: Option<usize>,
     reporting: Option<usize>,
+    hinting: Hinting,
 }
 
 impl Balloon {
@@ -130,6 +142,7 @@ impl Balloon {
             statistics: [None; NAMES.len()],
             stats: None,
             reporting: None,
+            hinting: Hinting::default(),
         })
     }
 
@@ -201,16 +214,39 @@ impl Balloon {
     }
 }
 
+impl Balloon {
+    /// What is known of the guest's memory.
+    fn statistics(&self) -> serde_json::Value {
+        let target = self.config.amount_mib;
+        let mut told = serde_json::json!({
+            "target_pages": target.saturating_mul(PAGES_PER_MIB),
+            "actual_pages": self.actual,
+            "target_mib": target,
+            "actual_mib": self.actual / PAGES_PER_MIB,
+        });
+        if let Some(told) = told.as_object_mut() {
+            let known = NAMES.iter().zip(&self.statistics);
+            told.extend(known.filter_map(|(name, value)| Some(((*name).to_owned(), (*value)?.into()))));
+        }
+        told
+    }
+}
+
 impl Device for Balloon {
     fn facts(&self) -> Facts {
         let stats = self.timer.is_some();
         let features = if stats { STATS_VQ } else { 0 }
             | if self.config.deflate_on_oom { DEFLATE_ON_OOM } else { 0 }
+            | if self.config.free_page_hinting { HINTING } else { 0 }
             | if self.config.free_page_reporting { REPORTING } else { 0 };
-        let queues = 2 + usize::from(stats) + usize::from(self.config.free_page_reporting);
-        let mut config = Vec::with_capacity(8);
+        let more = [stats, self.config.free_page_hinting, self.config.free_page_reporting];
+        let queues = more.into_iter().fold(2_usize, |queues, more| queues.saturating_add(more.into()));
+        let mut config = Vec::with_capacity(12);
         config.extend(self.config.amount_mib.saturating_mul(PAGES_PER_MIB).to_le_bytes()); // num_pages
         config.extend(self.actual.to_le_bytes());
+        if self.config.free_page_hinting {
+            config.extend(self.hinting.command().to_le_bytes()); // free_page_hint_cmd_id
+        }
         Facts {
             virtio_id: VIRTIO_ID_BALLOON,
             features,
@@ -231,7 +267,9 @@ impl Device for Balloon {
                 next
             })
         };
-        (self.stats, self.reporting) = (place(STATS_VQ), place(REPORTING));
+        self.stats = place(STATS_VQ);
+        self.hinting.queue = place(HINTING);
+        self.reporting = place(REPORTING);
         Ok(())
     }
 
@@ -241,6 +279,14 @@ impl Device for Balloon {
             INFLATE => io.drain(queue, |chain| Self::inflate(chain, counters)),
             DEFLATE => io.drain(queue, |_| Ok(0)), // the pages come back as they are touched
             _ if Some(queue) == self.stats => self.read_statistics(queue, io),
+            _ if Some(queue) == self.hinting.queue => {
+                let before = self.hinting.command();
+                io.drain(queue, |chain| self.hinting.serve(chain, counters))?;
+                if self.hinting.command() != before {
+                    io.set_config(&self.facts().config);
+                }
+                Ok(())
+            }
             _ if Some(queue) == self.reporting => io.drain(queue, |chain| Self::report(chain, counters)),
             _ => Ok(()),
         }
@@ -270,12 +316,16 @@ impl Device for Balloon {
         self.waiting = None;
         if why == Stop::Reset {
             (self.stats, self.reporting) = (None, None);
+            self.hinting = Hinting::default();
             self.statistics = [None; NAMES.len()];
         }
     }
 
     fn update(&mut self, change: Change) -> Result<(), UpdateError> {
         let Change::Balloon(change) = change else { return Err(UpdateError::new("it is no balloon")) };
+        if let Some(hint) = change.hint {
+            return self.hinting.begin(hint);
+        }
         if let Some(seconds) = change.stats_polling_interval_s {
             let fresh = match (&self.timer, seconds) {
                 (Some(_), 1..) => Some(timer(seconds).map_err(|error| UpdateError::new(format!("a timer: {error}")))?),
@@ -293,23 +343,11 @@ impl Device for Balloon {
         Ok(())
     }
 
-    /// Firecracker's BalloonStatistics; nothing where statistics are off.
+    /// Firecracker's BalloonStatistics and HintingStatus, by the names `statistics` and `hinting`; null where they are off.
     fn inspect(&self) -> serde_json::Value {
-        if self.timer.is_none() {
-            return serde_json::Value::Null;
-        }
-        let target = self.config.amount_mib;
-        let mut told = serde_json::json!({
-            "target_pages": target.saturating_mul(PAGES_PER_MIB),
-            "actual_pages": self.actual,
-            "target_mib": target,
-            "actual_mib": self.actual / PAGES_PER_MIB,
-        });
-        if let Some(told) = told.as_object_mut() {
-            let known = NAMES.iter().zip(&self.statistics);
-            told.extend(known.filter_map(|(name, value)| Some(((*name).to_owned(), (*value)?.into()))));
-        }
-        told
+        let hinting = self.config.free_page_hinting.then(|| self.hinting.status());
+        let statistics = self.timer.is_some().then(|| self.statistics());
+        serde_json::json!({ "statistics": statistics, "hinting": hinting })
     }
 
     fn wrote_config(&mut self, offset: usize, data: &[u8]) {
@@ -374,173 +412,4 @@ fn timer(seconds: u16) -> io::Result<TimerFd> {
 }
 
 #[cfg(test)]
-mod tests {
-    use vm_memory::Bytes;
-
-    use super::*;
-    use crate::testing::{Buffer, RAM, Rig};
-    use crate::virtio::DeviceConfig;
-    use crate::virtio::transport::RING_FEATURES;
-
-    const PAGES: std::ops::Range<u64> = 0x100..0x110;
-
-    fn config() -> BalloonConfig {
-        serde_json::from_str(r#"{ "amount_mib": 3, "stats_polling_interval_s": 1 }"#).unwrap()
-    }
-
-    /// A rig whose pages are full of 0x77, with a driver that takes `features`.
-    fn rig(features: u64) -> Rig {
-        let mut rig = Rig::new(Box::new(Balloon::open(&config()).unwrap()));
-        rig.drive(RING_FEATURES | features);
-        for page in PAGES {
-            rig.memory().write_slice(&[0x77; 4096], GuestAddress(page << 12)).unwrap();
-        }
-        rig
-    }
-
-    /// Which of the pages are still there.
-    fn left(rig: &Rig) -> Vec<u64> {
-        let first = |page: u64| rig.memory().read_obj::<u8>(GuestAddress(page << 12)).unwrap();
-        let last = |page: u64| rig.memory().read_obj::<u8>(GuestAddress((page << 12) + 4095)).unwrap();
-        PAGES.filter(|page| (first(*page), last(*page)) == (0x77, 0x77)).collect()
-    }
-
-    fn numbers(pages: &[u32]) -> Vec<u8> {
-        pages.iter().flat_map(|page| page.to_le_bytes()).collect()
-    }
-
-    #[test]
-    fn inflating_takes_exactly_the_pages_named() {
-        let mut rig = rig(0);
-        let request = rig.readable(&numbers(&[0x103, 0x104, 0x102, 0x108, 0x10f, 0x10e]));
-        assert_eq!(rig.request(0, &[request]), 0);
-        let gone = [0x102, 0x103, 0x104, 0x108, 0x10e, 0x10f];
-        assert_eq!(left(&rig), PAGES.filter(|page| !gone.contains(page)).collect::<Vec<_>>());
-        let request = rig.readable(&numbers(&[0x103]));
-        assert_eq!(rig.request(1, &[request]), 0, "deflating is answered");
-        assert!(!rig.needs_reset());
-    }
-
-    #[test]
-    fn pages_that_are_not_ram_are_passed_over() {
-        let mut rig = rig(0);
-        let request = rig.readable(&numbers(&[u32::MAX, (RAM >> 12) as u32, 0x100, 0x7fff_ffff]));
-        assert_eq!(rig.request(0, &[request]), 0);
-        assert_eq!(left(&rig), (0x101..0x110).collect::<Vec<_>>());
-        let odd = rig.readable(&[1, 2, 3]);
-        assert_eq!(rig.request(0, &[odd]), 0);
-        assert!(!rig.needs_reset());
-    }
-
-    #[test]
-    fn too_many_numbers_break_it() {
-        let mut rig = rig(0);
-        rig.post(0, &[Buffer { addr: 0x40000, len: 65_540, writable: false }]);
-        rig.kick(0);
-        rig.settle();
-        assert!(rig.needs_reset());
-    }
-
-    #[test]
-    fn reported_ranges_go_page_by_page() {
-        // The driver took reporting and no statistics: its third queue is the one for reports.
-        let mut rig = rig(REPORTING);
-        let range = |addr: u64, len: u32| Buffer { addr, len, writable: true };
-        let ranges =
-            [range(0x10_2800, 0x2000), range(0x10_8000, 0x3000), range(RAM - 4096, 1 << 20), range(u64::MAX, 9)];
-        assert_eq!(rig.request(2, &ranges), 0);
-        let gone = [0x103, 0x108, 0x109, 0x10a];
-        assert_eq!(left(&rig), PAGES.filter(|page| !gone.contains(page)).collect::<Vec<_>>());
-        assert!(!rig.needs_reset());
-    }
-
-    #[test]
-    fn statistics_are_asked_for_again_and_again() {
-        let mut rig = rig(STATS_VQ | REPORTING);
-        for round in 0..2 {
-            let mut statistics = vec![4, 0];
-            statistics.extend(u64::to_le_bytes(round));
-            let buffer = rig.readable(&statistics);
-            let head = rig.post(2, &[buffer]);
-            rig.kick(2);
-            assert_eq!(rig.wait_used(2), (head, 0)); // by the timer
-        }
-        assert!(!rig.needs_reset());
-    }
-
-    #[test]
-    fn the_configuration_says_what_is_wanted_and_what_is_there() {
-        let mut rig = rig(0);
-        assert_eq!(rig.config(0, 8), [768_u32.to_le_bytes(), 0_u32.to_le_bytes()].concat());
-        rig.write(crate::virtio::registers::offset::CONFIG + 4, 700);
-        assert_eq!(rig.config(0, 8), [768_u32.to_le_bytes(), 700_u32.to_le_bytes()].concat());
-        rig.write(crate::virtio::registers::offset::CONFIG, 1);
-        assert_eq!(rig.config(0, 4), 768_u32.to_le_bytes());
-    }
-
-    fn update(rig: &mut Rig, change: impl FnOnce(&mut BalloonConfig), key: &str) -> Result<(), String> {
-        let mut wanted = config();
-        change(&mut wanted);
-        rig.update(&DeviceConfig::Balloon(wanted), &[key]).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn the_target_can_be_changed() {
-        let mut rig = rig(STATS_VQ);
-        rig.take_interrupt();
-        update(&mut rig, |config| config.amount_mib = 5, "amount_mib").unwrap();
-        assert_eq!(rig.take_interrupt().map(|bits| bits & 2), Some(2), "the driver hears of it");
-        assert_eq!(rig.config(0, 4), 1280_u32.to_le_bytes());
-        let request = rig.readable(&numbers(&[0x100]));
-        assert_eq!(rig.request(0, &[request]), 0, "and the device goes on");
-        rig.drive(RING_FEATURES);
-        assert_eq!(rig.config(0, 4), 1280_u32.to_le_bytes(), "a later driver sees it, too");
-    }
-
-    #[test]
-    fn statistics_are_kept_over_an_update_and_shown() {
-        let mut rig = rig(STATS_VQ);
-        let pairs = [(4_u16, 1_u64 << 20), (5, 1 << 30), (0xfff0, 9), (16, 9)];
-        let told: Vec<u8> =
-            pairs.iter().flat_map(|(tag, value)| [&tag.to_le_bytes()[..], &value.to_le_bytes()].concat()).collect();
-        let buffer = rig.readable(&told);
-        rig.post(2, &[buffer]);
-        rig.kick(2);
-        rig.settle();
-        let text = "statistics can not be switched on or off while the VM exists (stats_polling_interval_s)";
-        assert_eq!(
-            update(&mut rig, |config| config.stats_polling_interval_s = 0, "stats_polling_interval_s"),
-            Err(text.into())
-        );
-        update(&mut rig, |config| config.stats_polling_interval_s = 60, "stats_polling_interval_s").unwrap();
-        let wanted = serde_json::json!({
-            "target_pages": 768, "target_mib": 3, "actual_pages": 0, "actual_mib": 0,
-            "free_memory": 1 << 20, "total_memory": 1 << 30
-        });
-        assert_eq!(rig.transport().worker().inspect(), wanted);
-        let without = BalloonConfig { stats_polling_interval_s: 0, ..config() };
-        let mut rig = Rig::new(Box::new(Balloon::open(&without).unwrap()));
-        assert_eq!(rig.transport().worker().inspect(), serde_json::Value::Null);
-    }
-
-    /// The buffer of the statistics is the device's during a pause, as before, and comes back by the timer.
-    #[test]
-    fn a_pause_loses_no_statistics() {
-        let mut rig = rig(STATS_VQ);
-        let buffer = rig.readable(&[0; STATISTIC]);
-        let head = rig.post(2, &[buffer]);
-        rig.kick(2);
-        rig.settle();
-        rig.pause();
-        rig.resume();
-        assert_eq!(rig.wait_used(2), (head, 0));
-    }
-
-    #[test]
-    fn runs_grow_both_ways() {
-        let mut run = Run::default();
-        assert_eq!([5, 6, 4, 9, 8, 20].map(|page| run.add(page)), [None, None, None, Some((4, 3)), None, Some((8, 2))]);
-        assert_eq!((run.take(), run.take()), (Some((20, 1)), None));
-        assert_eq!((Run::default().add(u64::MAX), Run::default().add(0)), (None, None));
-    }
-}
+mod tests;
