@@ -142,6 +142,12 @@ impl Metrics {
         endpoint
     }
 
+    /// Counts what belongs to no VM in particular, and shows it on the page once there is something. Before there is a VM.
+    pub fn watch(&self, group: &'static str, tally: Arc<dyn Tally>) {
+        let source = Source { is_shy: true, ..Source::only(group, tally) };
+        self.sources().process.push(source);
+    }
+
     /// From now on these are what the VM counts; what an earlier VM counted is forgotten.
     pub fn set_vm(&self, sources: Vec<Source>) {
         let mut all = self.sources();

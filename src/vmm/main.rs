@@ -54,6 +54,7 @@ fn main() -> ExitCode {
 
 fn run_verb(vm: &VmArgs, run: RunArgs, started: Instant) -> Result<ExitCode, Failure> {
     let (api, metadata, metrics) = (run.api(), run.metadata()?, Arc::new(Metrics::new()));
+    metrics.watch("mmds", metadata.counts());
     let what = if api.is_some() && !vm.names_a_vm() {
         What::Draft(Box::new(vm.draft()?))
     } else {

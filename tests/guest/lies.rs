@@ -49,6 +49,8 @@ fn every_device_survives_lies() {
         format!("{},engine=async", path("victim").display()),
         "--net".into(),
         "tap=vmmlies".into(),
+        "--set".into(),
+        "mmds-config={\"network_interfaces\": [\"eth0\", \"eth2\"]}".into(),
         "--net".into(),
         "tap=vmmlies2,vhost".into(),
         "--net".into(),

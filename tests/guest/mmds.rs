@@ -101,6 +101,10 @@ fn with_v2_a_token_is_needed() {
     remote.vm.send("\n");
     remote.vm.expect("CHANGE");
     remote.call("PATCH", "/mmds", json!({ "a": "two" }));
+    let page = remote.call("GET", "/metrics", Value::Null);
+    for line in ["vmm_mmds_requests_total 5\n", "vmm_mmds_rx_no_token_total 1\n"] {
+        assert!(page.as_str().is_some_and(|page| page.contains(line)), "{line}: {page}");
+    }
     remote.vm.send("\n");
     let ended = remote.vm.ends(0);
     assert!(ended.value("early").starts_with("401 Unauthorized No MMDS token"), "{}", ended.value("early"));

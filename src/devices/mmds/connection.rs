@@ -1,8 +1,11 @@
 //! One TCP connection of a guest to the metadata service: what came, what is to be sent. The interface's worker thread.
 
+use std::sync::Arc;
+
 use smoltcp::socket::tcp::{Socket, State};
 use smoltcp::time::Instant;
 
+use super::counts::{Counted, Counts};
 use super::http::{Answer, REQUEST_MAX};
 
 /// A connection above its socket; a new one for each that the socket accepts.
@@ -16,12 +19,14 @@ pub struct Connection {
     is_ending: bool,
     /// When it last did anything.
     pub active: Instant,
+    _counted: Counted,
 }
 
 impl Connection {
     /// One that has done nothing yet.
-    pub fn new(now: Instant) -> Self {
-        Self { incoming: Vec::new(), outgoing: Vec::new(), sent: 0, is_ending: false, active: now }
+    pub fn new(now: Instant, counts: &Arc<Counts>) -> Self {
+        let (incoming, outgoing) = (Vec::new(), Vec::new());
+        Self { incoming, outgoing, sent: 0, is_ending: false, active: now, _counted: Counted::begin(counts) }
     }
 
     /// Does what can be done now. A guest that does not take its answer is not listened to: that bounds what is kept for

@@ -48,7 +48,7 @@ struct Conversation {
 pub fn converse(mut data: &[u8]) {
     let store = Store::new(100_000).expect("random numbers");
     store.put(serde_json::json!({ "a": "b", "long": "x".repeat(30_000) })).expect("it fits");
-    let stack = Stack::new(Ipv4Addr::new(169, 254, 169, 254), None, 1);
+    let stack = Stack::new(Ipv4Addr::new(169, 254, 169, 254), None, 1, store.counts());
     let now = Instant::from_secs(1);
     let mut talk = Conversation { stack, store, peer: Peer::new(), connections: Vec::new(), seen: Vec::new(), now };
     for _ in 0..STEPS {

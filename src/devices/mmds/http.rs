@@ -4,6 +4,7 @@
 //! httparse reads the lines. What is asked and answered is Firecracker's, its words included.
 
 use super::config::MmdsVersion;
+use super::counts::add;
 use super::store::{Form, Missing, Store};
 
 /// Longest request, bytes, with its body (which nothing here reads).
@@ -96,8 +97,11 @@ pub fn answer(bytes: &[u8], rules: Rules, store: &Store) -> Option<Answer> {
         Ok(httparse::Status::Partial) => Err(Reply::text(413, "The request is too long.")),
         Err(error) => Err(Reply::text(400, format!("Invalid request: {error}."))),
     };
+    if parsed.as_ref().is_ok_and(|request| request.len > bytes.len()) {
+        return None;
+    }
+    add(&store.counts().requests, 1);
     match parsed {
-        Ok(request) if request.len > bytes.len() => None,
         Ok(request) => {
             let reply = respond(&request, rules, store);
             // Other methods may bring a body, or want none back, by rules of their own.
@@ -161,25 +165,34 @@ fn path(target: &str) -> Option<&str> {
 }
 
 fn get(request: &Request<'_>, path: &str, rules: Rules, store: &Store) -> Reply {
-    // With V1 a token that is not good does not matter, so that clients of V2 work with both.
-    if rules.version == MmdsVersion::V2 {
-        match value(request.headers, &TOKEN) {
-            None => {
-                let text = format!(
-                    "No MMDS token provided. Use `{}` or `{}` header to specify the session token.",
-                    TOKEN[0], TOKEN[1]
-                );
-                return Reply::text(401, text);
-            }
-            Some(token) if !store.tokens().is_good(token) => return Reply::text(401, "MMDS token not valid."),
-            Some(_) => {}
-        }
+    // With V1 it does not matter, so that clients of V2 work with both.
+    if let Some(refusal) = refuse(request, store).filter(|_| rules.version == MmdsVersion::V2) {
+        return refusal;
     }
     let is_json = !rules.imds_compat && wants_json(request.headers);
     match store.read(path, if is_json { Form::Json } else { Form::Text }) {
         Ok(body) => Reply { status: 200, body, is_json },
         Err(Missing::Nothing) => Reply::text(404, format!("Resource not found: {path}.")),
         Err(Missing::NoText) => Reply::text(501, "Cannot retrieve value. The value has an unsupported type."),
+    }
+}
+
+/// What a request without a good token is told.
+fn refuse(request: &Request<'_>, store: &Store) -> Option<Reply> {
+    match value(request.headers, &TOKEN) {
+        None => {
+            add(&store.counts().rx_no_token, 1);
+            let [ours, other] = TOKEN;
+            Some(Reply::text(
+                401,
+                format!("No MMDS token provided. Use `{ours}` or `{other}` header to specify the session token."),
+            ))
+        }
+        Some(token) if !store.tokens().is_good(token) => {
+            add(&store.counts().rx_invalid_token, 1);
+            Some(Reply::text(401, "MMDS token not valid."))
+        }
+        Some(_) => None,
     }
 }
 
@@ -213,6 +226,8 @@ fn put(request: &Request<'_>, path: &str, store: &Store) -> Reply {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use serde_json::json;
 
     use super::*;
@@ -273,6 +288,9 @@ mod tests {
         assert_eq!(ask(&wrong, V2, &store), (401, "MMDS token not valid.".into()));
         let (status, text) = ask(&lines("GET /name/first", &[]), V2, &store);
         assert!(status == 401 && text.starts_with("No MMDS token provided."), "{text}");
+        let counts = store.counts();
+        let counted = [&counts.requests, &counts.rx_invalid_token, &counts.rx_no_token];
+        assert_eq!(counted.map(|count| count.load(Ordering::Relaxed)), [11, 2, 1]);
     }
 
     #[test]

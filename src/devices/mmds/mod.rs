@@ -7,6 +7,7 @@
 
 pub mod config;
 mod connection;
+pub mod counts;
 mod detour;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzzing;

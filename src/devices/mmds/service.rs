@@ -11,6 +11,7 @@ use smoltcp::time::Instant;
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::config::MmdsConfig;
+use super::counts::add;
 use super::detour::{HEAD, is_for};
 use super::http::{Answer, Rules, answer};
 use super::stack::{FRAME_MAX, Stack};
@@ -40,7 +41,7 @@ impl Service {
         let timer = TimerFd::new().map_err(|error| failed(error.into()))?;
         let seed = u64::from_ne_bytes(random().map_err(failed)?);
         let rules = Rules { version: config.version, imds_compat: config.imds_compat };
-        let stack = Stack::new(address, mtu, seed);
+        let stack = Stack::new(address, mtu, seed, store.counts());
         Ok(Self { address, mtu, rules, store, stack, timer, since: std::time::Instant::now() })
     }
 
@@ -59,11 +60,15 @@ impl Service {
         if chain.read(at, head).is_err() || !is_for(self.address, head) {
             return false;
         }
+        let counts = self.store.counts();
+        add(&counts.rx_accepted, 1);
         let mut frame = vec![0; len.min(FRAME_MAX)];
         if len <= FRAME_MAX && chain.read(at, &mut frame).is_ok() {
             let now = self.now();
             self.stack.take(frame, now, &mut serve(self.rules, &self.store));
             self.set_timer(now);
+        } else {
+            add(&counts.rx_accepted_err, 1);
         }
         true
     }
@@ -85,13 +90,17 @@ impl Service {
         if self.stack.has_more() {
             self.timeout();
         }
-        self.stack.next_frame()
+        let frame = self.stack.next_frame()?;
+        let counts = self.store.counts();
+        add(&counts.tx_frames, 1);
+        add(&counts.tx_bytes, u64::try_from(frame.len()).unwrap_or(0));
+        Some(frame)
     }
 
     /// The driver is gone, and with it all connections.
     pub fn forget(&mut self) {
         let seed = random().map(u64::from_ne_bytes).unwrap_or_default();
-        self.stack = Stack::new(self.address, self.mtu, seed);
+        self.stack = Stack::new(self.address, self.mtu, seed, self.store.counts());
         let _ = self.timer.clear();
     }
 

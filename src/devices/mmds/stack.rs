@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
@@ -15,6 +16,7 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpCidr};
 
 use super::connection::Connection;
+use super::counts::Counts;
 use super::http::Answer;
 use super::neighbor::Neighbor;
 
@@ -105,11 +107,12 @@ pub struct Stack {
     interface: Interface,
     sockets: SocketSet<'static>,
     slots: Vec<Slot>,
+    counts: Arc<Counts>,
 }
 
 impl Stack {
     /// At this address; `mtu` is that of the guest's interface, `seed` any random number.
-    pub fn new(address: Ipv4Addr, mtu: Option<u16>, seed: u64) -> Self {
+    pub fn new(address: Ipv4Addr, mtu: Option<u16>, seed: u64, counts: Arc<Counts>) -> Self {
         let mtu = usize::from(mtu.unwrap_or(MTU_MAX).clamp(MTU_MIN, MTU_MAX)).saturating_add(ETHERNET_HEADER);
         let mut wire = Wire { incoming: None, outgoing: VecDeque::new(), is_full: false, mtu };
         let mut config = Config::new(MAC.into());
@@ -118,7 +121,7 @@ impl Stack {
         // Whatever the guest's address is, it is in the same network.
         interface.update_ip_addrs(|addresses| _ = addresses.push(IpCidr::new(address.into(), 0)));
         let (neighbor, sockets) = (Neighbor::default(), SocketSet::new(Vec::new()));
-        let mut stack = Self { address, neighbor, wire, interface, sockets, slots: Vec::new() };
+        let mut stack = Self { address, neighbor, wire, interface, sockets, slots: Vec::new(), counts };
         stack.listen();
         stack
     }
@@ -141,7 +144,7 @@ impl Stack {
         for slot in &mut self.slots {
             let socket = self.sockets.get_mut::<Socket<'_>>(slot.socket);
             if socket.is_active() {
-                let connection = slot.connection.get_or_insert_with(|| Connection::new(now));
+                let connection = slot.connection.get_or_insert_with(|| Connection::new(now, &self.counts));
                 if connection.turn(socket, serve) {
                     connection.active = now;
                     progress = true;

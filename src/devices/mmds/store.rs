@@ -1,10 +1,11 @@
 //! The contents of the metadata service: one JSON value, which the API writes and guests read. Any thread.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Map, Value};
 
+use super::counts::Counts;
 use super::token::Tokens;
 
 /// Why the contents are as they were, in Firecracker's words.
@@ -43,12 +44,13 @@ pub struct Store {
     /// Most bytes of the contents as JSON.
     limit: usize,
     tokens: Tokens,
+    counts: Arc<Counts>,
 }
 
 impl Store {
     /// An empty store for contents of at most `limit` bytes, as JSON. An error where the host has no random numbers.
     pub fn new(limit: usize) -> io::Result<Self> {
-        Ok(Self { contents: Mutex::default(), limit, tokens: Tokens::new()? })
+        Ok(Self { contents: Mutex::default(), limit, tokens: Tokens::new()?, counts: Arc::default() })
     }
 
     /// The contents; an empty object before there are any.
@@ -86,6 +88,11 @@ impl Store {
     /// Who makes and knows the tokens for these contents.
     pub(super) fn tokens(&self) -> &Tokens {
         &self.tokens
+    }
+
+    /// What the service counts.
+    pub fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.counts)
     }
 
     fn contents(&self) -> MutexGuard<'_, Option<Value>> {

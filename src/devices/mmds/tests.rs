@@ -1,6 +1,7 @@
 //! The stack against a client, without threads, and with a clock that the test turns.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use smoltcp::iface::SocketHandle;
@@ -34,7 +35,7 @@ struct Both {
 
 impl Both {
     fn new() -> Self {
-        let stack = Stack::new(ADDRESS, None, 1);
+        let stack = Stack::new(ADDRESS, None, 1, Arc::default());
         Self { stack, peer: Peer::new(), now: Instant::from_secs(1), count: 0, lost: |_| false }
     }
 

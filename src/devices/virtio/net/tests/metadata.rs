@@ -148,6 +148,11 @@ fn a_guest_reads_and_the_host_hears_nothing() {
     assert_eq!(guest.get("/a", "Accept: application/json\r\n"), "{\"b\":\"c\"}");
     guest.store.patch(&serde_json::json!({ "a": { "b": null, "d": "e" } })).unwrap();
     assert_eq!(guest.get("/a/d", ""), "e");
+    let counts = guest.store.counts();
+    let counted = [&counts.requests, &counts.connections_created, &counts.connections_destroyed];
+    assert_eq!(counted.map(|count| count.load(Ordering::Relaxed)), [3, 3, 0], "the guest has not closed its side");
+    let frames = [&counts.rx_accepted, &counts.tx_frames].map(|count| count.load(Ordering::Relaxed));
+    assert!(frames.iter().all(|count| (6..100).contains(count)), "{frames:?}");
     assert_eq!(guest.host_heard(), None);
 }
 
@@ -231,6 +236,7 @@ fn a_pause_is_lived_through_and_a_reset_ends_everything() {
     guest.rig.resume();
     assert!(guest.ask(handle, "GET / HTTP/1.1\r\n\r\n").ends_with("there"));
     guest.start();
+    assert_eq!(guest.store.counts().connections_destroyed.load(Ordering::Relaxed), 1);
     guest.post(16);
     guest.peer.send(handle, "GET / HTTP/1.1\r\n\r\n");
     guest.until(|guest| guest.peer.state(handle) == State::Closed);
@@ -273,6 +279,7 @@ fn broken_frames_are_for_nobody() {
         let long = guest.rig.readable(&long);
         guest.rig.request(1, &[long]);
     }
+    assert_eq!(guest.store.counts().rx_accepted_err.load(Ordering::Relaxed), 2);
     guest.rig.request(1, &[Buffer { addr: RAM - 60, len: 100, writable: false }]);
     assert_eq!(guest.host_heard(), None);
     assert!(!guest.rig.needs_reset());
