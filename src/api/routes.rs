@@ -110,12 +110,18 @@ pub const ROUTES: &[Route] = &[
         done(api.remote.ask(order))
     }),
     route("PUT", "/actions", |api, call| {
-        let known = ["InstanceStart", "SendCtrlAltDel", "PowerButton", "Stop", "FlushMetrics"];
-        let order = match member(&call.object()?, "action_type", &known)? {
-            "InstanceStart" => Order::Start,
-            "SendCtrlAltDel" => Order::CtrlAltDel,
-            "PowerButton" => Order::PowerButton,
-            "Stop" => Order::Stop,
+        let known = ["InstanceStart", "SendCtrlAltDel", "PowerButton", "Stop", "FlushMetrics", "CoreDump"];
+        let mut body = call.object()?;
+        let path = body.remove("path_on_host");
+        let action = member(&body, "action_type", &known)?;
+        let order = match (action, path) {
+            ("CoreDump", Some(Value::String(path))) => Order::CoreDump { path: path.into() },
+            ("CoreDump", _) => return Err("path_on_host is missing: the core file's path".into()),
+            (_, Some(_)) => return Err(format!("path_on_host: unknown key of {action}").into()),
+            ("InstanceStart", _) => Order::Start,
+            ("SendCtrlAltDel", _) => Order::CtrlAltDel,
+            ("PowerButton", _) => Order::PowerButton,
+            ("Stop", _) => Order::Stop,
             _ => Order::FlushMetrics,
         };
         done(api.remote.ask(order))

@@ -6,6 +6,7 @@ mod attached;
 pub mod boot;
 pub mod config;
 pub mod control;
+pub mod core;
 pub mod cpu;
 pub mod error;
 pub mod events;

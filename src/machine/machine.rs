@@ -4,6 +4,7 @@
 //! first, so that nobody pokes a device that is gone, then the VM, then the memory that it shows to the guest.
 
 use std::panic::resume_unwind;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -28,6 +29,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::attached::Attached;
 use crate::boot;
 use crate::config::VmConfig;
+use crate::core::{self, CpuState};
 use crate::cpu::GuestCpu;
 use crate::error::{Doing, HostError};
 use crate::events::Events;
@@ -154,6 +156,18 @@ impl Machine {
     /// Whether KVM can keep interrupts from a vCPU that a debugger steps.
     pub fn steps_without_interrupts(&self) -> bool {
         self.vm.as_ref().is_some_and(Vm::steps_without_interrupts)
+    }
+
+    /// Writes a core file of the guest, whose vCPUs are parked.
+    pub fn core_dump(&self, path: &Path) -> Result<(), HostError> {
+        let read = |vcpu: &VcpuHandle| {
+            let state = vcpu.with(|fd| -> Result<_, kvm_ioctls::Error> {
+                Ok(CpuState { general: fd.get_regs()?, system: fd.get_sregs()? })
+            });
+            state.recv().ok().and_then(Result::ok).unwrap_or_default()
+        };
+        let cpus: Vec<_> = self.vcpus.iter().map(read).collect();
+        core::write(path, self.ram.guest(), &cpus)
     }
 
     /// Changes the device `id`, whether the machine is paused or not.

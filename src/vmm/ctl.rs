@@ -38,6 +38,12 @@ pub enum CtlVerb {
     PowerButton,
     /// End it now
     Stop,
+    /// Write a core file of the guest, for gdb and crash(8); it stands still meanwhile
+    Core {
+        /// The file, which must not be there
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
     /// Print what it counts, as Prometheus reads it
     Metrics,
     /// Write a line of metrics to --metrics-path
@@ -71,6 +77,12 @@ impl CtlVerb {
             Self::Resume => state("Resumed"),
             Self::PowerButton => action("PowerButton"),
             Self::Stop => action("Stop"),
+            Self::Core { file } => {
+                // The monitor may have another current directory.
+                let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
+                let body = json!({ "action_type": "CoreDump", "path_on_host": file });
+                ("PUT", "/actions".into(), Some(body))
+            }
             Self::Metrics => ("GET", "/metrics".into(), None),
             Self::FlushMetrics => action("FlushMetrics"),
             Self::Update { device, settings } => {
@@ -109,6 +121,14 @@ pub fn run(args: &CtlArgs) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_core_file_s_path_is_absolute() {
+        let (_, path, body) = CtlVerb::Core { file: "core".into() }.request();
+        let body = body.unwrap();
+        assert_eq!((path.as_str(), &body["action_type"]), ("/actions", &json!("CoreDump")));
+        assert!(body["path_on_host"].as_str().is_some_and(|path| path.starts_with('/') && path.ends_with("/core")));
+    }
 
     #[test]
     fn an_update_names_its_device_as_the_api_wants_it() {

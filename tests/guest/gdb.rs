@@ -158,3 +158,36 @@ fn a_gdb_that_is_killed_leaves_a_guest_that_runs() {
     assert_eq!(vm.ends(0).value("got"), "alone");
     assert!(!dir.path().join("gdb.sock").exists(), "the socket's name is gone");
 }
+
+#[test]
+fn gdb_reads_a_core_file() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (core, api) = (dir.path().join("guest.core"), dir.path().join("api.sock"));
+    let vm = Vm::tuned().args(["--cpus", "2", "--api-sock", &api.display().to_string()]).pipe();
+    let mut vm = vm.run("echo ready\nread line\necho got=$line").start();
+    vm.expect("ready");
+    let write = || {
+        let command =
+            Command::new(program()).arg("ctl").args([api.as_os_str(), "core".as_ref(), core.as_os_str()]).output();
+        command.expect("a program that runs")
+    };
+    assert!(write().status.success());
+    let again = write();
+    assert!(String::from_utf8_lossy(&again.stderr).contains("File exists"), "{again:?}");
+    let commands = [
+        "set architecture i386:x86-64".to_owned(),
+        format!("core-file {}", core.display()),
+        "info threads".into(),
+        print("rip", "$rip"),
+        format!("printf \"banner=%s\\n\", (char *){:#x}", address("linux_banner")),
+    ];
+    let mut gdb = Command::new("gdb");
+    gdb.args(["-batch", "-nx"]);
+    commands.iter().for_each(|command| _ = gdb.args(["-ex", command]));
+    gdb.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let text = said(gdb.spawn().expect("the program gdb (tools/test installs it)"));
+    assert!(text.contains("banner=Linux version 6.1"), "{text}");
+    assert!(number(&text, "rip") != 0 && text.contains("LWP 2"), "{text}");
+    vm.send("on\n");
+    assert_eq!(vm.ends(0).value("got"), "on");
+}

@@ -1,6 +1,7 @@
 //! Requests to the control thread, and their answers. Any thread asks; the control thread alone answers.
 
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 
@@ -33,6 +34,11 @@ pub enum Request {
     CtrlAltDel,
     /// End the VM now.
     Stop,
+    /// Write the guest's memory and registers to a file.
+    CoreDump {
+        /// The file, which must not be there.
+        path: PathBuf,
+    },
     /// Write a line of metrics.
     FlushMetrics,
     /// Change a device of a VM that is started.

@@ -1,5 +1,6 @@
 //! What the control thread does with the requests to a VM that is started.
 
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -10,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::mailbox::{Answer, Refusal, Reply, Request, State};
 use super::{Control, End};
+use crate::error::chain;
 use crate::plan::Plan;
 
 /// Why the configuration of a VM that is started does not change.
@@ -38,6 +40,7 @@ impl Control<'_> {
             Request::Resume => self.resume(),
             Request::PowerButton | Request::CtrlAltDel => self.machine.press_power_button(),
             Request::FlushMetrics => self.metrics.flush(),
+            Request::CoreDump { path } => self.core_dump(&path)?,
             Request::Update { id, patch, source } => self.update(&id, &patch, &source)?,
             Request::Hint(hint) => {
                 let change = BalloonChange { hint: Some(hint), ..BalloonChange::default() };
@@ -51,6 +54,17 @@ impl Control<'_> {
             Request::Stop => {}
         }
         Ok(Answer::Done)
+    }
+
+    /// Writes a core file of the guest, which stands still meanwhile.
+    fn core_dump(&mut self, path: &Path) -> Result<(), Refusal> {
+        let was_paused = self.paused;
+        self.pause();
+        let written = self.machine.core_dump(path);
+        if !was_paused {
+            self.resume();
+        }
+        written.map_err(|error| Refusal::Refused(chain(&error)))
     }
 
     /// Parks the machine. Twice is as once, as in Firecracker.
