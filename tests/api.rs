@@ -367,6 +367,66 @@ fn requests_are_counted() {
     assert_eq!(vm.call("GET", "/metrics", Value::Null).map(|it| it.is_string()), Ok(true));
 }
 
+/// What happens is told to whoever follows, also to one who says that it sends no more; who never reads disturbs nobody.
+#[test]
+fn events_are_told_until_the_end() {
+    let mut vm = Waiting::start(&[]);
+    let follow = || {
+        let mut stream = vm.connect();
+        stream.write_all(b"GET /vm/events HTTP/1.1\r\n\r\n").unwrap();
+        let mut head = vec![0; 15];
+        stream.read_exact(&mut head).unwrap();
+        assert_eq!(head, b"HTTP/1.1 200 OK");
+        stream
+    };
+    let followers = [follow(), follow()];
+    followers[1].shutdown(std::net::Shutdown::Write).unwrap();
+    let (_silent, mut chatty) = (follow(), follow());
+    chatty.write_all(&b"GET / HTTP/1.1\r\n\r\n".repeat(1000)).unwrap();
+    drop(follow());
+    vm.is_well();
+    let by_client = {
+        let socket = vm.socket();
+        std::thread::spawn(move || {
+            let mut lines = Vec::new();
+            // It may come too late.
+            let _ = client::follow(&socket, |line| lines.push(line.to_owned()));
+            lines
+        })
+    };
+    vm.is_well();
+    vm.call("PUT", "/actions", json!({ "action_type": "Stop" })).unwrap();
+    for mut stream in followers {
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).unwrap();
+        let (head, body) = rest.split_once("\r\n\r\n").expect("a head");
+        assert!(head.contains("Transfer-Encoding: chunked"), "{head}");
+        let line = body.lines().find(|line| line.starts_with('{')).expect("an event");
+        let event: Value = serde_json::from_str(line).unwrap();
+        assert_eq!((&event["event"], &event["status"]), (&json!("exit"), &json!(12)), "{body}");
+        assert_eq!(event["reason"], "stopped by a request");
+        assert!(body.ends_with("\r\n0\r\n\r\n"), "{body}");
+    }
+    assert!(by_client.join().unwrap().iter().all(|line| line.contains("\"exit\"")));
+    assert_eq!(vm.process.wait().unwrap().code(), Some(12));
+}
+
+#[test]
+fn every_answer_says_how_long_it_took() {
+    let vm = Waiting::start(&[]);
+    for request in
+        ["GET / HTTP/1.1\r\n\r\n", "GET /x HTTP/1.1\r\n\r\n", "nonsense\r\n\r\n", "GET /vm/events HTTP/1.1\r\n\r\n"]
+    {
+        let mut stream = vm.connect();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = [0; 4096];
+        let len = stream.read(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer[..len]);
+        let value = answer.lines().find_map(|line| line.strip_prefix("Server-Timing: total;dur=")).expect("a header");
+        assert!(value.parse::<f64>().unwrap() >= 0.0, "{value}");
+    }
+}
+
 #[test]
 fn flags_and_requests_edit_the_same_configuration() {
     let vm = Waiting::start(&["--memory", "64M", "--cpus", "2", "--disk", "disk"]);

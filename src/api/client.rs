@@ -1,6 +1,6 @@
 //! A client of the API: one request, one answer, one connection.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -9,6 +9,8 @@ use serde_json::Value;
 
 /// How long the VM may take to answer: building a large one takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest head of an answer.
+const HEAD_MAX: u64 = 8 << 10;
 /// Longest answer.
 const ANSWER_MAX: u64 = 16 << 20;
 
@@ -41,6 +43,34 @@ pub fn call(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> Re
     let mut answer = Vec::new();
     stream.take(ANSWER_MAX).read_to_end(&mut answer)?;
     read(&answer)
+}
+
+/// Follows what happens to the VM: `show` gets each line of JSON as it comes, until the VM ends.
+pub fn follow(socket: &Path, mut show: impl FnMut(&str)) -> Result<(), ClientError> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.write_all(b"GET /vm/events HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+    let mut answer = BufReader::new(stream);
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if answer.by_ref().take(HEAD_MAX).read_until(b'\n', &mut head)? == 0 || head.len() as u64 > HEAD_MAX {
+            return Err(ClientError::Nonsense);
+        }
+    }
+    if !head.starts_with(b"HTTP/1.1 200 ") {
+        return Err(ClientError::Refused("the VM does not tell what happens to it".into()));
+    }
+    loop {
+        let mut size = String::new();
+        answer.by_ref().take(32).read_line(&mut size)?;
+        let size = u64::from_str_radix(size.trim_end(), 16).map_err(|_| ClientError::Nonsense)?;
+        let mut piece = Vec::new();
+        answer.by_ref().take(size + 2).read_to_end(&mut piece)?;
+        let text = piece.strip_suffix(b"\r\n").ok_or(ClientError::Nonsense)?;
+        if text.is_empty() {
+            return Ok(());
+        }
+        String::from_utf8_lossy(text).lines().for_each(&mut show);
+    }
 }
 
 fn read(answer: &[u8]) -> Result<Value, ClientError> {

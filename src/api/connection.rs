@@ -3,7 +3,10 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use machine::journal::Journal;
+use rustix::event::PollFlags;
 
 use crate::message::{self, CONTINUE, Parsed, Request, Response};
 
@@ -19,6 +22,8 @@ pub struct Connection {
     ended: bool,
     /// It was told to send the body.
     continued: bool,
+    /// It follows what happens, and this is the number of the next event that it gets. Nothing else is done for it.
+    follows: Option<u64>,
     /// When it last did anything.
     pub active: Instant,
 }
@@ -28,17 +33,66 @@ impl Connection {
     pub fn new(stream: UnixStream) -> std::io::Result<Self> {
         stream.set_nonblocking(true)?;
         let (incoming, outgoing) = (Vec::new(), Vec::new());
-        Ok(Self { stream, incoming, outgoing, ended: false, continued: false, active: Instant::now() })
+        Ok(Self { stream, incoming, outgoing, ended: false, continued: false, follows: None, active: Instant::now() })
     }
 
     /// Whether it waits to be read from; else it waits until it takes what is to be sent. A client that does not take its
     /// answers is not listened to: that bounds what is kept for it.
-    pub fn is_listening(&self) -> bool {
+    fn is_listening(&self) -> bool {
         self.outgoing.is_empty()
     }
 
+    /// What it waits for. Who follows and sends no more is only waited for to go away (which needs no flag).
+    pub fn waits_for(&self) -> PollFlags {
+        match (self.is_listening(), self.follows.is_some() && self.ended) {
+            (false, _) => PollFlags::OUT,
+            (true, true) => PollFlags::empty(),
+            (true, false) => PollFlags::IN,
+        }
+    }
+
+    /// Sends the events that it has not had yet, as far as it takes them; at the end of the VM also that there will be no
+    /// more. False when it is gone.
+    pub fn follow(&mut self, journal: &Journal, last: bool) -> bool {
+        while self.outgoing.is_empty()
+            && let Some(next) = self.follows
+        {
+            let (text, next) = journal.since(next, CHUNK);
+            if text.is_empty() {
+                break;
+            }
+            self.active = Instant::now();
+            self.follows = Some(next);
+            self.outgoing = message::chunk(&text);
+            if !self.send() {
+                return false;
+            }
+        }
+        if last && self.outgoing.is_empty() && self.follows.take().is_some() {
+            self.outgoing.extend(message::chunk(""));
+            return self.send();
+        }
+        true
+    }
+
+    /// Who follows can be written to, has said something, or is gone. False when it is gone.
+    fn attend(&mut self, journal: &Journal) -> bool {
+        if !self.outgoing.is_empty() {
+            return self.send() && self.follow(journal, false);
+        }
+        // It was only waited for to go away.
+        if self.ended || !self.read() {
+            return false;
+        }
+        self.incoming.clear();
+        self.follow(journal, false)
+    }
+
     /// Does what can be done now. False when the connection is over.
-    pub fn turn(&mut self, body_max: usize, mut serve: impl FnMut(&Request) -> Response) -> bool {
+    pub fn turn(&mut self, body_max: usize, journal: &Journal, mut serve: impl FnMut(&Request) -> Response) -> bool {
+        if self.follows.is_some() {
+            return self.attend(journal);
+        }
         self.active = Instant::now();
         if self.is_listening() && !self.read() {
             return false;
@@ -49,6 +103,9 @@ impl Connection {
             }
             if !self.outgoing.is_empty() {
                 return true; // the rest when it can be written
+            }
+            if self.follows.is_some() {
+                return self.follow(journal, false);
             }
             if self.incoming.is_empty() || !self.answer(body_max, &mut serve) {
                 return !self.ended;
@@ -79,12 +136,18 @@ impl Connection {
             Parsed::Whole(request, len) => {
                 self.incoming.drain(..len);
                 self.continued = false;
+                let begun = Instant::now();
                 let response = serve(&request);
-                self.outgoing = response.bytes(request.is_last);
-                self.end_if(request.is_last);
+                self.outgoing = response.bytes(request.is_last, begun.elapsed());
+                if response.follows {
+                    self.follows = Some(0);
+                    self.incoming.clear();
+                } else {
+                    self.end_if(request.is_last);
+                }
             }
             Parsed::Bad(status, text) => {
-                self.outgoing = Response::fault(status, &text).bytes(true);
+                self.outgoing = Response::fault(status, &text).bytes(true, Duration::ZERO);
                 self.end_if(true);
             }
         }

@@ -2,6 +2,8 @@
 //!
 //! httparse reads the lines; what they mean for the length of a message is decided here.
 
+use std::time::Duration;
+
 /// Longest head of a request, bytes.
 const HEAD_MAX: usize = 8 << 10;
 /// Most header lines.
@@ -101,6 +103,8 @@ pub struct Response {
     pub kind: &'static str,
     /// JSON, or a text; empty with 204.
     pub body: Vec<u8>,
+    /// The body comes later, piece by piece ([`chunk`]), and the connection ends with it.
+    pub follows: bool,
 }
 
 const JSON: &str = "application/json";
@@ -108,34 +112,48 @@ const JSON: &str = "application/json";
 impl Response {
     /// Done, and nothing to say.
     pub fn done() -> Self {
-        Self { status: 204, kind: JSON, body: Vec::new() }
+        Self { status: 204, kind: JSON, body: Vec::new(), follows: false }
     }
 
     /// What was asked for.
     pub fn json(value: &serde_json::Value) -> Self {
-        Self { status: 200, kind: JSON, body: value.to_string().into_bytes() }
+        Self { status: 200, kind: JSON, body: value.to_string().into_bytes(), follows: false }
     }
 
     /// A text in a form of its own.
     pub fn text(kind: &'static str, text: String) -> Self {
-        Self { status: 200, kind, body: text.into_bytes() }
+        Self { status: 200, kind, body: text.into_bytes(), follows: false }
+    }
+
+    /// A stream of lines of JSON.
+    pub fn stream() -> Self {
+        Self { status: 200, kind: "application/x-ndjson", body: Vec::new(), follows: true }
     }
 
     /// What is wrong, in Firecracker's shape.
     pub fn fault(status: u16, text: &str) -> Self {
-        Self { status, kind: JSON, body: serde_json::json!({ "fault_message": text }).to_string().into_bytes() }
+        Self {
+            status,
+            kind: JSON,
+            body: serde_json::json!({ "fault_message": text }).to_string().into_bytes(),
+            follows: false,
+        }
     }
 
-    /// The bytes to send; `close` tells the client that the connection ends.
-    pub fn bytes(&self, close: bool) -> Vec<u8> {
+    /// The bytes to send; `close` tells the client that the connection ends, and `took` how long it took to find the answer
+    /// (W3C, "Server Timing").
+    pub fn bytes(&self, close: bool, took: Duration) -> Vec<u8> {
         let mut head = format!("HTTP/1.1 {} {}\r\nServer: Firecracker API\r\n", self.status, reason(self.status));
-        if close {
+        head.push_str(&format!("Server-Timing: total;dur={:.3}\r\n", took.as_secs_f64() * 1e3));
+        if close || self.follows {
             head.push_str("Connection: close\r\n");
         } else {
             head.push_str("Connection: keep-alive\r\n");
         }
         // 204 has no body and no length of one (RFC 9110, 8.6).
-        if self.status != 204 {
+        if self.follows {
+            head.push_str(&format!("Content-Type: {}\r\nTransfer-Encoding: chunked\r\n", self.kind));
+        } else if self.status != 204 {
             head.push_str(&format!("Content-Type: {}\r\nContent-Length: {}\r\n", self.kind, self.body.len()));
         }
         head.push_str("\r\n");
@@ -143,6 +161,11 @@ impl Response {
         bytes.extend(&self.body);
         bytes
     }
+}
+
+/// A piece of a body that comes piece by piece (RFC 9112, 7.1); an empty one ends it.
+pub fn chunk(text: &str) -> Vec<u8> {
+    format!("{:x}\r\n{text}\r\n", text.len()).into_bytes()
 }
 
 /// What the client waits for before it sends a large body.
@@ -224,7 +247,7 @@ mod tests {
 
     #[test]
     fn answers_have_a_length_unless_they_have_no_body() {
-        let text = |response: Response| String::from_utf8(response.bytes(false)).unwrap();
+        let text = |response: Response| String::from_utf8(response.bytes(false, Duration::from_micros(1234))).unwrap();
         assert!(!text(Response::done()).contains("Content-Length"));
         let fault = text(Response::fault(400, "a \"b\""));
         assert!(fault.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{fault}");

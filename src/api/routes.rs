@@ -62,6 +62,8 @@ enum Told {
     Json(Value),
     /// A text, and what kind of.
     Text(&'static str, String),
+    /// What happens, as it happens.
+    Events,
 }
 
 /// What requests that no endpoint takes are counted as.
@@ -102,6 +104,7 @@ pub const ROUTES: &[Route] = &[
     }),
     route("GET", "/version", |_, _| Ok(Told::Json(json!({ "firecracker_version": FIRECRACKER_VERSION })))),
     route("GET", "/vm/config", |api, _| Ok(Told::Json(describe(api)?.1))),
+    route("GET", "/vm/events", |_, _| Ok(Told::Events)),
     route("PATCH", "/vm", |api, call| {
         let order = match member(&call.object()?, "state", &["Paused", "Resumed"])? {
             "Paused" => Order::Pause,
@@ -229,6 +232,7 @@ impl Api {
             Ok(Told::Nothing) => Response::done(),
             Ok(Told::Json(value)) => Response::json(&value),
             Ok(Told::Text(kind, text)) => Response::text(kind, text),
+            Ok(Told::Events) => Response::stream(),
             Err(fault) => Response::fault(fault.status, &fault.text),
         }
     }

@@ -11,6 +11,8 @@ use std::thread::{Builder, JoinHandle};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
+use machine::journal::Journal;
+
 use crate::connection::Connection;
 use crate::message::{Request, Response};
 
@@ -94,43 +96,57 @@ impl Socket {
     pub fn serve(
         self,
         body_max: usize,
+        journal: Journal,
         serve: impl FnMut(&Request) -> Response + Send + 'static,
     ) -> io::Result<Serving> {
         let Self { listener, name } = self;
         let quit = eventfd(0, EventfdFlags::CLOEXEC)?;
         let end = quit.try_clone()?;
-        let run = move || run(&listener, &end, body_max, serve);
+        let run = move || run(&listener, &end, body_max, &journal, serve);
         let thread = Builder::new().name("api".into()).stack_size(STACK).spawn(run)?;
         Ok(Serving { _name: name, quit, thread: Some(thread) })
     }
 }
 
-fn run(listener: &UnixListener, quit: &OwnedFd, body_max: usize, mut serve: impl FnMut(&Request) -> Response) {
+fn run(
+    listener: &UnixListener,
+    quit: &OwnedFd,
+    body_max: usize,
+    journal: &Journal,
+    mut serve: impl FnMut(&Request) -> Response,
+) {
     let mut clients: Vec<Connection> = Vec::new();
     loop {
-        let ready = match wait(listener, quit, &clients) {
+        let ready = match wait(listener, quit, journal, &clients) {
             Ok(ready) => ready,
             Err(error) => return tracing::error!(%error, "the API has ended"),
         };
-        let [quits, knocks, ready @ ..] = ready.as_slice() else { return };
+        let [quits, knocks, news, ready @ ..] = ready.as_slice() else { return };
         if *quits {
+            for client in &mut clients {
+                client.follow(journal, true);
+            }
             return;
         }
         let mut turn = ready.iter();
-        clients.retain_mut(|client| turn.next() != Some(&true) || client.turn(body_max, &mut serve));
+        clients.retain_mut(|client| turn.next() != Some(&true) || client.turn(body_max, journal, &mut serve));
+        if *news && journal.hear() {
+            clients.retain_mut(|client| client.follow(journal, false));
+        }
         if *knocks {
             accept(listener, &mut clients);
         }
     }
 }
 
-/// Waits until the end, the listener or a client is ready, and says for each, in this order, whether it is.
-fn wait(listener: &UnixListener, quit: &OwnedFd, clients: &[Connection]) -> io::Result<Vec<bool>> {
-    let mut waits = vec![PollFd::new(quit, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
-    waits.extend(clients.iter().map(|client| {
-        let what = if client.is_listening() { PollFlags::IN } else { PollFlags::OUT };
-        PollFd::from_borrowed_fd(client.as_fd(), what)
-    }));
+/// Waits until the end, the listener, the journal or a client is ready, and says for each, in this order, whether it is.
+fn wait(listener: &UnixListener, quit: &OwnedFd, journal: &Journal, clients: &[Connection]) -> io::Result<Vec<bool>> {
+    let mut waits = vec![
+        PollFd::new(quit, PollFlags::IN),
+        PollFd::new(listener, PollFlags::IN),
+        PollFd::new(journal, PollFlags::IN),
+    ];
+    waits.extend(clients.iter().map(|client| PollFd::from_borrowed_fd(client.as_fd(), client.waits_for())));
     match poll(&mut waits, None) {
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
         Err(error) => return Err(error.into()),

@@ -9,6 +9,7 @@ use std::fmt;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
+use devices::legacy::console_out::ConsoleOut;
 use devices::seams::GuestEvent;
 use tracing::{info, warn};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -23,6 +24,7 @@ use crate::error::{Doing, HostError};
 use crate::events::Event;
 use crate::gdb::{Gdb, Socket};
 use crate::input::{self, Input};
+use crate::journal::{Happening, Journal};
 use crate::machine::Machine;
 use crate::metrics::{self, Metrics};
 use crate::signals::{self, Signals};
@@ -123,6 +125,10 @@ pub struct Surroundings<'a> {
     pub config: &'a mut VmConfig,
     /// What is counted: written from time to time, and when it is asked for.
     pub metrics: &'a Metrics,
+    /// Where what happens is noted.
+    pub journal: &'a Journal,
+    /// The guest's console, to show its last lines when the guest panics.
+    pub console: Option<&'a ConsoleOut>,
 }
 
 /// How a VM ended.
@@ -157,6 +163,8 @@ struct Control<'a> {
     mailbox: Option<&'a Mailbox>,
     config: &'a mut VmConfig,
     metrics: &'a Metrics,
+    journal: &'a Journal,
+    console: Option<&'a ConsoleOut>,
     /// When the next line of metrics is due.
     next_line: Instant,
     gdb: Option<Gdb<'a>>,
@@ -174,7 +182,7 @@ struct Control<'a> {
 impl<'a> Control<'a> {
     fn new(machine: &'a Machine, surroundings: Surroundings<'a>) -> Result<Self, HostError> {
         let epoll = Epoll::new().doing(|| "create an epoll instance")?;
-        let Surroundings { signals, input, grace, mailbox, gdb, config, metrics } = surroundings;
+        let Surroundings { signals, input, grace, mailbox, gdb, config, metrics, journal, console } = surroundings;
         let gdb = gdb.map(|socket| Gdb::new(socket, machine.debugged(), machine.steps_without_interrupts()));
         let add = |fd, token| {
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token)).doing(|| "wait for events")
@@ -200,6 +208,8 @@ impl<'a> Control<'a> {
             mailbox,
             config,
             metrics,
+            journal,
+            console,
             next_line: Instant::now() + metrics::PERIOD,
             gdb,
             gdb_polled: None,
@@ -248,16 +258,29 @@ impl<'a> Control<'a> {
         self.machine.events().take().into_iter().find_map(|event| match event {
             Event::Guest(GuestEvent::PowerOff) => Some(End::PowerOff),
             Event::Guest(GuestEvent::Reset) => Some(End::Reset),
-            Event::Guest(GuestEvent::Panicked) => Some(End::Panicked),
+            Event::Guest(GuestEvent::Panicked) => {
+                self.note_panic(false);
+                Some(End::Panicked)
+            }
+            Event::Guest(GuestEvent::Progress(_)) => {
+                self.journal.note(&Happening::Userspace);
+                None
+            }
             Event::Guest(event) => {
                 if !std::mem::replace(&mut self.crash_loaded, true) {
                     info!(?event, "guest");
+                    self.note_panic(true);
                 }
                 None
             }
             Event::Vcpu(id, stop) => Some(End::Vcpu(id, stop)),
             Event::Debug(id, exit) => self.gdb_stops(id, &exit),
         })
+    }
+
+    fn note_panic(&self, crash_kernel: bool) {
+        let console = self.console.map(ConsoleOut::tail).unwrap_or_default();
+        self.journal.note(&Happening::Panic { console: &console, crash_kernel });
     }
 
     /// The first signal presses the power button; the second one, or the end of the grace time, kills.

@@ -3,7 +3,7 @@
 //! vCPU threads and register devices write; the control thread waits on one eventfd and takes.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::seams::GuestEvent;
@@ -17,11 +17,14 @@ const POWER_OFF: u32 = 1;
 const RESET: u32 = 2;
 const PANICKED: u32 = 4;
 const CRASH_LOADED: u32 = 8;
+const USERSPACE: u32 = 16;
 
 /// The meeting point of the threads of one VM.
 pub struct Events {
     wake: EventFd,
     guest: AtomicU32,
+    /// The guest's user space was heard of.
+    userspace: AtomicBool,
     /// The first vCPU that stopped for good, and why. Later ones follow from it.
     stopped: Mutex<Option<(u32, VcpuStop)>>,
     /// vCPUs that stopped for the debugger: each is parked then, so it is here once at most.
@@ -44,7 +47,14 @@ impl Events {
     /// Nothing has happened yet.
     pub fn new(timeline: Arc<Timeline>) -> io::Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        Ok(Self { wake, guest: AtomicU32::new(0), stopped: Mutex::new(None), debug: Mutex::default(), timeline })
+        Ok(Self {
+            wake,
+            guest: AtomicU32::new(0),
+            userspace: AtomicBool::new(false),
+            stopped: Mutex::new(None),
+            debug: Mutex::default(),
+            timeline,
+        })
     }
 
     /// What to wait on.
@@ -64,7 +74,13 @@ impl Events {
             GuestEvent::Reset => RESET,
             GuestEvent::Panicked => PANICKED,
             GuestEvent::CrashLoaded => CRASH_LOADED,
-            GuestEvent::Progress(0x60..=0x7f) => return self.timeline.mark(Mark::Userspace),
+            GuestEvent::Progress(0x60..=0x7f) => {
+                self.timeline.mark(Mark::Userspace);
+                if self.userspace.swap(true, Ordering::Relaxed) {
+                    return; // once: a guest must not be able to keep the control thread busy by it
+                }
+                USERSPACE
+            }
             GuestEvent::Progress(_) => return,
             GuestEvent::FirstSerialByte => return self.timeline.mark(Mark::FirstSerialByte),
             GuestEvent::DriverOk(_) => return self.timeline.mark(Mark::FirstDriver),
@@ -91,6 +107,7 @@ impl Events {
         let _ = self.wake.read();
         let bits = self.guest.swap(0, Ordering::AcqRel);
         let named = [
+            (USERSPACE, GuestEvent::Progress(0x60)),
             (PANICKED, GuestEvent::Panicked),
             (CRASH_LOADED, GuestEvent::CrashLoaded),
             (POWER_OFF, GuestEvent::PowerOff),

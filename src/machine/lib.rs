@@ -12,6 +12,7 @@ pub mod error;
 pub mod events;
 pub mod gdb;
 pub mod input;
+pub mod journal;
 pub mod kvm;
 pub mod machine;
 pub mod memory;

@@ -1,5 +1,6 @@
 //! `vmm ctl`: speaks the API of a VM that runs, one request at a time.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -44,6 +45,8 @@ pub enum CtlVerb {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Print what happens to it, a line of JSON each, from its start on and until its end
+    Events,
     /// Print what it counts, as Prometheus reads it
     Metrics,
     /// Write a line of metrics to --metrics-path
@@ -83,6 +86,7 @@ impl CtlVerb {
                 let body = json!({ "action_type": "CoreDump", "path_on_host": file });
                 ("PUT", "/actions".into(), Some(body))
             }
+            Self::Events => ("GET", "/vm/events".into(), None),
             Self::Metrics => ("GET", "/metrics".into(), None),
             Self::FlushMetrics => action("FlushMetrics"),
             Self::Update { device, settings } => {
@@ -101,7 +105,11 @@ impl CtlVerb {
 /// Sends the request and prints the answer.
 pub fn run(args: &CtlArgs) -> ExitCode {
     let (method, path, body) = args.verb.request();
-    match client::call(&args.socket, method, &path, body.as_ref()) {
+    let answer = match args.verb {
+        CtlVerb::Events => client::follow(&args.socket, show).map(|()| Value::Null),
+        _ => client::call(&args.socket, method, &path, body.as_ref()),
+    };
+    match answer {
         Ok(Value::Null) => ExitCode::SUCCESS,
         Ok(Value::String(text)) => {
             print!("{text}");
@@ -115,6 +123,13 @@ pub fn run(args: &CtlArgs) -> ExitCode {
             eprintln!("vmm: {}: {error}", args.socket.display());
             ExitCode::from(REFUSED)
         }
+    }
+}
+
+/// Prints a line, at once. Where nobody reads it the program ends.
+fn show(line: &str) {
+    if writeln!(io::stdout(), "{line}").is_err() {
+        std::process::exit(i32::from(REFUSED));
     }
 }
 

@@ -7,6 +7,7 @@ use api::routes::Api;
 use api::server::{Serving, Socket};
 use machine::control::Mailbox;
 use machine::error::{Doing, HostError};
+use machine::journal::Journal;
 use machine::metadata::Store;
 use machine::metrics::Metrics;
 
@@ -32,12 +33,14 @@ pub fn listen(
     id: Option<&str>,
     metadata: &Arc<Store>,
     metrics: &Arc<Metrics>,
+    journal: &Journal,
 ) -> Result<Listening, HostError> {
     let (mailbox, remote) = Mailbox::new()?;
     let socket = Socket::bind(&options.socket).doing(|| "start the API")?;
     let id = id.unwrap_or("anonymous-instance").to_owned();
     let api = Api::new(remote, metadata.clone(), metrics.clone(), id, env!("CARGO_PKG_VERSION"));
-    let serving =
-        socket.serve(options.body_max, move |request| api.serve(request)).doing(|| "start the API's thread")?;
+    let serving = socket
+        .serve(options.body_max, journal.clone(), move |request| api.serve(request))
+        .doing(|| "start the API's thread")?;
     Ok(Listening { mailbox, _serving: serving })
 }

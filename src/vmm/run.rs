@@ -16,6 +16,7 @@ use machine::error::{Doing, HostError, chain};
 use machine::events::Events;
 use machine::gdb;
 use machine::input::Input;
+use machine::journal::{Happening, Journal};
 use machine::machine::Machine;
 use machine::metadata::Store;
 use machine::metrics::Metrics;
@@ -83,20 +84,24 @@ pub fn run(what: What, options: &RunOptions) -> ExitCode {
 
 fn run_to_end(what: What, options: &RunOptions, timeline: &Arc<Timeline>) -> Result<End, HostError> {
     let signals = Signals::block().doing(|| "block signals")?;
+    let journal = Journal::new().doing(|| "create an event")?;
     let api = options
         .api
         .as_ref()
-        .map(|api| listen::listen(api, options.id.as_deref(), &options.metadata, &options.metrics))
+        .map(|api| listen::listen(api, options.id.as_deref(), &options.metadata, &options.metrics, &journal))
         .transpose()?;
     vcpu::install_kick()?;
-    let stage = Stage { options, timeline, signals: &signals, mailbox: api.as_ref().map(|api| &api.mailbox) };
-    match what {
+    let mailbox = api.as_ref().map(|api| &api.mailbox);
+    let stage = Stage { options, timeline, signals: &signals, mailbox, journal: &journal };
+    let end = match what {
         What::Vm(config) => {
             let live = stage.boot(&config, console(&config)?)?;
             stage.run(*config, live)
         }
         What::Draft(draft) => stage.configure(*draft),
-    }
+    }?;
+    journal.note(&Happening::Exit(&end)); // the API is still there, and tells it
+    Ok(end)
 }
 
 /// What surrounds a VM for as long as the process lives.
@@ -105,6 +110,7 @@ struct Stage<'a> {
     timeline: &'a Arc<Timeline>,
     signals: &'a Signals,
     mailbox: Option<&'a Mailbox>,
+    journal: &'a Journal,
 }
 
 /// A VM that runs, with its console.
@@ -156,6 +162,7 @@ impl Stage<'_> {
         let metrics = &self.options.metrics;
         metrics.set_vm(machine.sources());
         metrics.flush();
+        self.journal.note(&Happening::Started);
         match gdb {
             // Before the guest's first instruction gdb may set its breakpoints.
             Some(_) => machine.can_be_debugged()?,
@@ -178,6 +185,8 @@ impl Stage<'_> {
                     gdb,
                     config: &mut config,
                     metrics: &self.options.metrics,
+                    journal: self.journal,
+                    console: console.as_ref(),
                 },
             )?;
             self.timeline.mark(Mark::End);
@@ -194,6 +203,7 @@ impl Stage<'_> {
             if !restarts {
                 return Ok(outcome.end);
             }
+            self.journal.note(&Happening::Restart);
             say(&report(self.options.id.as_deref(), &outcome.end));
             live = self.boot(&config, console)?;
         }

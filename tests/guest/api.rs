@@ -14,7 +14,7 @@ use crate::vm::{PATIENCE, Running, Vm, base64, guest};
 /// A VM with an API, and the folder of its socket.
 pub struct Remote {
     pub vm: Running,
-    socket: PathBuf,
+    pub socket: PathBuf,
     _folder: TempDir,
 }
 

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use api::client;
 use serde_json::{Value, json};
 
 use crate::api::Remote;
 use crate::disk::{checksum, disk, folder, full};
-use crate::vm::Vm;
+use crate::vm::{PATIENCE, Vm};
 
 /// The lines of a file of metrics.
 pub fn lines(path: &Path) -> Vec<Value> {
@@ -102,4 +103,41 @@ fn nobody_has_to_read_the_metrics() {
     assert!(missed > 0.0 && missed < 200.0, "{missed}");
     remote.vm.send("\n");
     remote.vm.ends(0);
+}
+
+/// From its start to its panic, with the console's last words; who follows late hears it all the same.
+#[test]
+fn a_vm_s_life_is_told() {
+    let script = "echo READY; read go; printf '\\140' | dd of=/dev/port bs=1 seek=128 2>/dev/null
+        printf '\\141' | dd of=/dev/port bs=1 seek=128 2>/dev/null; echo TOLD; read go; echo c > /proc/sysrq-trigger";
+    let mut remote = Remote::start(Vm::boot("debian12/vmlinux").run(script).pipe());
+    remote.vm.expect("READY");
+    let socket = remote.socket.clone();
+    let (said, hear) = std::sync::mpsc::channel();
+    let following = std::thread::spawn(move || {
+        client::follow(&socket, |line| said.send(serde_json::from_str(line).expect("JSON")).expect("a listener"))
+    });
+    let next = |name: &str| -> Value {
+        let event: Value = hear.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no event {name}"));
+        assert_eq!(event["event"], name, "{event}");
+        event
+    };
+    assert_eq!(next("started")["number"], 0);
+    remote.vm.send("\n");
+    remote.vm.expect("TOLD");
+    next("userspace"); // once
+    remote.set_state("Paused");
+    next("paused");
+    remote.set_state("Paused");
+    remote.set_state("Resumed");
+    next("resumed");
+    remote.vm.send("\n");
+    let panic = next("panic");
+    let lines: Vec<_> = panic["console"].as_array().expect("lines").iter().filter_map(Value::as_str).collect();
+    assert!(lines.iter().any(|line| line.contains("Kernel panic - not syncing")), "{panic}");
+    assert_eq!(panic["crash_kernel"], false);
+    let exit = next("exit");
+    assert_eq!((&exit["status"], &exit["reason"]), (&json!(4), &json!("the guest's kernel panicked")));
+    following.join().expect("the thread").expect("the stream ends with the VM");
+    remote.vm.ends(4);
 }

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use super::mailbox::{Answer, Refusal, Reply, Request, State};
 use super::{Control, End};
 use crate::error::chain;
+use crate::journal::Happening;
 use crate::plan::Plan;
 
 /// Why the configuration of a VM that is started does not change.
@@ -76,6 +77,7 @@ impl Control<'_> {
                 gdb.pause();
             }
             note(&self.metrics.latencies.pause_vm, begun);
+            self.journal.note(&Happening::Paused);
         }
     }
 
@@ -89,6 +91,7 @@ impl Control<'_> {
                 None => self.machine.resume_vcpus(),
             }
             note(&self.metrics.latencies.resume_vm, begun);
+            self.journal.note(&Happening::Resumed);
         }
     }
 
