@@ -19,6 +19,7 @@ pub mod memory;
 pub mod metrics;
 pub mod plan;
 pub mod probe;
+mod resident;
 pub mod signals;
 pub mod stop;
 pub mod timeline;

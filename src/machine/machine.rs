@@ -39,6 +39,7 @@ use crate::kvm::Vm;
 use crate::memory::{Ram, RamKind};
 use crate::metrics::Source;
 use crate::plan::{Plan, Slot};
+use crate::resident::resident;
 use crate::timeline::Mark;
 use crate::vcpu::{Buses, VcpuHandle};
 use crate::windows;
@@ -207,6 +208,11 @@ impl Machine {
             Source::only("uart", port.tally())
         });
         self.devices.iter().map(Attached::source).chain(vcpus).chain(serial).collect()
+    }
+
+    /// Bytes of the guest's memory that the host has given it; `None` where they can not be counted.
+    pub fn resident(&self) -> Option<u64> {
+        self.ram.slots().map(|(_, len, host)| resident(host, len)).sum()
     }
 
     /// What happens to the VM.

@@ -183,6 +183,18 @@ impl Metrics {
         lost.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// What the members of a group have counted under this name, all together.
+    pub fn total(&self, group: &str, name: &str) -> u64 {
+        let mut total = 0;
+        for source in self.sources().vm.iter().filter(|source| source.group == group) {
+            source.tally.each(&mut |metric| match metric.value {
+                devices::tally::Value::Counter(value) if metric.name == name => total += value,
+                _ => {}
+            });
+        }
+        total
+    }
+
     /// All that was counted so far, as Prometheus reads it.
     pub fn exposition(&self) -> String {
         let sources = self.sources();

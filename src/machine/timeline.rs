@@ -81,15 +81,14 @@ impl Timeline {
         let _ = self.reached[mark as usize].compare_exchange(0, nanos, Ordering::Relaxed, Ordering::Relaxed);
     }
 
+    /// When a mark was reached, since the process was executed.
+    pub fn at(&self, mark: Mark) -> Option<Duration> {
+        self.reached[mark as usize].load(Ordering::Relaxed).checked_sub(1).map(Duration::from_nanos)
+    }
+
     /// The marks that were reached, in order of time.
     pub fn reached(&self) -> Vec<(&'static str, Duration)> {
-        let mut reached: Vec<_> = MARKS
-            .iter()
-            .filter_map(|(mark, words)| {
-                let nanos = self.reached[*mark as usize].load(Ordering::Relaxed).checked_sub(1)?;
-                Some((*words, Duration::from_nanos(nanos)))
-            })
-            .collect();
+        let mut reached: Vec<_> = MARKS.iter().filter_map(|(mark, words)| Some((*words, self.at(*mark)?))).collect();
         reached.sort_by_key(|(_, at)| *at);
         reached
     }

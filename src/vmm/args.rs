@@ -88,6 +88,9 @@ pub struct RunArgs {
     /// Print when each phase of the boot was reached
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, default_missing_value = "table")]
     pub timings: Option<TimingsFormat>,
+    /// Print what the VM took, one line at its end; the log has it at level info
+    #[arg(long)]
+    pub receipt: bool,
     /// Time for the guest to power off after SIGTERM, SIGINT or SIGHUP
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub grace: u64,

@@ -7,6 +7,7 @@ mod doctor;
 mod explain;
 mod listen;
 mod log;
+mod receipt;
 mod reports;
 mod run;
 mod schema;
@@ -63,7 +64,19 @@ fn run_verb(vm: &VmArgs, run: RunArgs, started: Instant) -> Result<ExitCode, Fai
         What::Vm(Box::new(config))
     };
     let grace = Duration::from_secs(run.grace);
-    Ok(run::run(what, &run::RunOptions { id: run.id, timings: run.timings, started, grace, metadata, api, metrics }))
+    Ok(run::run(
+        what,
+        &run::RunOptions {
+            id: run.id,
+            timings: run.timings,
+            receipt: run.receipt,
+            started,
+            grace,
+            metadata,
+            api,
+            metrics,
+        },
+    ))
 }
 
 /// The configuration and its plan.

@@ -27,6 +27,7 @@ use machine::vcpu;
 
 use crate::listen::{self, ApiOptions};
 use crate::log;
+use crate::receipt::Receipt;
 use crate::reports;
 use crate::terminal::{self, RawTerminal};
 use crate::timings::{self, TimingsFormat};
@@ -42,6 +43,8 @@ pub struct RunOptions {
     pub id: Option<String>,
     /// Print when each phase of the boot was reached.
     pub timings: Option<TimingsFormat>,
+    /// Print what the VM took.
+    pub receipt: bool,
     /// When `main` was entered.
     pub started: Instant,
     /// How long the guest may take to power off when a signal asks for it.
@@ -191,6 +194,7 @@ impl Stage<'_> {
             )?;
             self.timeline.mark(Mark::End);
             self.options.metrics.flush();
+            self.tell_receipt(&machine, &outcome.end);
             let restarts = restarts(&config, &outcome);
             match restarts {
                 true => drop(machine),
@@ -206,6 +210,19 @@ impl Stage<'_> {
             self.journal.note(&Happening::Restart);
             say(&report(self.options.id.as_deref(), &outcome.end));
             live = self.boot(&config, console)?;
+        }
+    }
+
+    /// Says what a VM took, where somebody wants to know.
+    fn tell_receipt(&self, machine: &Machine, end: &End) {
+        let RunOptions { receipt, metrics, id, .. } = self.options;
+        if !receipt && !tracing::enabled!(tracing::Level::INFO) {
+            return;
+        }
+        let text = Receipt::of(machine, metrics, self.timeline, end).to_string();
+        tracing::info!("{text}");
+        if *receipt {
+            say(&id.as_ref().map_or_else(|| format!("vmm: {text}\n"), |id| format!("vmm: {id}: {text}\n")));
         }
     }
 }

@@ -43,7 +43,8 @@ fn what_a_guest_does_is_counted() {
         dd if=/dev/vda of=/tmp/x bs=64k count=4 iflag=direct 2>/dev/null
         dd if=/tmp/x of=/dev/vda bs=64k oflag=direct conv=fsync 2>/dev/null
         dd if=/dev/hwrng of=/dev/null bs=16 count=1 2>/dev/null; echo READY; read go";
-    let vm = Vm::tuned().args(disk(&image, ",id=data")).args(["--rng", "--id", "counted"]).run(script).pipe();
+    let vm =
+        Vm::tuned().args(disk(&image, ",id=data")).args(["--rng", "--id", "counted", "--receipt"]).run(script).pipe();
     let settings = json!({ "metrics_path": path, "emit_id": true, "properties": { "test": "yes" } });
     let mut remote = Remote::start(vm.args(["--set", &format!("metrics={settings}")]));
     remote.vm.expect("READY");
@@ -69,6 +70,10 @@ fn what_a_guest_does_is_counted() {
     let ended = remote.vm.ends(0);
     let all = lines(&path);
     assert_eq!(all.len(), 3, "one at the end");
+    let receipt = ended.errors.lines().find(|line| line.starts_with("vmm: counted: up ")).expect("a receipt");
+    let disks = ["read_bytes", "write_bytes"].map(|name| sum(&all, "block", name));
+    let disks = format!(" disks {} bytes read, {} written,", disks[0], disks[1]);
+    assert!(receipt.contains(&disks) && receipt.ends_with("exit 0: the guest powered off"), "{receipt}");
     assert!(all.iter().all(|line| line["id"] == "counted" && line["properties"]["test"] == "yes"));
     // The kernel looks for partitions, too.
     assert!(sum(&all, "block_data", "read_bytes") >= 20 << 16);

@@ -91,6 +91,7 @@ fn a_page_has_totals_by_family() {
     endpoint.asked(true);
     two.request_time.record(Duration::from_micros(2));
     two.request_time.record(Duration::from_secs(10));
+    assert_eq!((metrics.total("block", "bytes_in"), metrics.total("net", "bytes_in")), (12, 0));
     let page = metrics.exposition();
     for lines in [
         "# HELP vmm_block_bytes_in_total Bytes read.\n# TYPE vmm_block_bytes_in_total counter\n\
