@@ -16,8 +16,6 @@ use crate::control::End;
 
 /// Bytes of the events that are kept.
 const KEPT: usize = 64 << 10;
-/// Lines of the console that are shown with a panic.
-const LINES: usize = 20;
 
 /// Something that happened.
 #[derive(Debug)]
@@ -133,19 +131,17 @@ fn event(happening: &Happening<'_>) -> Value {
         Happening::Paused => json!({ "event": "paused" }),
         Happening::Resumed => json!({ "event": "resumed" }),
         Happening::Panic { console, crash_kernel } => {
-            json!({ "event": "panic", "crash_kernel": crash_kernel, "console": last_lines(console) })
+            json!({ "event": "panic", "crash_kernel": crash_kernel, "console": lines(console) })
         }
         Happening::Restart => json!({ "event": "restart" }),
         Happening::Exit(end) => json!({ "event": "exit", "reason": end.to_string(), "status": end.exit_code() }),
     }
 }
 
-/// The last whole lines of a text; its first one may have lost its beginning.
-fn last_lines(text: &[u8]) -> Vec<String> {
-    let text = String::from_utf8_lossy(text);
-    let lines: Vec<_> = text.lines().collect();
-    let from = lines.len().saturating_sub(LINES);
-    lines[from..].iter().map(|line| line.trim_end().to_owned()).collect()
+/// The lines of a text; its first one may have lost its beginning. A kernel says first that it panics, and then for some
+/// forty lines where it was.
+fn lines(text: &[u8]) -> Vec<String> {
+    String::from_utf8_lossy(text).lines().map(|line| line.trim_end().to_owned()).collect()
 }
 
 #[cfg(test)]
@@ -193,13 +189,10 @@ mod tests {
 
     #[test]
     fn a_panic_shows_the_last_lines_of_the_console() {
-        let text: String = (0..50).map(|line| format!("line {line}\r\n")).collect();
-        let lines = last_lines(text.as_bytes());
-        assert_eq!((lines.len(), lines[0].as_str(), lines[19].as_str()), (20, "line 30", "line 49"));
-        assert_eq!(last_lines(b"\xff\xfe"), ["\u{fffd}\u{fffd}"]);
-        assert!(last_lines(b"").is_empty());
+        assert_eq!(lines(b"one\r\ntwo\xff\r\nthree"), ["one", "two\u{fffd}", "three"]);
+        assert!(lines(b"").is_empty());
         let journal = Journal::new().unwrap();
-        journal.note(&Happening::Panic { console: &[0xff; 4096], crash_kernel: false });
+        journal.note(&Happening::Panic { console: &[0xff; 8192], crash_kernel: false });
         assert!(journal.since(0, 1).0.ends_with("}\n"));
     }
 }

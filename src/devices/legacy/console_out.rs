@@ -17,7 +17,7 @@ use crate::rate_limit::{RateLimiter, RateLimiterConfig, TokenBucketConfig};
 /// Most bytes that wait, those being written included.
 pub const LIMIT: usize = 2 << 20;
 /// How many of the last bytes [`ConsoleOut::tail`] remembers.
-pub const TAIL: usize = 4 << 10;
+pub const TAIL: usize = 8 << 10;
 /// How long a burst may grow before it is written.
 const BURST: Duration = Duration::from_millis(2);
 /// A burst of so many bytes is written at once.
@@ -133,7 +133,7 @@ impl ConsoleOut {
         self.0.0.lock().waiting()
     }
 
-    /// The last 4 KiB that the guest wrote.
+    /// The last 8 KiB that the guest wrote.
     pub fn tail(&self) -> Vec<u8> {
         self.0.0.lock().tail.to_vec()
     }
