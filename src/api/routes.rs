@@ -182,7 +182,7 @@ pub const ROUTES: &[Route] = &[
     }),
     route("PATCH", "/balloon/hinting/start", |api, call| {
         let body = if call.body.is_empty() { Map::new() } else { call.object()? };
-        only(&body, &["acknowledge_on_stop"])?;
+        known(&body, &["acknowledge_on_stop"])?;
         let acknowledge_on_stop = match body.get("acknowledge_on_stop") {
             None | Some(Value::Bool(true)) => true,
             Some(Value::Bool(false)) => false,
@@ -354,13 +354,17 @@ fn member<'a>(object: &Map<String, Value>, key: &str, known: &[&'a str]) -> Resu
     found.copied().ok_or_else(|| format!("{key} must be one of {}, not {value}", known.join(", ")))
 }
 
-/// The object has no other keys, and at least one of these.
-fn only(object: &Map<String, Value>, known: &[&str]) -> Result<(), String> {
-    if let Some(key) = object.keys().find(|key| !known.contains(&key.as_str())) {
-        return Err(format!("{key}: unknown key; known here: {}", known.join(", ")));
-    }
-    let missing = known.iter().find(|key| !object.contains_key(**key));
+/// The object has these keys and no others.
+fn only(object: &Map<String, Value>, keys: &[&str]) -> Result<(), String> {
+    known(object, keys)?;
+    let missing = keys.iter().find(|key| !object.contains_key(**key));
     missing.map_or(Ok(()), |key| Err(format!("{key} is missing")))
+}
+
+/// The object has no keys but these.
+fn known(object: &Map<String, Value>, keys: &[&str]) -> Result<(), String> {
+    let other = object.keys().find(|key| !keys.contains(&key.as_str()));
+    other.map_or(Ok(()), |key| Err(format!("{key}: unknown key; known here: {}", keys.join(", "))))
 }
 
 #[cfg(test)]
