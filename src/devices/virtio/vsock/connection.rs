@@ -10,6 +10,8 @@ use std::os::unix::net::UnixStream;
 
 use super::packet::{HEADER, Header, MAX_DATA, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op};
 use super::socket;
+use crate::memory::GuestRam;
+use crate::virtio::io::Held;
 use crate::virtio::pieces::{Direction, IOV_MAX, Pieces, mark_dirty};
 use crate::virtio::{Broken, Chain};
 
@@ -267,8 +269,16 @@ impl Connection {
         !orderly
     }
 
-    /// Puts the next packet for the guest into `chain` and returns how many bytes that is; nothing when there is none.
-    pub fn next_packet(&mut self, cid: u64, chain: &Chain<'_>, pieces: &mut Pieces) -> Result<Option<u32>, Broken> {
+    /// Puts the next packets for the guest into the buffers `held` and their lengths into `written`: several when they
+    /// are of data, none when there is nothing to say.
+    pub fn next_packets(
+        &mut self,
+        cid: u64,
+        memory: &GuestRam,
+        held: &[Held],
+        written: &mut Vec<u32>,
+        pieces: &mut Pieces,
+    ) -> Result<(), Broken> {
         let mut header = Header {
             src_cid: super::packet::HOST_CID,
             dst_cid: cid,
@@ -285,9 +295,9 @@ impl Connection {
         } else if let Some(op) = self.opening.take() {
             header.op = op;
         } else if self.phase != Phase::Up {
-            return Ok(None);
-        } else if let Some(len) = self.receive(chain, pieces)? {
-            (header.op, header.len) = (op::RW, len);
+            return Ok(());
+        } else if self.receive(memory, held, written, pieces)? {
+            header.op = op::RW;
         } else if self.credit_asked || behind {
             header.op = op::CREDIT_UPDATE;
         } else if self.host_shut != self.host_told {
@@ -299,28 +309,55 @@ impl Connection {
         } else if self.readable && self.wants_data() && self.room() == 0 && !self.asked {
             (header.op, self.asked) = (op::CREDIT_REQUEST, true);
         } else {
-            return Ok(None);
+            return Ok(());
         }
         if header.op != op::RST {
             (self.credit_asked, self.told) = (false, self.fwd_cnt);
         }
-        chain.write(0, &header.to_bytes()).map_err(|_| Broken("a receive buffer is too short or not in RAM"))?;
-        Ok(Some(header.len.saturating_add(u32::try_from(HEADER).unwrap_or(0))))
+        if header.op != op::RW {
+            written.push(0);
+        }
+        for (held, len) in held.iter().zip(written) {
+            header.len = *len;
+            let chain = held.chain(memory);
+            chain.write(0, &header.to_bytes()).map_err(|_| Broken("a receive buffer is too short or not in RAM"))?;
+            *len = len.saturating_add(u32::try_from(HEADER).unwrap_or(0));
+        }
+        Ok(())
     }
 
     fn wants_data(&self) -> bool {
         self.guest_shut & SHUTDOWN_RECEIVE == 0 && self.host_shut & SHUTDOWN_SEND == 0
     }
 
-    /// Receives from the host into `chain`, behind the header's place.
-    fn receive(&mut self, chain: &Chain<'_>, pieces: &mut Pieces) -> Result<Option<u32>, Broken> {
-        let place = chain.writable_len().saturating_sub(DATA).min(u64::from(self.room().min(MAX_DATA)));
-        if !self.readable || !self.wants_data() || place == 0 {
-            return Ok(None);
+    /// Receives from the host into the buffers `held`, behind the headers' places; `lens` is how much for each. True when
+    /// there was something.
+    fn receive(
+        &mut self,
+        memory: &GuestRam,
+        held: &[Held],
+        lens: &mut Vec<u32>,
+        pieces: &mut Pieces,
+    ) -> Result<bool, Broken> {
+        let mut room = self.room();
+        if !self.readable || !self.wants_data() || room == 0 {
+            return Ok(false);
         }
-        let range = DATA..DATA.saturating_add(place);
         pieces.clear();
-        let added = pieces.add(Direction::Read, chain.memory(), chain.writable_part(range));
+        let mut added = Ok(());
+        for chain in held.iter().map(|held| held.chain(memory)) {
+            let place = chain.writable_len().saturating_sub(DATA).min(room.min(MAX_DATA).into());
+            added = added.and_then(|()| {
+                pieces.add(Direction::Read, memory, chain.writable_part(DATA..DATA.saturating_add(place)))
+            });
+            let place = u32::try_from(place).unwrap_or(0);
+            room = room.saturating_sub(place);
+            lens.push(place);
+        }
+        if pieces.is_empty() && added.is_ok() {
+            lens.clear(); // no buffer has room for data
+            return Ok(false);
+        }
         let got = added.and_then(|()| {
             let all = pieces.as_mut_slice();
             let count = all.len().min(IOV_MAX);
@@ -330,16 +367,32 @@ impl Connection {
         match got {
             Ok(0) => self.host_shut |= SHUTDOWN_SEND,
             Ok(got) => {
-                let len = u32::try_from(got).unwrap_or(0);
-                mark_dirty(chain.memory(), chain.writable_part(DATA..DATA.saturating_add(u64::from(len))));
-                self.sent = self.sent.wrapping_add(len);
-                return Ok(Some(len));
+                self.received(u32::try_from(got).unwrap_or(0), memory, held, lens);
+                return Ok(true);
             }
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) => return Err(Broken("a buffer is not in RAM")),
             Err(error) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(_) => self.host_shut |= SHUTDOWN_BOTH,
         }
-        Ok(None)
+        lens.clear();
+        Ok(false)
+    }
+
+    /// So many bytes came, which fill the places `lens` one after the other.
+    fn received(&mut self, got: u32, memory: &GuestRam, held: &[Held], lens: &mut Vec<u32>) {
+        let mut left = got;
+        for (held, len) in held.iter().zip(lens.iter_mut()) {
+            *len = left.min(*len);
+            left = left.saturating_sub(*len);
+            let part = DATA..DATA.saturating_add(u64::from(*len));
+            mark_dirty(memory, held.chain(memory).writable_part(part));
+        }
+        // A buffer with no room for data, with which a lying driver leads, stays in its place: it becomes a packet of
+        // no bytes.
+        while lens.last() == Some(&0) {
+            lens.pop();
+        }
+        self.sent = self.sent.wrapping_add(got);
     }
 }

@@ -7,6 +7,7 @@
 
 mod connection;
 mod packet;
+mod receive;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use self::connection::{BUF_ALLOC, BUF_ALLOC_OF_MANY, Connection, Phase, Ports};
 use self::packet::{HEADER, HOST_CID, Header, TYPE_STREAM, op};
+use self::receive::Batch;
 use self::socket::{Listener, PATH_MAX};
 use super::chain::Segments;
 use super::io::{Broken, Io};
@@ -102,6 +104,7 @@ pub struct Vsock {
     last: u64,
     last_port: u32,
     room: Segments,
+    batch: Batch,
     pieces: Pieces,
 }
 
@@ -131,6 +134,7 @@ impl Vsock {
             last: LISTENER,
             last_port: FIRST_PORT,
             room: Segments::default(),
+            batch: Batch::default(),
             pieces: Pieces::default(),
         })
     }
@@ -327,56 +331,6 @@ impl Vsock {
         self.connections.insert(id, connection);
         self.by_ports.insert(ports, id);
         self.queue(id);
-    }
-
-    /// Puts packets into the guest's buffers while there are both. True when it did.
-    fn receive(&mut self, io: &mut Io<'_>) -> Result<bool, Broken> {
-        let mut done = 0_u32;
-        while !(self.replies.is_empty() && self.queued.is_empty()) {
-            if done == BUDGET || io.is_wanted() {
-                io.ring(RX);
-                break;
-            }
-            let Some(held) = io.take(RX, std::mem::take(&mut self.room))? else {
-                if io.listen(RX, true)? {
-                    continue;
-                }
-                break;
-            };
-            match self.fill(&held.chain(io.memory()))? {
-                Some(written) => {
-                    io.counters().moved_in(written.into());
-                    self.room = io.give(RX, held, written)?;
-                    done = done.saturating_add(1);
-                }
-                None => self.room = io.put_back(RX, held),
-            }
-        }
-        if self.held_up && self.replies.len() < MAX_REPLIES {
-            io.ring(TX);
-        }
-        Ok(done > 0)
-    }
-
-    /// The next packet for the guest: resets first, then the connections in turn.
-    fn fill(&mut self, chain: &Chain<'_>) -> Result<Option<u32>, Broken> {
-        if let Some(reset) = self.replies.pop_front() {
-            chain.write(0, &reset.to_bytes()).map_err(|_| Broken("a receive buffer is too short or not in RAM"))?;
-            return Ok(u32::try_from(HEADER).ok());
-        }
-        while let Some(id) = self.queued.pop_front() {
-            let Some(connection) = self.connections.get_mut(&id) else { continue };
-            connection.queued = false;
-            if let Some(written) = connection.next_packet(self.cid, chain, &mut self.pieces)? {
-                if connection.phase == Phase::Dead {
-                    self.remove(id);
-                } else {
-                    self.queue(id);
-                }
-                return Ok(Some(written));
-            }
-        }
-        Ok(None)
     }
 
     /// Looks at the host's sockets and sends the guest what there is for it. `sent`: it is to hear of its own packets, too,

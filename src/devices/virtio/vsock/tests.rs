@@ -2,6 +2,7 @@
 
 mod credit;
 mod lies;
+mod streams;
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -32,13 +33,18 @@ struct Guest {
 
 impl Guest {
     fn new() -> Self {
+        Self::with_places(&[PLACE; 128])
+    }
+
+    /// A guest that posts receive buffers of these sizes.
+    fn with_places(sizes: &[u32]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut rig = Rig::new(Box::new(Vsock::open(&config(folder.path().join("v"))).unwrap()));
         rig.drive(RING_FEATURES | F_STREAM);
         let tx = rig.alloc(128 << 10);
         let mut guest = Self { rig, folder, places: HashMap::new(), tx };
-        for _ in 0..128 {
-            let place = guest.rig.writable(PLACE);
+        for size in sizes {
+            let place = guest.rig.writable(*size);
             guest.place(place);
         }
         guest.rig.kick(0);
