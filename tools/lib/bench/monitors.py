@@ -14,11 +14,18 @@ VARIANTS = {
     "qemu-vhost": ("qemu", ["net"]),
     "vmm-async": ("vmm", ["block"]),
     "vmm-vhost": ("vmm", ["net"]),
+    "vmm-watched": ("vmm", ["block"]),
 }
+
+
+# Those who speak the same API.
+WITH_API = ["vmm", "firecracker"]
 
 
 def contenders(what, names):
     """Those of `names` that `what` measures."""
+    if what == "api":
+        return [name for name in names if name in WITH_API]
     return [name for name in names if name not in VARIANTS or what in VARIANTS[name][1]]
 
 
@@ -42,6 +49,13 @@ def vmm_async(path, vm):
 
 def vmm_vhost(path, vm):
     return vmm(path, vm, net=",vhost")
+
+
+def vmm_watched(path, vm):
+    """With an API, metrics and a log that tells all."""
+    place = os.path.dirname(vm["kernel"])
+    args = ["--api-sock", os.path.join(place, "watched.sock"), "--metrics-path", os.path.join(place, "metrics")]
+    return vmm(path, vm) + args + ["--log-path", os.path.join(place, "log"), "--log-level", "trace"]
 
 
 def qemu(path, vm, vhost="off"):
@@ -109,6 +123,7 @@ MONITORS = {
     "vmm": vmm,
     "vmm-async": vmm_async,
     "vmm-vhost": vmm_vhost,
+    "vmm-watched": vmm_watched,
     "qemu": qemu,
     "qemu-vhost": qemu_vhost,
     "alioth": alioth,

@@ -15,18 +15,19 @@ import sys
 import tempfile
 import time
 
+import api
 import jobs
 import monitors
 
-ROUNDS = {"boot": 5, "block": 3, "net": 3, "vsock": 3}
+ROUNDS = {"api": 5, "boot": 5, "block": 3, "net": 3, "vsock": 3}
 LIMIT = 300  # seconds that one run may take
 
 
 class Run:
     """A monitor under the clock. Its input is a terminal, as some want one; its output is a pipe."""
 
-    def __init__(self, name, path, vm):
-        args = monitors.command(name, path, vm)
+    def __init__(self, name, path, vm, more=()):
+        args = [*monitors.command(name, path, vm), *more]
         master, slave = pty.openpty()
         read, write = os.pipe()
         actions = [(os.POSIX_SPAWN_DUP2, slave, 0), (os.POSIX_SPAWN_DUP2, write, 1), (os.POSIX_SPAWN_DUP2, write, 2)]
@@ -95,12 +96,13 @@ def beside_guest(pid, memory_mib):
     sys.exit(f"bench: no {memory_mib} MiB of guest RAM among the mappings of process {pid}")
 
 
-def resident(name, path, vm):
-    """Memory of a VM that is up and does nothing."""
+def resident(name, path, vm, more=(), use=lambda: None):
+    """Memory of a VM that is up and does nothing, after `use` has been called."""
     script = base64.b64encode(b"echo MEMORY; sleep 2").decode()
     vm = dict(vm, initrd=vm["idle_initrd"], cmdline=f"{vm['cmdline']} vmm.run={script}")
-    run = Run(name, path, vm)
+    run = Run(name, path, vm, more)
     run.wait_for(rb"MEMORY")
+    use()
     time.sleep(0.5)
     beside, guest = beside_guest(run.pid, vm["memory"])
     run.finish()
@@ -159,7 +161,7 @@ def main():
     for key, source in [("kernel", "tuned/vmlinux"), ("initrd", "bench/initrd"), ("idle_initrd", "tuned/initrd")]:
         vm[key] = shutil.copy(os.path.join(guest, source), os.path.join(work, key))
     what = spec["what"]
-    if what != "boot":
+    if what in jobs.LAST:
         with open(os.path.join(work, "initrd"), "wb") as file:
             file.write(initrd_of(spec["programs"][what]))
     paths = {}
@@ -171,6 +173,8 @@ def main():
             for name, path in paths.items():
                 if what == "boot":
                     sample = boot(name, path, vm)
+                elif what == "api":
+                    sample = api.measure(name, path, vm, spec["programs"]["api"], work)
                 else:
                     own = dict(vm, **around(name))
                     sample = jobs.measure(Run(name, path, own), what)
@@ -180,6 +184,8 @@ def main():
     result = {"samples": samples, "vm": {key: vm[key] for key in ["cpus", "memory", "cmdline"]}}
     if what == "boot":
         result["memory"] = {name: resident(name, path, vm) for name, path in paths.items()}
+    if what == "api" and "vmm" in paths:
+        result["memory"] = {"vmm": api.memory(paths["vmm"], vm, resident, work)}
     result["host"] = " ".join(os.uname()[2:4])
     with open(spec["out"], "w") as file:
         json.dump(result, file)

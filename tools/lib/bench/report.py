@@ -1,6 +1,8 @@
 """The tables that tools/bench prints: medians, spreads, ratios to QEMU microvm."""
 import statistics
 
+import api
+
 BOOT = [("init_ms", "exec to init, ms"), ("exit_ms", "exec to exit, ms"), ("uptime_ms", "uptime at init, ms")]
 
 
@@ -55,8 +57,14 @@ def cell(values, base):
 
 def table(what, result):
     vm = result["vm"]
-    print(f"\n{what}: {vm['cpus']} vCPU, {vm['memory']} MiB, clock: {result['clock']}; median (max - min) [ratio to qemu]")
-    boot(result) if what == "boot" else jobs(result["samples"])
+    peer = "firecracker" if what == "api" else "qemu"
+    print(f"\n{what}: {vm['cpus']} vCPU, {vm['memory']} MiB, clock: {result['clock']}; median (max - min) [ratio to {peer}]")
+    if what == "boot":
+        boot(result)
+    elif what == "api":
+        api.table(result)
+    else:
+        jobs(result["samples"])
     print(flush=True)
 
 
