@@ -27,7 +27,11 @@ impl Waiting {
             std::fs::write(room.path().join(name), text).expect("a file");
         }
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
-        command.args(["--api-sock", "api.sock"]).args(args).current_dir(room.path());
+        command
+            .args(["--api-sock", "api.sock"])
+            .args(args)
+            .current_dir(room.path())
+            .env("VMM_RUNTIME_DIR", room.path().join("vmm"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let waiting = Self { process: command.spawn().expect("start vmm"), room };
         let until = Instant::now() + PATIENCE;

@@ -3,16 +3,19 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use serde_json::Value;
 
 /// How long the VM may take to answer: building a large one takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest head of an answer.
 const HEAD_MAX: u64 = 8 << 10;
-/// Longest answer.
-const ANSWER_MAX: u64 = 16 << 20;
+/// Longest answer, and what is read of it at once.
+const ANSWER_MAX: usize = 16 << 20;
+const PIECE: usize = 64 << 10;
 
 /// Why there is no answer, or not the one that was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -30,9 +33,19 @@ pub enum ClientError {
 
 /// Sends a request and waits for the answer: JSON, or null where there is nothing to say. What is no JSON is a string.
 pub fn call(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    call_within(PATIENCE, socket, method, path, body)
+}
+
+/// The same, and all of it, the connection too, takes no longer than `limit`.
+pub fn call_within(
+    limit: Duration,
+    socket: &Path,
+    method: &str,
+    path: &str,
+    body: Option<&Value>,
+) -> Result<Value, ClientError> {
+    let until = Instant::now() + limit;
+    let mut stream = connect(socket, limit)?;
     let body = body.map(Value::to_string).unwrap_or_default();
     let head = format!(
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
@@ -41,13 +54,34 @@ pub fn call(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> Re
     );
     stream.write_all(format!("{head}{body}").as_bytes())?;
     let mut answer = Vec::new();
-    stream.take(ANSWER_MAX).read_to_end(&mut answer)?;
+    let mut piece = vec![0; PIECE];
+    while answer.len() < ANSWER_MAX {
+        let left = until.saturating_duration_since(Instant::now());
+        // A limit of zero is none to the kernel.
+        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        let len = stream.read(&mut piece)?;
+        if len == 0 {
+            break;
+        }
+        answer.extend_from_slice(piece.get(..len).unwrap_or_default());
+        if left.is_zero() {
+            return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+        }
+    }
     read(&answer)
+}
+
+/// Connects, and sends, within `limit` each. A server that does not accept any more makes a plain connect(2) wait for ever.
+fn connect(path: &Path, limit: Duration) -> io::Result<UnixStream> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
 }
 
 /// Follows what happens to the VM: `show` gets each line of JSON as it comes, until the VM ends.
 pub fn follow(socket: &Path, mut show: impl FnMut(&str)) -> Result<(), ClientError> {
-    let mut stream = UnixStream::connect(socket)?;
+    let mut stream = connect(socket, PATIENCE)?;
     stream.write_all(b"GET /vm/events HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     let mut answer = BufReader::new(stream);
     let mut head = Vec::new();
@@ -97,7 +131,35 @@ fn read(answer: &[u8]) -> Result<Value, ClientError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
+
+    /// One that never accepts, whose queue fills up, and one that answers a byte at a time and never ends.
+    #[test]
+    fn who_does_not_answer_is_not_waited_for() {
+        const LIMIT: Duration = Duration::from_millis(200);
+        let room = tempfile::TempDir::new().unwrap();
+        let path = room.path().join("deaf");
+        let _deaf = UnixListener::bind(&path).unwrap();
+        let is_late = |error: ClientError| matches!(error, ClientError::Io(error) if [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut].contains(&error.kind()));
+        assert!(is_late(call_within(LIMIT, &path, "GET", "/", None).unwrap_err()));
+        let mut queue = Vec::new();
+        while let Ok(client) = connect(&path, Duration::from_millis(50)) {
+            queue.push(client);
+        }
+        assert!(is_late(call_within(LIMIT, &path, "GET", "/", None).unwrap_err()));
+        let path = room.path().join("slow");
+        let slow = UnixListener::bind(&path).unwrap();
+        let dripping = std::thread::spawn(move || {
+            let mut client = slow.accept().unwrap().0;
+            while client.write_all(b"x").is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        assert!(is_late(call_within(LIMIT, &path, "GET", "/", None).unwrap_err()));
+        dripping.join().unwrap();
+    }
 
     #[test]
     fn answers_are_json_nothing_or_a_fault() {

@@ -2,12 +2,14 @@
 //!
 //! Requests are carried out one after another, as the control thread answers them.
 
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
@@ -18,6 +20,9 @@ use crate::message::{Request, Response};
 
 /// Most clients at a time. One more takes the place of the one that was silent for longest.
 const CLIENTS_MAX: usize = 256;
+/// How long others, who need it for microseconds, may have the directory of a socket locked.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_RETRY: Duration = Duration::from_millis(1);
 /// Stack of the thread, bytes.
 const STACK: usize = 512 << 10;
 
@@ -70,10 +75,31 @@ pub struct SocketError {
     why: String,
 }
 
+/// Holds the directory of `path` (flock(2)) for as long as the file lives. Nothing where it can not be read: who can not list
+/// it can still make a socket there.
+fn lock_directory(path: &Path) -> io::Result<Option<File>> {
+    let directory = path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Ok(directory) = File::open(directory) else { return Ok(None) };
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match directory.try_lock() {
+            Ok(()) => return Ok(Some(directory)),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(LOCK_RETRY),
+            Err(TryLockError::WouldBlock) => {
+                return Err(io::Error::other(format!("another process has held it for {LOCK_PATIENCE:?}")));
+            }
+            // A file system without locks.
+            Err(TryLockError::Error(_)) => return Ok(None),
+        }
+    }
+}
+
 impl Socket {
-    /// Listens at `path`. A socket that nobody listens at any more is replaced.
+    /// Listens at `path`. A socket that nobody listens at any more is replaced: under a lock on its directory, so that of
+    /// several who find it so one gets it.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
         let failed = |why: String| SocketError { path: path.to_owned(), why };
+        let _lock = lock_directory(path).map_err(|error| failed(format!("lock its directory: {error}")))?;
         let listener = match UnixListener::bind(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 match UnixStream::connect(path) {
@@ -177,6 +203,35 @@ fn accept(listener: &UnixListener, clients: &mut Vec<Connection>) {
                 }
                 return;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Many find the socket of a process that has ended: one gets it, and none takes it away from who has it already.
+    #[test]
+    fn a_stale_socket_is_taken_over_by_one() {
+        let room = tempfile::TempDir::new().unwrap();
+        let path = room.path().join("api.sock");
+        for _ in 0..50 {
+            drop(UnixListener::bind(&path).unwrap());
+            let start = std::sync::Barrier::new(4);
+            let bound: Vec<_> = std::thread::scope(|scope| {
+                let bind = || {
+                    start.wait();
+                    Socket::bind(&path)
+                };
+                let binding: Vec<_> = (0..4).map(|_| scope.spawn(bind)).collect();
+                binding.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            let held: Vec<_> = bound.iter().flatten().collect();
+            assert_eq!(held.len(), 1);
+            assert_eq!(held.first().unwrap().name.inode, inode(&path));
+            drop(bound);
+            assert!(!path.exists());
         }
     }
 }

@@ -21,6 +21,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::cpu::CpuArgs;
 use crate::ctl::CtlArgs;
 use crate::listen::ApiOptions;
+use crate::ps::PsArgs;
 use crate::timings::TimingsFormat;
 pub use vm::VmArgs;
 
@@ -70,8 +71,10 @@ enum Verb {
     Explain(Box<ExplainArgs>),
     /// Say whether this host can run VMs, or whether a kernel can boot in one
     Doctor(DoctorArgs),
-    /// Speak to a VM that was started with --api-sock
+    /// Speak to a VM that was started with --id or --api-sock
     Ctl(CtlArgs),
+    /// List the VMs that were started with --id
+    Ps(PsArgs),
     /// Print what a guest would see of its CPUs
     Cpu(CpuArgs),
     /// Print the JSON Schema of the configuration
@@ -82,7 +85,7 @@ enum Verb {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Running")]
 pub struct RunArgs {
-    /// Name of the VM, for messages: 1 to 64 letters, digits or `-`
+    /// Name of the VM, by which `vmm ctl` and `vmm ps` find it: 1 to 64 letters, digits or `-`. No two VMs share one
     #[arg(long, value_name = "NAME", value_parser = instance_id)]
     pub id: Option<String>,
     /// Print when each phase of the boot was reached
@@ -94,10 +97,11 @@ pub struct RunArgs {
     /// Time for the guest to power off after SIGTERM, SIGINT or SIGHUP
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub grace: u64,
-    /// Serve the API (Firecracker's, docs/api.md) at the UNIX socket PATH. Without --kernel and --config the VM comes by it
+    /// Serve the API (Firecracker's, docs/api.md) at the UNIX socket PATH. Without --kernel and --config the VM comes by it.
+    /// A VM with --id has one without this, too
     #[arg(long, value_name = "PATH")]
     pub api_sock: Option<PathBuf>,
-    /// No API, whatever --api-sock says
+    /// No API, whatever --api-sock and --id say
     #[arg(long)]
     pub no_api: bool,
     /// Longest body of a request to the API
@@ -112,10 +116,11 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// The API that is asked for.
+    /// The API that is asked for, by its socket or by the VM's name.
     pub fn api(&self) -> Option<ApiOptions> {
-        let socket = self.api_sock.clone().filter(|_| !self.no_api)?;
-        Some(ApiOptions { socket, body_max: usize::try_from(self.http_api_max_payload_size).unwrap_or(usize::MAX) })
+        let wanted = !self.no_api && (self.api_sock.is_some() || self.id.is_some());
+        let body_max = usize::try_from(self.http_api_max_payload_size).unwrap_or(usize::MAX);
+        wanted.then(|| ApiOptions { socket: self.api_sock.clone(), body_max })
     }
 }
 
@@ -153,6 +158,8 @@ pub enum Order {
     Doctor(DoctorArgs),
     /// `vmm ctl`.
     Ctl(CtlArgs),
+    /// `vmm ps`.
+    Ps(PsArgs),
     /// `vmm cpu`.
     Cpu(CpuArgs),
     /// `vmm schema`.
@@ -185,6 +192,7 @@ pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Order, clap::Err
         Some(Verb::Explain(args)) => Order::Explain(args),
         Some(Verb::Doctor(args)) => Order::Doctor(args),
         Some(Verb::Ctl(args)) => Order::Ctl(args),
+        Some(Verb::Ps(args)) => Order::Ps(args),
         Some(Verb::Cpu(args)) => Order::Cpu(args),
         Some(Verb::Schema) => Order::Schema,
     })
@@ -196,7 +204,8 @@ pub fn refuse(error: &clap::Error, status: u8) -> ExitCode {
     if error.exit_code() == 0 { ExitCode::SUCCESS } else { ExitCode::from(status) }
 }
 
-fn instance_id(text: &str) -> Result<String, String> {
+/// Firecracker's rule for the names of VMs.
+pub fn instance_id(text: &str) -> Result<String, String> {
     let good =
         !text.is_empty() && text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     if good { Ok(text.to_owned()) } else { Err("1 to 64 letters, digits or `-` are expected".into()) }
@@ -223,6 +232,7 @@ mod tests {
         assert!(matches!(order("schema"), Ok(Order::Schema)));
         assert!(matches!(order("cpu dump --config f"), Ok(Order::Cpu(_))));
         assert!(matches!(order("ctl a.sock pause"), Ok(Order::Ctl(_))));
+        assert!(matches!(order("ps --json"), Ok(Order::Ps(_))));
         assert!(order("ctl a.sock").is_err() && order("ctl a.sock fly").is_err());
     }
 

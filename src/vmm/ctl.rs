@@ -1,12 +1,15 @@
 //! `vmm ctl`: speaks the API of a VM that runs, one request at a time.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use api::client;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
+
+use crate::args::instance_id;
+use crate::runtime::Runtime;
 
 /// Exit status when the VM refuses, or does not answer.
 const REFUSED: u8 = 1;
@@ -15,9 +18,9 @@ const REFUSED: u8 = 1;
 #[derive(Debug, Clone, Args)]
 #[command(max_term_width = 110, arg_required_else_help = true, disable_help_subcommand = true)]
 pub struct CtlArgs {
-    /// The VM's API socket (--api-sock)
-    #[arg(value_name = "SOCKET")]
-    pub socket: PathBuf,
+    /// The VM's name (--id), or its API socket (--api-sock)
+    #[arg(value_name = "ID|SOCKET")]
+    pub vm: PathBuf,
     #[command(subcommand)]
     pub verb: CtlVerb,
 }
@@ -102,12 +105,35 @@ impl CtlVerb {
     }
 }
 
+/// The socket of the VM of this name, if there is one; else the name is that of a socket.
+fn socket(vm: &Path, runtime: Option<&Runtime>) -> Result<PathBuf, String> {
+    let Some(id) = vm.to_str().filter(|text| instance_id(text).is_ok()) else { return Ok(vm.to_owned()) };
+    let there = match runtime {
+        Some(runtime) => runtime.has(id).map_err(|error| format!("{}: {error}", runtime.path().display()))?,
+        None => false,
+    };
+    match runtime.filter(|_| there).map(|runtime| runtime.socket(id)) {
+        Some(socket) if socket.symlink_metadata().is_ok() => Ok(socket),
+        Some(_) => Err("it has no API (--no-api)".into()),
+        None if vm.exists() => Ok(vm.to_owned()),
+        None => Err("there is no VM of this name (vmm ps), and no socket".into()),
+    }
+}
+
 /// Sends the request and prints the answer.
 pub fn run(args: &CtlArgs) -> ExitCode {
+    let failed = |error: String| {
+        eprintln!("vmm: {}: {error}", args.vm.display());
+        ExitCode::from(REFUSED)
+    };
+    let socket = match socket(&args.vm, Runtime::of_this_user().as_ref()) {
+        Ok(socket) => socket,
+        Err(error) => return failed(error),
+    };
     let (method, path, body) = args.verb.request();
     let answer = match args.verb {
-        CtlVerb::Events => client::follow(&args.socket, show).map(|()| Value::Null),
-        _ => client::call(&args.socket, method, &path, body.as_ref()),
+        CtlVerb::Events => client::follow(&socket, show).map(|()| Value::Null),
+        _ => client::call(&socket, method, &path, body.as_ref()),
     };
     match answer {
         Ok(Value::Null) => ExitCode::SUCCESS,
@@ -119,10 +145,7 @@ pub fn run(args: &CtlArgs) -> ExitCode {
             println!("{answer:#}");
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            eprintln!("vmm: {}: {error}", args.socket.display());
-            ExitCode::from(REFUSED)
-        }
+        Err(error) => failed(error.to_string()),
     }
 }
 

@@ -1,6 +1,6 @@
-//! `--api-sock`: the API's socket, its thread, and the mailbox through which it speaks to the control thread.
+//! The API's socket, its thread, and the mailbox through which it speaks to the control thread.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use api::routes::Api;
@@ -14,8 +14,8 @@ use machine::metrics::Metrics;
 /// The API that is asked for.
 #[derive(Debug, Clone)]
 pub struct ApiOptions {
-    /// Its socket.
-    pub socket: PathBuf,
+    /// Its socket; without it, it is where the VM is found by its name.
+    pub socket: Option<PathBuf>,
     /// Longest body of a request, bytes.
     pub body_max: usize,
 }
@@ -27,20 +27,22 @@ pub struct Listening {
     _serving: Serving,
 }
 
-/// Starts the API. It answers from now on as soon as the control thread looks into the mailbox.
+/// Starts the API at `path`; the longest body of a request has `body_max` bytes. It answers from now on as soon as the
+/// control thread looks into the mailbox.
 pub fn listen(
-    options: &ApiOptions,
+    path: &Path,
+    body_max: usize,
     id: Option<&str>,
     metadata: &Arc<Store>,
     metrics: &Arc<Metrics>,
     journal: &Journal,
 ) -> Result<Listening, HostError> {
     let (mailbox, remote) = Mailbox::new()?;
-    let socket = Socket::bind(&options.socket).doing(|| "start the API")?;
+    let socket = Socket::bind(path).doing(|| "start the API")?;
     let id = id.unwrap_or("anonymous-instance").to_owned();
     let api = Api::new(remote, metadata.clone(), metrics.clone(), id, env!("CARGO_PKG_VERSION"));
     let serving = socket
-        .serve(options.body_max, journal.clone(), move |request| api.serve(request))
+        .serve(body_max, journal.clone(), move |request| api.serve(request))
         .doing(|| "start the API's thread")?;
     Ok(Listening { mailbox, _serving: serving })
 }

@@ -7,9 +7,11 @@ mod doctor;
 mod explain;
 mod listen;
 mod log;
+mod ps;
 mod receipt;
 mod reports;
 mod run;
+mod runtime;
 mod schema;
 mod terminal;
 mod timings;
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         Order::Schema => Ok(schema::print()),
         Order::Cpu(args) => cpu::run(&args),
         Order::Ctl(args) => Ok(ctl::run(&args)),
+        Order::Ps(args) => Ok(ps::run(&args)),
         Order::Doctor(args) => Ok(doctor::print(&args)),
     };
     done.unwrap_or_else(|failure| {
@@ -56,7 +59,7 @@ fn main() -> ExitCode {
 fn run_verb(vm: &VmArgs, run: RunArgs, started: Instant) -> Result<ExitCode, Failure> {
     let (api, metadata, metrics) = (run.api(), run.metadata()?, Arc::new(Metrics::new()));
     metrics.watch("mmds", metadata.counts());
-    let what = if api.is_some() && !vm.names_a_vm() {
+    let what = if api.as_ref().is_some_and(|api| api.socket.is_some()) && !vm.names_a_vm() {
         What::Draft(Box::new(vm.draft()?))
     } else {
         let (config, _) = planned(vm, Some(&HostLimits::of_this_host()))?;

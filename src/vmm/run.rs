@@ -25,10 +25,11 @@ use machine::signals::Signals;
 use machine::timeline::{Mark, Timeline};
 use machine::vcpu;
 
-use crate::listen::{self, ApiOptions};
+use crate::listen::{self, ApiOptions, Listening};
 use crate::log;
 use crate::receipt::Receipt;
 use crate::reports;
+use crate::runtime::{Place, PlaceError, Record, Runtime};
 use crate::terminal::{self, RawTerminal};
 use crate::timings::{self, TimingsFormat};
 
@@ -88,14 +89,11 @@ pub fn run(what: What, options: &RunOptions) -> ExitCode {
 fn run_to_end(what: What, options: &RunOptions, timeline: &Arc<Timeline>) -> Result<End, HostError> {
     let signals = Signals::block().doing(|| "block signals")?;
     let journal = Journal::new().doing(|| "create an event")?;
-    let api = options
-        .api
-        .as_ref()
-        .map(|api| listen::listen(api, options.id.as_deref(), &options.metadata, &options.metrics, &journal))
-        .transpose()?;
+    let place = place(options)?; // outlives the API, whose socket is in it
+    let api = listen(options, place.as_ref(), &journal)?;
     vcpu::install_kick()?;
     let mailbox = api.as_ref().map(|api| &api.mailbox);
-    let stage = Stage { options, timeline, signals: &signals, mailbox, journal: &journal };
+    let stage = Stage { options, timeline, signals: &signals, mailbox, journal: &journal, place: place.as_ref() };
     let end = match what {
         What::Vm(config) => {
             let live = stage.boot(&config, console(&config)?)?;
@@ -107,6 +105,34 @@ fn run_to_end(what: What, options: &RunOptions, timeline: &Arc<Timeline>) -> Res
     Ok(end)
 }
 
+/// Takes the VM's name, so that it is found by it. Where this user has no directory for that the VM runs without.
+fn place(options: &RunOptions) -> Result<Option<Place>, HostError> {
+    let Some(id) = &options.id else { return Ok(None) };
+    let taken = match Runtime::of_this_user() {
+        Some(runtime) => runtime.take(id),
+        None => Err(PlaceError::Unusable("neither VMM_RUNTIME_DIR nor XDG_RUNTIME_DIR is set".into())),
+    };
+    match taken {
+        Err(PlaceError::Unusable(why)) => {
+            say(&format!("vmm: {id}: it will not be found by its name: {why}\n"));
+            Ok(None)
+        }
+        taken => taken.map(Some).doing(|| "start the VM"),
+    }
+}
+
+/// Starts the API, if there is to be one, and makes it known in the VM's `place`.
+fn listen(options: &RunOptions, place: Option<&Place>, journal: &Journal) -> Result<Option<Listening>, HostError> {
+    let Some(api) = &options.api else { return Ok(None) };
+    let Some(path) = api.socket.clone().or_else(|| place.map(Place::socket)) else { return Ok(None) };
+    let (id, RunOptions { metadata, metrics, .. }) = (options.id.as_deref(), options);
+    let listening = listen::listen(&path, api.body_max, id, metadata, metrics, journal)?;
+    if let Some(place) = place {
+        place.link(&path).doing(|| format!("make the link {} to the API's socket", place.socket().display()))?;
+    }
+    Ok(Some(listening))
+}
+
 /// What surrounds a VM for as long as the process lives.
 struct Stage<'a> {
     options: &'a RunOptions,
@@ -114,6 +140,8 @@ struct Stage<'a> {
     signals: &'a Signals,
     mailbox: Option<&'a Mailbox>,
     journal: &'a Journal,
+    /// Where the VM is found by its name.
+    place: Option<&'a Place>,
 }
 
 /// A VM that runs, with its console.
@@ -166,6 +194,7 @@ impl Stage<'_> {
         metrics.set_vm(machine.sources());
         metrics.flush();
         self.journal.note(&Happening::Started);
+        self.tell_place(config);
         match gdb {
             // Before the guest's first instruction gdb may set its breakpoints.
             Some(_) => machine.can_be_debugged()?,
@@ -210,6 +239,16 @@ impl Stage<'_> {
             self.journal.note(&Happening::Restart);
             say(&report(self.options.id.as_deref(), &outcome.end));
             live = self.boot(&config, console)?;
+        }
+    }
+
+    /// Writes down for `vmm ps` what was started. It can do without.
+    fn tell_place(&self, config: &VmConfig) {
+        let Some(place) = self.place else { return };
+        let (cpus, memory) = (config.machine_config.vcpu_count, config.machine_config.mem_size_mib);
+        let record = Record { vcpu_count: Some(cpus.into()), mem_size_mib: Some(memory), ..Record::of_this_process() };
+        if let Err(error) = place.note(&record) {
+            tracing::warn!(%error, "what the VM is could not be written down for `vmm ps`");
         }
     }
 
