@@ -73,8 +73,7 @@ pub fn dump(config: &VmConfig) -> Result<CpuConfig, HostError> {
     // Features of the CPU that KVM lists elsewhere.
     msrs.extend([msr::IA32_ARCH_CAPABILITIES].iter().filter(|index| !msrs.contains(index)).collect::<Vec<_>>());
     msrs.sort_unstable();
-    let mut cpuid_modifiers: Vec<_> = leaves.as_slice().iter().map(describe).collect();
-    cpuid_modifiers.dedup();
+    let cpuid_modifiers = filled(leaves.as_slice()).iter().map(describe).collect();
     let msr_modifiers = msrs.into_iter().filter_map(|index| {
         let mut entries = Msrs::from_entries(&[kvm_msr_entry { index, ..Default::default() }]).ok()?;
         let read = vcpu.get_msrs(&mut entries).ok()?;
@@ -82,6 +81,12 @@ pub fn dump(config: &VmConfig) -> Result<CpuConfig, HostError> {
         Some(MsrModifier { addr: format!("{index:#x}"), bitmap: format!("0b{data:064b}") })
     });
     Ok(CpuConfig { kvm_capabilities: Vec::new(), cpuid_modifiers, msr_modifiers: msr_modifiers.collect() })
+}
+
+/// Without the places at the end that KVM_GET_CPUID2 left empty: Linux 6.1 does not say how many it filled.
+fn filled(leaves: &[kvm_cpuid_entry2]) -> &[kvm_cpuid_entry2] {
+    let count = leaves.iter().rposition(|leaf| *leaf != kvm_cpuid_entry2::default()).map_or(0, |last| last + 1);
+    leaves.get(..count).unwrap_or_default()
 }
 
 fn describe(leaf: &kvm_cpuid_entry2) -> CpuidModifier {
@@ -120,6 +125,15 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn places_that_kvm_left_empty_are_no_leaves() {
+        let leaf = |function, eax| kvm_cpuid_entry2 { function, eax, ..Default::default() };
+        let got = [leaf(0, 13), leaf(1, 0), leaf(2, 0), leaf(0, 0), leaf(0, 0)];
+        assert_eq!(filled(&got), &[leaf(0, 13), leaf(1, 0), leaf(2, 0)]);
+        assert_eq!(filled(&got[..2]), &got[..2]);
+        assert_eq!(filled(&got[3..]), &[]);
+    }
 
     #[test]
     fn a_leaf_is_described_to_the_last_bit() {

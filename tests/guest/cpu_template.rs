@@ -8,6 +8,8 @@ use crate::vm::{Vm, program};
 const LOOK: &str = r"
 for flag in aes sse4_2 popcnt; do echo $flag=$(grep -c -w $flag /proc/cpuinfo); done
 echo stepping=$(grep -m 1 stepping /proc/cpuinfo | cut -d : -f 2 | tr -d ' ')
+echo flags=$(grep -m 1 ^flags /proc/cpuinfo | cut -d : -f 2)
+echo vendor=$(grep -m 1 vendor_id /proc/cpuinfo | cut -d : -f 2 | tr -d ' ')
 echo family=$(grep -m 1 'cpu family' /proc/cpuinfo | cut -d : -f 2 | tr -d ' ')
 ";
 
@@ -39,6 +41,10 @@ fn a_guest_boots_with_what_the_dump_says() {
     fs::write(&file, &dump.stdout).expect("a file");
     let ended = Vm::tuned().args(["--cpus".into(), "2".into(), "--cpu-config".into(), file]).run(LOOK).start().ends(0);
     assert_eq!(ended.number("popcnt"), 2);
+    let plain = Vm::tuned().args(["--cpus", "2"]).run(LOOK).start().ends(0);
+    for what in ["vendor", "family", "stepping", "flags"] {
+        assert_eq!(ended.value(what), plain.value(what));
+    }
 }
 
 #[test]
