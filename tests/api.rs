@@ -120,6 +120,7 @@ fn requests_before_the_start() {
         ("PUT", "/actions", json!({}), Err("action_type is missing")),
         ("PUT", "/actions", json!({ "action_type": "SendCtrlAltDel" }), Err(not_started)),
         ("PUT", "/actions", json!({ "action_type": "PowerButton" }), Err(not_started)),
+        ("PUT", "/actions", json!({ "action_type": "Reset" }), Err(not_started)),
         ("PUT", "/actions", json!({ "action_type": "FlushMetrics" }), Err(not_started)),
         ("PUT", "/actions", json!({ "action_type": "CoreDump", "path_on_host": "core" }), Err(not_started)),
         ("PUT", "/actions", json!({ "action_type": "CoreDump" }), Err("path_on_host is missing")),

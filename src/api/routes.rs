@@ -113,7 +113,7 @@ pub const ROUTES: &[Route] = &[
         done(api.remote.ask(order))
     }),
     route("PUT", "/actions", |api, call| {
-        let known = ["InstanceStart", "SendCtrlAltDel", "PowerButton", "Stop", "FlushMetrics", "CoreDump"];
+        let known = ["InstanceStart", "SendCtrlAltDel", "PowerButton", "Reset", "Stop", "FlushMetrics", "CoreDump"];
         let mut body = call.object()?;
         let path = body.remove("path_on_host");
         let action = member(&body, "action_type", &known)?;
@@ -124,6 +124,7 @@ pub const ROUTES: &[Route] = &[
             ("InstanceStart", _) => Order::Start,
             ("SendCtrlAltDel", _) => Order::CtrlAltDel,
             ("PowerButton", _) => Order::PowerButton,
+            ("Reset", _) => Order::Reset,
             ("Stop", _) => Order::Stop,
             _ => Order::FlushMetrics,
         };

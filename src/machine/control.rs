@@ -62,6 +62,8 @@ pub enum End {
     Left,
     /// A request asked for the end.
     Stopped,
+    /// A request asked for a reset, whatever a reboot of the guest does.
+    ResetByRequest,
     /// A signal came before there was a VM.
     NotStarted(i32),
 }
@@ -71,7 +73,7 @@ impl End {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::PowerOff | Self::Vcpu(_, VcpuStop::SystemShutdown) => 0,
-            Self::Reset | Self::Vcpu(_, VcpuStop::SystemReset) => 3,
+            Self::Reset | Self::ResetByRequest | Self::Vcpu(_, VcpuStop::SystemReset) => 3,
             Self::Panicked | Self::Vcpu(_, VcpuStop::SystemCrash) => 4,
             Self::Vcpu(_, VcpuStop::TripleFault(_)) => 5,
             Self::Halted => 6,
@@ -104,6 +106,7 @@ impl fmt::Display for End {
             }
             Self::Left => write!(f, "left by the escape key"),
             Self::Stopped => write!(f, "stopped by a request"),
+            Self::ResetByRequest => write!(f, "reset by a request"),
             Self::NotStarted(signal) => write!(f, "{} came before the VM was started", signals::name(*signal)),
         }
     }
@@ -138,6 +141,8 @@ pub struct Outcome {
     pub end: End,
     /// A signal had asked for it: whatever the guest did then, it is not to be started again.
     pub asked: bool,
+    /// The request that asked for a reset: to be answered when the VM runs again.
+    pub reset: Option<Letter>,
 }
 
 /// Runs a booted machine to its end.
@@ -148,7 +153,8 @@ pub fn run(machine: &Machine, surroundings: Surroundings<'_>) -> Result<Outcome,
             if let Some(gdb) = &mut control.gdb {
                 gdb.farewell(end.exit_code());
             }
-            return Ok(Outcome { end, asked: control.deadline.is_some() });
+            let reset = control.reset.take().filter(|_| matches!(end, End::ResetByRequest));
+            return Ok(Outcome { end, asked: control.deadline.is_some(), reset });
         }
     }
 }
@@ -175,6 +181,8 @@ struct Control<'a> {
     /// When the guest's time to power off is over, and the signal that set it.
     deadline: Option<(Instant, i32)>,
     watch: Watch,
+    /// Who asked for a reset, and waits.
+    reset: Option<Letter>,
     /// The guest's crash kernel was announced; once is enough.
     crash_loaded: bool,
 }
@@ -217,6 +225,7 @@ impl<'a> Control<'a> {
             epoll,
             deadline: None,
             watch,
+            reset: None,
             crash_loaded: false,
         };
         control.poll_input();
@@ -393,7 +402,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ends_have_distinct_codes_and_words() {
+    fn ends_have_codes_and_distinct_words() {
         let ends = [
             End::PowerOff,
             End::Reset,
@@ -406,9 +415,10 @@ mod tests {
             End::Killed(libc::SIGTERM),
             End::Left,
             End::Stopped,
+            End::ResetByRequest,
         ];
         let codes: Vec<u8> = ends.iter().map(End::exit_code).collect();
-        assert_eq!(codes, [0, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+        assert_eq!(codes, [0, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 3]);
         let mut words: Vec<String> = ends.iter().map(ToString::to_string).collect();
         words.sort();
         words.dedup();

@@ -35,8 +35,8 @@ pub enum Happening<'a> {
         /// Its crash kernel takes over.
         crash_kernel: bool,
     },
-    /// The guest asked for a reset, and is started again.
-    Restart,
+    /// The guest, or a request, asked for a reset, and it is started again.
+    Restart(&'a End),
     /// The VM has ended. The last event.
     Exit(&'a End),
 }
@@ -133,7 +133,7 @@ fn event(happening: &Happening<'_>) -> Value {
         Happening::Panic { console, crash_kernel } => {
             json!({ "event": "panic", "crash_kernel": crash_kernel, "console": lines(console) })
         }
-        Happening::Restart => json!({ "event": "restart" }),
+        Happening::Restart(end) => json!({ "event": "restart", "reason": end.to_string() }),
         Happening::Exit(end) => json!({ "event": "exit", "reason": end.to_string(), "status": end.exit_code() }),
     }
 }

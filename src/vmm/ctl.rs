@@ -40,6 +40,8 @@ pub enum CtlVerb {
     Resume,
     /// Ask the guest to power off
     PowerButton,
+    /// Start the guest again from the beginning, running or paused
+    Reset,
     /// End it now
     Stop,
     /// Write a core file of the guest, for gdb and crash(8); it stands still meanwhile
@@ -82,6 +84,7 @@ impl CtlVerb {
             Self::Pause => state("Paused"),
             Self::Resume => state("Resumed"),
             Self::PowerButton => action("PowerButton"),
+            Self::Reset => action("Reset"),
             Self::Stop => action("Stop"),
             Self::Core { file } => {
                 // The monitor may have another current directory.

@@ -236,9 +236,12 @@ impl Stage<'_> {
             if !restarts {
                 return Ok(outcome.end);
             }
-            self.journal.note(&Happening::Restart);
+            self.journal.note(&Happening::Restart(&outcome.end));
             say(&report(self.options.id.as_deref(), &outcome.end));
             live = self.boot(&config, console)?;
+            if let Some(letter) = outcome.reset {
+                letter.answer(Ok(Answer::Done));
+            }
         }
     }
 
@@ -267,7 +270,8 @@ impl Stage<'_> {
 }
 
 fn restarts(config: &VmConfig, outcome: &Outcome) -> bool {
-    outcome.end.is_reset() && !outcome.asked && config.on_reboot == OnReboot::Restart
+    let by_guest = outcome.end.is_reset() && !outcome.asked && config.on_reboot == OnReboot::Restart;
+    by_guest || outcome.reset.is_some()
 }
 
 /// Waits for the console's output as long as somebody reads it and no signal says not to.

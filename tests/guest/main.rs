@@ -19,6 +19,7 @@ mod lies;
 mod login;
 mod metrics;
 mod mmds;
+mod names;
 mod net;
 mod pmem;
 mod rng;

@@ -34,6 +34,8 @@ pub struct Vm {
     append: Vec<String>,
     stdin: Stdio,
     stdout: Stdio,
+    /// Variables of the monitor's environment.
+    env: Vec<(OsString, OsString)>,
     /// Run as nobody.
     nobody: bool,
     /// The user's side of the terminal that both are.
@@ -45,7 +47,16 @@ impl Vm {
     /// `vmm` without arguments, its standard input /dev/null.
     pub fn new() -> Self {
         let (stdin, stdout) = (Stdio::null(), Stdio::piped());
-        Self { args: Vec::new(), append: Vec::new(), stdin, stdout, nobody: false, user: None, read: true }
+        Self {
+            args: Vec::new(),
+            append: Vec::new(),
+            env: Vec::new(),
+            stdin,
+            stdout,
+            nobody: false,
+            user: None,
+            read: true,
+        }
     }
 
     /// A kernel of tools/guest and the initrd that goes with it: `debian12/bzImage`.
@@ -76,6 +87,12 @@ impl Vm {
     pub fn run(self, script: &str) -> Self {
         let script = format!("dmesg -n 1\n{script}\n");
         self.append(&format!("vmm.run={}", base64(script.as_bytes())))
+    }
+
+    /// A variable of the monitor's environment.
+    pub fn env(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
     }
 
     /// The monitor runs as the user nobody, who has no rights.
@@ -113,7 +130,7 @@ impl Vm {
             command = Command::new("setsid");
             command.arg("--ctty").arg(program());
         }
-        command.args(&self.args);
+        command.args(&self.args).envs(self.env);
         if !self.append.is_empty() {
             command.arg("--append").arg(self.append.join(" "));
         }

@@ -34,6 +34,9 @@ pub enum Request {
     CtrlAltDel,
     /// End the VM now.
     Stop,
+    /// Start the guest again from the beginning, as its own reset does under `on-reboot: restart`. Running or paused; answered
+    /// when it runs.
+    Reset,
     /// Write the guest's memory and registers to a file.
     CoreDump {
         /// The file, which must not be there.
@@ -122,6 +125,7 @@ pub enum Refusal {
 pub type Reply = Result<Answer, Refusal>;
 
 /// A request, and the way back.
+#[derive(Debug)]
 pub struct Letter {
     /// What is asked.
     pub request: Request,

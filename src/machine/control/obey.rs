@@ -18,6 +18,9 @@ use crate::plan::Plan;
 /// Why the configuration of a VM that is started does not change.
 const STARTED: Refusal = Refusal::WrongState("the VM is started already; this can only be set before it is");
 
+/// A signal has asked for the end: a reset would undo it.
+const ENDING: Refusal = Refusal::WrongState("the VM is about to end: a signal has asked the guest to power off");
+
 impl Control<'_> {
     /// Answers every letter that is there.
     pub(super) fn requests(&mut self) -> Option<End> {
@@ -27,6 +30,14 @@ impl Control<'_> {
             if request == Request::Stop {
                 letter.answer(Ok(Answer::Done));
                 return Some(End::Stopped);
+            }
+            if request == Request::Reset {
+                if self.deadline.is_some() {
+                    letter.answer(Err(ENDING));
+                    continue;
+                }
+                self.reset = Some(letter);
+                return Some(End::ResetByRequest);
             }
             let reply = self.obey(request);
             letter.answer(reply);
@@ -52,7 +63,7 @@ impl Control<'_> {
                 return self.machine.inspect(&id).map(Answer::Told).ok_or(Refusal::NoDevice(id));
             }
             Request::Describe => return Ok(self.describe()),
-            Request::Stop => {}
+            Request::Stop | Request::Reset => {}
         }
         Ok(Answer::Done)
     }

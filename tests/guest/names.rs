@@ -1,0 +1,127 @@
+//! VMs with names, found by the program's own verbs, and what those do to a running guest.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::disk::{empty, folder};
+use crate::vm::{Running, Vm, program};
+
+/// A runtime directory.
+struct Names(TempDir);
+
+impl Names {
+    fn new() -> Self {
+        Self(folder())
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("vmm")
+    }
+
+    /// A VM of this name in this runtime directory.
+    fn start(&self, vm: Vm, id: &str) -> Running {
+        vm.args(["--id", id]).env("VMM_RUNTIME_DIR", self.path()).start()
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        Command::new(program()).args(args).env("VMM_RUNTIME_DIR", self.path()).output().expect("run vmm")
+    }
+
+    /// What a verb prints, which must succeed.
+    fn ctl(&self, args: &[&str]) -> String {
+        let output = self.run(&[&["ctl"], args].concat());
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    fn list(&self) -> Vec<Value> {
+        serde_json::from_slice(&self.run(&["ps", "--json"]).stdout).expect("a list")
+    }
+}
+
+#[test]
+fn a_running_vm_is_found_and_listed() {
+    let names = Names::new();
+    let script = "echo READY; read go; dd if=/dev/urandom of=/dev/null bs=1M count=8 2>/dev/null; echo DONE; read go";
+    let mut vm = names.start(Vm::tuned().args(["--cpus", "2", "--memory", "256M"]).run(script).pipe(), "guest-1");
+    vm.expect("READY");
+    let listed = names.list();
+    let [before] = listed.as_slice() else { panic!("{listed:?}") };
+    assert_eq!(
+        (&before["id"], &before["pid"], &before["state"]),
+        (&"guest-1".into(), &vm.id().into(), &"Running".into())
+    );
+    assert_eq!((&before["vcpu_count"], &before["mem_size_mib"]), (&2.into(), &256.into()));
+    vm.send("\n");
+    vm.expect("DONE");
+    names.ctl(&["guest-1", "pause"]);
+    let after = names.list().remove(0);
+    assert_eq!(after["state"], "Paused");
+    for (key, least) in [("cpu_ms", 1), ("uptime_ms", 1), ("resident_bytes", 16 << 20)] {
+        assert!(after[key].as_u64() >= before[key].as_u64() && after[key].as_u64() >= Some(least), "{key}: {after}");
+    }
+    names.ctl(&["guest-1", "resume"]);
+    vm.send("\n");
+    vm.ends(0);
+    assert_eq!((names.list(), names.path().read_dir().expect("a directory").count()), (vec![], 0));
+}
+
+/// Without an API there is nothing to speak to, but the name is taken and listed.
+#[test]
+fn a_vm_without_an_api_is_listed() {
+    let names = Names::new();
+    let mut vm = names.start(Vm::tuned().args(["--no-api"]).run("echo READY; read go").pipe(), "quiet");
+    vm.expect("READY");
+    let listed = names.list().remove(0);
+    assert_eq!((&listed["state"], &listed["vcpu_count"]), (&"No API".into(), &1.into()));
+    let refused = names.run(&["ctl", "quiet", "pause"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("it has no API"), "{refused:?}");
+    vm.kill();
+    assert_eq!((names.list(), names.path().read_dir().expect("a directory").count()), (vec![], 0));
+}
+
+/// The disk counts the boots. `on-reboot` is `exit`: a request is not the guest's own reboot.
+#[test]
+fn a_request_resets_a_guest_that_runs_or_is_paused() {
+    let names = Names::new();
+    let folder = folder();
+    let image = empty(folder.path(), "boots", 4096);
+    let script = r"boots=$(head -c 1 /dev/vda); boots=$((${boots:-0} + 1)); printf $boots | dd of=/dev/vda conv=fsync 2>/dev/null
+        echo BOOT $boots; read go; [ $boots = 3 ] && poweroff -f; while :; do :; done";
+    std::fs::write(&image, [&b"0"[..], &[0; 4095]].concat()).expect("a disk");
+    let disk = ["--disk".to_owned(), image.display().to_string()];
+    let mut vm = names.start(Vm::tuned().args(disk).args(["--cpus", "2"]).run(script).pipe(), "again");
+    vm.expect("BOOT 1\n");
+    vm.send("\n"); // the guest is busy now
+    names.ctl(&["again", "reset"]);
+    vm.expect("BOOT 2\n");
+    names.ctl(&["again", "pause"]);
+    names.ctl(&["again", "reset"]);
+    let state: Value = serde_json::from_str(&names.ctl(&["again", "state"])).expect("JSON");
+    assert_eq!(state["state"], "Running");
+    vm.expect("BOOT 3\n");
+    vm.send("\n");
+    let ended = vm.ends(0);
+    assert_eq!(ended.errors.matches("vmm: again: reset by a request").count(), 2, "{}", ended.errors);
+    assert_eq!(ended.why(), "vmm: again: the guest powered off");
+}
+
+/// A reset would undo what a signal has asked for.
+#[test]
+fn a_vm_that_is_about_to_end_is_not_reset() {
+    let names = Names::new();
+    // Nobody in this guest hears the power button.
+    let vm = Vm::tuned().args(["--grace", "100000"]).run("echo READY; sleep 10000");
+    let mut vm = names.start(vm, "ending");
+    vm.expect("READY");
+    vm.signal(Signal::TERM);
+    vm.expect_error("SIGTERM");
+    let refused = names.run(&["ctl", "ending", "reset"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("the VM is about to end"), "{refused:?}");
+    vm.signal(Signal::TERM);
+    vm.ends(10);
+}
