@@ -5,6 +5,7 @@
 
 mod balloon;
 mod disk;
+mod firecracker;
 mod metadata;
 mod net;
 mod pmem;
@@ -23,6 +24,7 @@ use crate::ctl::CtlArgs;
 use crate::listen::ApiOptions;
 use crate::ps::PsArgs;
 use crate::timings::TimingsFormat;
+pub use firecracker::FirecrackerArgs;
 pub use vm::VmArgs;
 
 const EXAMPLES: &str = "\
@@ -113,6 +115,8 @@ pub struct RunArgs {
     /// Most that the metadata service keeps [default: as --http-api-max-payload-size]
     #[arg(long, value_name = "BYTES", hide_short_help = true)]
     pub mmds_size_limit: Option<u32>,
+    #[command(flatten)]
+    pub firecracker: FirecrackerArgs,
 }
 
 impl RunArgs {

@@ -57,8 +57,11 @@ fn main() -> ExitCode {
 }
 
 fn run_verb(vm: &VmArgs, run: RunArgs, started: Instant) -> Result<ExitCode, Failure> {
+    run.firecracker.refuse()?;
+    run.firecracker.warn();
     let (api, metadata, metrics) = (run.api(), run.metadata()?, Arc::new(Metrics::new()));
     metrics.watch("mmds", metadata.counts());
+    run.firecracker.note(&metrics);
     let what = if api.as_ref().is_some_and(|api| api.socket.is_some()) && !vm.names_a_vm() {
         What::Draft(Box::new(vm.draft()?))
     } else {

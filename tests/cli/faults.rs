@@ -369,6 +369,8 @@ fn wrong_command_lines_exit_with_153() {
         ("--kernel k --no-serial --serial file:x", "cannot be used with"),
         ("--kernel k --on-reboot stop", "invalid value 'stop' for '--on-reboot <ACTION>'"),
         ("--kernel k --id a_b", "1 to 64 letters, digits or `-` are expected"),
+        ("--kernel k --id ../a", "1 to 64 letters, digits or `-` are expected"),
+        ("--api-sock a --seccomp-filter f", "--seccomp-filter: Firecracker's filters do not fit"),
         ("--kernel k --timings xml", "invalid value 'xml' for '--timings [<FORMAT>]'"),
         ("--kernel k --grace soon", "invalid value 'soon' for '--grace <SECONDS>'"),
         ("--kernel k --kernel l", "cannot be used multiple times"),
