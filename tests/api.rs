@@ -421,6 +421,46 @@ fn events_are_told_until_the_end() {
     assert_eq!(vm.process.wait().unwrap().code(), Some(12));
 }
 
+/// The log changes with the request, not with the start; what a request does not name stays.
+#[test]
+fn the_log_changes_when_it_is_asked_to() {
+    let vm = Waiting::start(&["--log-file", "first", "--log-level", "off", "--log-format", "json", "--id", "logged"]);
+    let read = |name: &str| std::fs::read_to_string(vm.room.path().join(name)).unwrap();
+    vm.call("PUT", "/serial", json!({})).unwrap();
+    vm.call("PUT", "/logger", json!({ "level": "debug" })).unwrap();
+    vm.call("PUT", "/entropy", json!({})).unwrap();
+    vm.call("PUT", "/logger", json!({ "log_path": "second", "levels": { "api": "Info" } })).unwrap();
+    vm.is_well(); // a GET, at debug
+    vm.call("DELETE", "/drives/none", Value::Null).unwrap_err();
+    let lost = vm.call("PUT", "/logger", json!({ "log_path": "no/where" })).unwrap_err();
+    assert!(lost.contains("the directory no does not exist"), "{lost}");
+    let wrong = vm.call("PUT", "/logger", json!({ "levels": { "apo": "Info" } })).unwrap_err();
+    assert_eq!(
+        wrong,
+        "PUT /logger: levels.apo: there is no module `apo`; the names begin with api, devices, machine, vmm"
+    );
+    vm.call("PUT", "/logger", json!({ "level": "Off", "levels": {}, "show_level": null })).unwrap();
+    vm.call("PUT", "/serial", json!({})).unwrap();
+    let lines = |name: &str| -> Vec<(String, u64)> {
+        let lines = read(name).lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>();
+        let what =
+            |line: &Value| (line["message"].as_str().unwrap().to_owned(), line["fields"]["status"].as_u64().unwrap());
+        assert!(lines.iter().all(|line| line["id"] == "logged" && line["module"] == "api::connection"), "{lines:?}");
+        lines.iter().map(what).collect()
+    };
+    let wanted =
+        |lines: &[(&str, u64)]| lines.iter().map(|(text, status)| ((*text).to_owned(), *status)).collect::<Vec<_>>();
+    assert_eq!(lines("first"), wanted(&[("PUT /logger", 204), ("PUT /entropy", 204)]));
+    let put = ("PUT /logger", 204);
+    let refused = ("PUT /logger", 400);
+    assert_eq!(lines("second"), wanted(&[put, ("DELETE /drives/none", 400), refused, refused]));
+    let config = &vm.call("GET", "/vm/config", Value::Null).unwrap()["logger"];
+    assert_eq!(
+        (&config["level"], &config["format"], &config["log_path"]),
+        (&json!("Off"), &json!("json"), &json!("second"))
+    );
+}
+
 #[test]
 fn every_answer_says_how_long_it_took() {
     let vm = Waiting::start(&[]);

@@ -138,7 +138,9 @@ impl Connection {
                 self.continued = false;
                 let begun = Instant::now();
                 let response = serve(&request);
-                self.outgoing = response.bytes(request.is_last, begun.elapsed());
+                let took = begun.elapsed();
+                note(&request, &response, took);
+                self.outgoing = response.bytes(request.is_last, took);
                 if response.follows {
                     self.follows = Some(0);
                     self.incoming.clear();
@@ -171,6 +173,16 @@ impl Connection {
             }
         }
         true
+    }
+}
+
+/// Logs a request without its body, in which there may be secrets (PUT /mmds). Who only asks does so often.
+fn note(request: &Request, response: &Response, took: Duration) {
+    let Request { method, path, .. } = request;
+    let (status, took_us) = (response.status, took.as_micros());
+    match method.as_str() {
+        "GET" => tracing::debug!(status, took_us, "{method} {path}"),
+        _ => tracing::info!(status, took_us, "{method} {path}"),
     }
 }
 

@@ -133,10 +133,7 @@ pub const ROUTES: &[Route] = &[
     route("PUT", "/boot-source", |api, call| call.set(api, JsonPath::keys(["boot-source"]))),
     route("GET", "/machine-config", |api, _| Ok(Told::Json(describe(api)?.1["machine-config"].take()))),
     route("PUT", "/machine-config", |api, call| call.set(api, JsonPath::keys(["machine-config"]))),
-    route("PATCH", "/machine-config", |api, call| {
-        let edits = Edit::patch(&JsonPath::keys(["machine-config"]), &call.object()?, &call.source);
-        done(api.remote.ask(Order::Configure(edits)))
-    }),
+    route("PATCH", "/machine-config", |api, call| call.patch(api, JsonPath::keys(["machine-config"]))),
     route("PUT", "/cpu-config", |api, call| call.set(api, JsonPath::keys(["cpu-config"]))),
     route("PUT", "/drives/{drive_id}", |api, call| call.set_named(api, "drives", "drive_id")),
     route("PATCH", "/drives/{drive_id}", |api, call| call.update_named(api, "drives", "drive_id")),
@@ -152,7 +149,8 @@ pub const ROUTES: &[Route] = &[
     route("PUT", "/entropy", |api, call| call.set(api, JsonPath::keys(["entropy"]))),
     route("PATCH", "/entropy", |api, call| call.update(api, "rng", call.object()?)),
     route("PUT", "/serial", |api, call| call.set(api, JsonPath::keys(["serial"]))),
-    route("PUT", "/logger", |api, call| call.set(api, JsonPath::keys(["logger"]))),
+    // What is not named stays as it is, as in Firecracker.
+    route("PUT", "/logger", |api, call| call.patch(api, JsonPath::keys(["logger"]))),
     route("GET", "/metrics", |api, _| Ok(Told::Text(EXPOSITION, api.metrics.exposition()))),
     route("PUT", "/metrics", |api, call| call.set(api, JsonPath::keys(["metrics"]))),
     route("PUT", "/pmem/{id}", |api, call| call.set_named(api, "pmem", "id")),
@@ -297,6 +295,12 @@ impl Call<'_> {
 
     fn set(&self, api: &Api, path: JsonPath) -> Outcome {
         done(api.remote.configure(path, Value::Object(self.object()?), &self.source))
+    }
+
+    /// Changes of what is at `path` the keys that the body has.
+    fn patch(&self, api: &Api, path: JsonPath) -> Outcome {
+        let edits = Edit::patch(&path, &self.object()?, &self.source);
+        done(api.remote.ask(Order::Configure(edits)))
     }
 
     fn set_named(&self, api: &Api, list: &str, key: &str) -> Outcome {

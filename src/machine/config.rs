@@ -13,6 +13,7 @@ mod host;
 mod include;
 mod lines;
 mod load;
+mod logger;
 mod nearest;
 mod path;
 mod validate;
@@ -39,6 +40,7 @@ pub use edit::{Change, Edit};
 pub use fault::{Fault, Faults, Origin};
 pub use host::HostLimits;
 pub use load::{Source, load};
+pub use logger::{LogFormat, LogLevel, LoggerConfig};
 pub use path::{JsonPath, PathError, Step};
 pub use validate::{ID_MAX, MAX_CPUS, MAX_MEMORY_MIB};
 
@@ -200,24 +202,6 @@ impl Default for SerialConfig {
     }
 }
 
-/// The monitor's own log.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct LoggerConfig {
-    /// File or FIFO to write to; standard error where it is absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub log_path: Option<PathBuf>,
-    /// Lowest severity that is written.
-    pub level: LogLevel,
-    /// Show the severity of each line.
-    pub show_level: bool,
-    /// Show the module and line of each message.
-    pub show_log_origin: bool,
-    /// Only messages of this module.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub module: Option<String>,
-}
-
 /// What the VM counts, as lines of JSON: at the start, each 60 s, when it is asked for, and at the end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -230,24 +214,6 @@ pub struct MetricsConfig {
     /// Texts that are put into each line, by their names.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub properties: BTreeMap<String, String>,
-}
-
-/// Severity of log lines.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum LogLevel {
-    /// Nothing.
-    Off,
-    /// What failed.
-    Error,
-    /// What is suspicious.
-    Warning,
-    /// Milestones.
-    #[default]
-    Info,
-    /// Details.
-    Debug,
-    /// Everything.
-    Trace,
 }
 
 /// What a guest's reboot does.

@@ -19,7 +19,7 @@ pub use devices::virtio::balloon::Hint;
 
 pub use self::mailbox::{Answer, Letter, Mailbox, Refusal, Remote, Reply, Request, State};
 
-use crate::config::VmConfig;
+use crate::config::{LoggerConfig, VmConfig};
 use crate::error::{Doing, HostError};
 use crate::events::Event;
 use crate::gdb::{Gdb, Socket};
@@ -132,7 +132,12 @@ pub struct Surroundings<'a> {
     pub journal: &'a Journal,
     /// The guest's console, to show its last lines when the guest panics.
     pub console: Option<&'a ConsoleOut>,
+    /// What changes the log.
+    pub set_log: SetLog<'a>,
 }
+
+/// Lets the log be as it is asked for, or says why that cannot be.
+pub type SetLog<'a> = &'a dyn Fn(Option<&LoggerConfig>) -> Result<(), String>;
 
 /// How a VM ended.
 #[derive(Debug)]
@@ -171,6 +176,7 @@ struct Control<'a> {
     metrics: &'a Metrics,
     journal: &'a Journal,
     console: Option<&'a ConsoleOut>,
+    set_log: SetLog<'a>,
     /// When the next line of metrics is due.
     next_line: Instant,
     gdb: Option<Gdb<'a>>,
@@ -190,7 +196,8 @@ struct Control<'a> {
 impl<'a> Control<'a> {
     fn new(machine: &'a Machine, surroundings: Surroundings<'a>) -> Result<Self, HostError> {
         let epoll = Epoll::new().doing(|| "create an epoll instance")?;
-        let Surroundings { signals, input, grace, mailbox, gdb, config, metrics, journal, console } = surroundings;
+        let Surroundings { signals, input, grace, mailbox, gdb, config, metrics, journal, console, set_log } =
+            surroundings;
         let gdb = gdb.map(|socket| Gdb::new(socket, machine.debugged(), machine.steps_without_interrupts()));
         let add = |fd, token| {
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token)).doing(|| "wait for events")
@@ -218,6 +225,7 @@ impl<'a> Control<'a> {
             metrics,
             journal,
             console,
+            set_log,
             next_line: Instant::now() + metrics::PERIOD,
             gdb,
             gdb_polled: None,

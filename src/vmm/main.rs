@@ -25,6 +25,7 @@ use machine::metrics::Metrics;
 use machine::plan::Plan;
 
 use args::{Failure, Order, RunArgs, VmArgs};
+use log::Logger;
 use run::What;
 
 /// Exit status for a configuration that is wrong (Firecracker's).
@@ -62,10 +63,14 @@ fn run_verb(vm: &VmArgs, run: RunArgs, started: Instant) -> Result<ExitCode, Fai
     let (api, metadata, metrics) = (run.api(), run.metadata()?, Arc::new(Metrics::new()));
     metrics.watch("mmds", metadata.counts());
     run.firecracker.note(&metrics);
+    let log = Logger::start(run.id.as_deref(), &metrics.reports).map_err(Failure::Config)?;
     let what = if api.as_ref().is_some_and(|api| api.socket.is_some()) && !vm.names_a_vm() {
-        What::Draft(Box::new(vm.draft()?))
+        let draft = vm.draft()?;
+        log.set(draft.config().logger.as_ref()).map_err(Failure::Config)?;
+        What::Draft(Box::new(draft))
     } else {
         let (config, _) = planned(vm, Some(&HostLimits::of_this_host()))?;
+        log.set(config.logger.as_ref()).map_err(Failure::Config)?;
         reports::start(&config, run.id.as_deref(), &metrics).map_err(Failure::Config)?;
         What::Vm(Box::new(config))
     };
@@ -81,6 +86,7 @@ fn run_verb(vm: &VmArgs, run: RunArgs, started: Instant) -> Result<ExitCode, Fai
             metadata,
             api,
             metrics,
+            log,
         },
     ))
 }

@@ -1,13 +1,12 @@
-//! What the monitor tells of itself while a VM runs, its log and its metrics: opened before the VM is built.
+//! What the monitor counts, in a file of lines: opened before the VM is built.
 
 use machine::config::VmConfig;
 use machine::metrics::Metrics;
 
 use crate::log;
 
-/// Opens the log and the metrics that `config` asks for.
+/// Opens the metrics that `config` asks for.
 pub fn start(config: &VmConfig, id: Option<&str>, metrics: &Metrics) -> Result<(), String> {
-    log::start(config.logger.as_ref(), id, &metrics.reports)?;
     let Some(wanted) = &config.metrics else { return Ok(()) };
     let path = &wanted.metrics_path;
     let file = log::open_output(path);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use devices::legacy::console_out::ConsoleOut;
-use machine::config::{Draft, OnReboot, VmConfig};
+use machine::config::{Draft, LoggerConfig, OnReboot, VmConfig};
 use machine::control::{self, Answer, Begin, End, Mailbox, Outcome, Refusal, Surroundings};
 use machine::error::{Doing, HostError, chain};
 use machine::events::Events;
@@ -26,7 +26,7 @@ use machine::timeline::{Mark, Timeline};
 use machine::vcpu;
 
 use crate::listen::{self, ApiOptions, Listening};
-use crate::log;
+use crate::log::{self, Logger};
 use crate::receipt::Receipt;
 use crate::reports;
 use crate::runtime::{Place, PlaceError, Record, Runtime};
@@ -56,6 +56,8 @@ pub struct RunOptions {
     pub api: Option<ApiOptions>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// The log, which the API may change.
+    pub log: Logger,
 }
 
 /// What is to be run.
@@ -158,12 +160,12 @@ impl Stage<'_> {
     fn configure(&self, mut draft: Draft) -> Result<End, HostError> {
         let mailbox = self.mailbox.ok_or("there is no API").doing(|| "configure the VM")?;
         loop {
-            let (config, letter) = match control::configure(&mut draft, mailbox, self.signals)? {
+            let (config, letter) = match control::configure(&mut draft, mailbox, self.signals, &self.set_log())? {
                 Begin::Start(config, letter) => (config, letter),
                 Begin::End(end) => return Ok(end),
             };
             let live = reports::start(&config, self.options.id.as_deref(), &self.options.metrics)
-                .doing(|| "start the log or the metrics")
+                .doing(|| "start the metrics")
                 .and_then(|()| self.boot(&config, console(&config)?));
             match live {
                 Ok(live) => {
@@ -173,6 +175,11 @@ impl Stage<'_> {
                 Err(error) => letter.answer(Err(Refusal::Refused(chain(&error)))),
             }
         }
+    }
+
+    /// What changes the log when the API asks for it.
+    fn set_log(&self) -> impl Fn(Option<&LoggerConfig>) -> Result<(), String> {
+        |config| self.options.log.set(config)
     }
 
     /// Builds a VM and lets it run.
@@ -219,6 +226,7 @@ impl Stage<'_> {
                     metrics: &self.options.metrics,
                     journal: self.journal,
                     console: console.as_ref(),
+                    set_log: &self.set_log(),
                 },
             )?;
             self.timeline.mark(Mark::End);

@@ -310,6 +310,15 @@ fn faults_of_flags_name_the_flag() {
         ("--kernel kernel --serial file:no/such", "--serial: the directory no does not exist"),
         ("--kernel kernel --metrics-path no/m", "--metrics-path: the directory no does not exist"),
         ("--kernel kernel --log-file .", "--log-file: . is a directory, not a file"),
+        ("--kernel kernel --log-format xml", "--log-format: must be \"text\" or \"json\", not \"xml\""),
+        (
+            "--kernel kernel --log-level info,devices::virtio=loud",
+            "--log-level: must be \"Off\", \"Error\", \"Warning\", \"Info\", \"Debug\" or \"Trace\", not \"loud\"",
+        ),
+        (
+            "--kernel kernel --log-level device::virtio=debug",
+            "--log-level: there is no module `device::virtio`; the names begin with api, devices, machine, vmm",
+        ),
         (
             "--kernel kernel --set machine-config.cpus=2",
             "--set machine-config.cpus: unknown key; did you mean `vcpu_count`?",

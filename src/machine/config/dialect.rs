@@ -48,12 +48,20 @@ pub(super) fn settle(document: &mut Value) -> Vec<Problem> {
             _ => {}
         }
     }
-    if let Some(Value::String(level)) = document.get_mut("logger").and_then(|logger| logger.get_mut("level"))
+    if let Some(Value::Object(logger)) = document.get_mut("logger") {
+        logger.get_mut("level").into_iter().for_each(settle_level);
+        let levels = logger.get_mut("levels").and_then(Value::as_object_mut);
+        levels.into_iter().flat_map(Map::values_mut).for_each(settle_level);
+    }
+    problems
+}
+
+fn settle_level(level: &mut Value) {
+    if let Value::String(level) = level
         && let Some((_, name)) = LEVELS.iter().find(|(plain, _)| level.eq_ignore_ascii_case(plain))
     {
         *level = (*name).to_owned();
     }
-    problems
 }
 
 fn take_out(object: &mut Map<String, Value>, keys: &[&str], path: &JsonPath, problems: &mut Vec<Problem>) {
@@ -87,12 +95,12 @@ mod tests {
             "memory-hotplug": null, "network-interfaces": [],
             "machine-config": { "smt": false }, "cpu-config": { "reg_modifiers": [] },
             "drives": [{ "drive_id": "a", "socket": null }],
-            "logger": { "level": "WARN" }, "unknown": null
+            "logger": { "level": "WARN", "levels": { "api": "trace" } }, "unknown": null
         });
         assert_eq!(settle(&mut document), []);
         let left = json!({
-            "machine-config": { "smt": false }, "cpu-config": {}, "drives": [{ "drive_id": "a" }], "logger": { "level": "Warning" },
-            "network-interfaces": [], "unknown": null
+            "machine-config": { "smt": false }, "cpu-config": {}, "drives": [{ "drive_id": "a" }],
+            "logger": { "level": "Warning", "levels": { "api": "Trace" } }, "network-interfaces": [], "unknown": null
         });
         assert_eq!(document, left);
     }

@@ -1,5 +1,6 @@
 //! What a well-typed configuration may still say wrong. Pure: no look at the host.
 
+mod logger;
 mod mmds;
 mod pmem;
 
@@ -41,6 +42,7 @@ impl VmConfig {
         self.check_shares(&mut problems);
         self.check_balloon(&mut problems);
         self.check_vsock(&mut problems);
+        self.check_logger(&mut problems);
         self.check_paths(&mut problems);
         problems
     }

@@ -4,9 +4,9 @@ use std::os::fd::AsRawFd;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::End;
 use super::mailbox::{Answer, Letter, Mailbox, Refusal, Reply, Request, State};
-use crate::config::{Draft, Faults, HostLimits, VmConfig};
+use super::{End, SetLog};
+use crate::config::{Draft, Edit, Faults, HostLimits, JsonPath, VmConfig};
 use crate::error::{Doing, HostError};
 use crate::signals::Signals;
 
@@ -21,8 +21,13 @@ pub enum Begin {
 /// Why nothing but configuring can be done.
 const NOT_STARTED: Refusal = Refusal::WrongState("the VM is not started; start it first (InstanceStart)");
 
-/// Takes requests until one of them starts the VM, or a signal comes.
-pub fn configure(draft: &mut Draft, mailbox: &Mailbox, signals: &Signals) -> Result<Begin, HostError> {
+/// Takes requests until one of them starts the VM, or a signal comes. The log is the only thing that changes before the start.
+pub fn configure(
+    draft: &mut Draft,
+    mailbox: &Mailbox,
+    signals: &Signals,
+    set_log: SetLog<'_>,
+) -> Result<Begin, HostError> {
     let epoll = Epoll::new().doing(|| "create an epoll instance")?;
     for fd in [mailbox.as_raw_fd(), signals.as_raw_fd()] {
         epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0)).doing(|| "wait for requests")?;
@@ -44,7 +49,7 @@ pub fn configure(draft: &mut Draft, mailbox: &Mailbox, signals: &Signals) -> Res
                     letter.answer(Ok(Answer::Done));
                     return Ok(Begin::End(End::Stopped));
                 }
-                request => letter.answer(obey(draft, request, host)),
+                request => letter.answer(obey(draft, request, host, set_log)),
             }
         }
         let mut ready = [EpollEvent::default(); 2];
@@ -57,9 +62,9 @@ pub fn configure(draft: &mut Draft, mailbox: &Mailbox, signals: &Signals) -> Res
     }
 }
 
-fn obey(draft: &mut Draft, request: Request, host: impl FnOnce() -> HostLimits) -> Reply {
+fn obey(draft: &mut Draft, request: Request, host: impl FnOnce() -> HostLimits, set_log: SetLog<'_>) -> Reply {
     match request {
-        Request::Configure(edits) => draft.edit(&edits, Some(&host())).map_err(refused)?,
+        Request::Configure(edits) => change(draft, &edits, Some(&host()), set_log)?,
         Request::Remove { id } => {
             let place = draft.config().place_of(&id).ok_or(Refusal::NoDevice(id))?;
             draft.remove(&place).map_err(refused)?;
@@ -71,6 +76,29 @@ fn obey(draft: &mut Draft, request: Request, host: impl FnOnce() -> HostLimits) 
         _ => return Err(NOT_STARTED),
     }
     Ok(Answer::Done)
+}
+
+/// Whether these edits are about the log alone, which can be changed at any time.
+pub(super) fn is_of_log(edits: &[Edit]) -> bool {
+    let logger = JsonPath::keys(["logger"]);
+    !edits.is_empty() && edits.iter().all(|edit| edit.path.is_in(&logger))
+}
+
+/// Changes the configuration, and with it the log: both, or nothing.
+pub(super) fn change(
+    draft: &mut Draft,
+    edits: &[Edit],
+    host: Option<&HostLimits>,
+    set_log: SetLog<'_>,
+) -> Result<(), Refusal> {
+    if !is_of_log(edits) {
+        return draft.edit(edits, host).map_err(refused);
+    }
+    let mut changed = draft.clone();
+    changed.edit(edits, host).map_err(refused)?;
+    set_log(changed.config().logger.as_ref()).map_err(Refusal::Refused)?;
+    *draft = changed;
+    Ok(())
 }
 
 fn start(draft: &Draft, host: impl FnOnce() -> HostLimits) -> Result<VmConfig, Refusal> {
@@ -91,7 +119,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::config::JsonPath;
+    use crate::config::{LogLevel, LoggerConfig};
+
+    const LEVEL: &str = "logger.level";
 
     #[test]
     fn a_vm_is_configured_and_started_by_letters() {
@@ -102,19 +132,31 @@ mod tests {
             let unknown = remote.ask(Request::Remove { id: "a".into() });
             let wrong = remote.configure(JsonPath::keys(["machine-config"]), json!({ "vcpu_count": 0 }), "PUT /m");
             let right = remote.configure(JsonPath::keys(["machine-config"]), json!({ "vcpu_count": 2 }), "PUT /m");
+            let logs = ["Debug", "Trace"].map(|level| remote.configure(LEVEL.parse().unwrap(), level.into(), "PUT /l"));
             let state = remote.state();
             let stopped = remote.ask(Request::Stop);
-            (early, paused, unknown, wrong, right, state, stopped)
+            (early, paused, unknown, wrong, right, logs, state, stopped)
         });
         let signals = Signals::block().unwrap();
         let mut draft = Draft::new(&[]).unwrap();
-        assert!(matches!(configure(&mut draft, &mailbox, &signals), Ok(Begin::End(End::Stopped))));
-        let (early, paused, unknown, wrong, right, state, stopped) = asking.join().unwrap();
+        // A log that can not be opened.
+        let set_log = |config: Option<&LoggerConfig>| match config.map(|config| config.level) {
+            Some(LogLevel::Debug) => Ok(()),
+            level => Err(format!("no {level:?}")),
+        };
+        assert!(matches!(configure(&mut draft, &mailbox, &signals, &set_log), Ok(Begin::End(End::Stopped))));
+        let (early, paused, unknown, wrong, right, logs, state, stopped) = asking.join().unwrap();
         assert!(matches!(early, Err(Refusal::WrongState(text)) if text.contains("no kernel")));
         assert_eq!(paused, Err(NOT_STARTED));
         assert_eq!(unknown, Err(Refusal::NoDevice("a".into())));
         assert_eq!(wrong, Err(Refusal::Refused("PUT /m: vcpu_count: must be at least 1, not 0".into())));
         assert_eq!((right, state, stopped), (Ok(Answer::Done), Ok(State::NotStarted), Ok(Answer::Done)));
         assert_eq!(draft.config().machine_config.vcpu_count, 2);
+        assert_eq!(logs, [Ok(Answer::Done), Err(Refusal::Refused("no Some(Trace)".into()))]);
+        assert_eq!(
+            draft.config().logger.as_ref().map(|logger| logger.level),
+            Some(LogLevel::Debug),
+            "both, or nothing"
+        );
     }
 }

@@ -10,7 +10,8 @@ use devices::virtio::balloon::BalloonChange;
 use serde_json::{Map, Value};
 
 use super::mailbox::{Answer, Refusal, Reply, Request, State};
-use super::{Control, End};
+use super::{Control, End, configure};
+use crate::config::Draft;
 use crate::error::chain;
 use crate::journal::Happening;
 use crate::plan::Plan;
@@ -47,6 +48,11 @@ impl Control<'_> {
 
     fn obey(&mut self, request: Request) -> Reply {
         match request {
+            Request::Configure(edits) if configure::is_of_log(&edits) => {
+                let mut draft = Draft::of(self.config.clone());
+                configure::change(&mut draft, &edits, None, self.set_log)?;
+                *self.config = draft.config().clone();
+            }
             Request::Configure(_) | Request::Remove { .. } | Request::Start => return Err(STARTED),
             Request::Pause => self.pause(),
             Request::Resume => self.resume(),

@@ -96,9 +96,22 @@ pub struct VmArgs {
     #[arg(long, value_name = "SOCKET", help_heading = "Debugging")]
     pub gdb: Option<String>,
 
-    /// Lowest severity in the monitor's own log: off, error, warning, info, debug, trace
-    #[arg(long, value_name = "LEVEL", alias = "level", help_heading = "Log")]
+    /// Lowest severity in the monitor's own log: off, error, warning, info, debug, trace; and by module, as
+    /// `info,devices::virtio::block=debug`
+    #[arg(long, value_name = "LEVEL[,MODULE=LEVEL]", alias = "level", help_heading = "Log")]
     pub log_level: Option<String>,
+    /// What lines of the log look like: text or json
+    #[arg(long, value_name = "FORMAT", help_heading = "Log")]
+    pub log_format: Option<String>,
+    /// Show the severity of each line of the log
+    #[arg(long, help_heading = "Log", hide_short_help = true)]
+    pub show_level: bool,
+    /// Show file and line of each message of the log
+    #[arg(long, help_heading = "Log", hide_short_help = true)]
+    pub show_log_origin: bool,
+    /// Log only what modules say whose name begins so
+    #[arg(long, value_name = "MODULE", help_heading = "Log", hide_short_help = true)]
+    pub module: Option<String>,
     /// File for the monitor's own log instead of standard error
     #[arg(long, value_name = "FILE", alias = "log-path", help_heading = "Log")]
     pub log_file: Option<String>,
@@ -171,7 +184,16 @@ impl VmArgs {
         set(&["gdb"], text(&self.gdb), "--gdb");
         set(&["serial", "serial_out_path"], text(&self.serial), "--serial");
         set(&["serial", "enabled"], self.no_serial.then(|| false.into()), "--no-serial");
-        set(&["logger", "level"], text(&self.log_level), "--log-level");
+        for (module, level) in self.log_level.iter().flat_map(|levels| levels.split(',')).map(level_of) {
+            match module {
+                None => set(&["logger", "level"], Some(level.into()), "--log-level"),
+                Some(module) => set(&["logger", "levels", module], Some(level.into()), "--log-level"),
+            }
+        }
+        set(&["logger", "format"], text(&self.log_format), "--log-format");
+        set(&["logger", "show_level"], self.show_level.then(|| true.into()), "--show-level");
+        set(&["logger", "show_log_origin"], self.show_log_origin.then(|| true.into()), "--show-log-origin");
+        set(&["logger", "module"], text(&self.module), "--module");
         set(&["logger", "log_path"], text(&self.log_file), "--log-file");
         set(&["metrics", "metrics_path"], text(&self.metrics_path), "--metrics-path");
         set(&["on-reboot"], text(&self.on_reboot), "--on-reboot");
@@ -319,8 +341,15 @@ pub(super) fn mebibytes(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).ok_or_else(|| "is more than addresses can name".to_owned())
 }
 
+/// `LEVEL` or `MODULE=LEVEL`.
+fn level_of(item: &str) -> (Option<&str>, &str) {
+    item.split_once('=').map_or((None, item), |(module, level)| (Some(module), level))
+}
+
 #[cfg(test)]
 mod tests {
+    use machine::config::{LogFormat, LogLevel};
+
     use super::*;
 
     fn loaded(args: VmArgs) -> VmConfig {
@@ -386,7 +415,10 @@ mod tests {
             disk: vec![disk::parse("x").unwrap(), disk::parse("y,id=why,direct").unwrap()],
             pmem: vec![pmem::parse("m,id=mem").unwrap(), pmem::parse("n,private").unwrap()],
             set: vec![setting("machine-config.smt=true").unwrap()],
-            log_level: Some("debug".into()),
+            log_level: Some("debug,devices::virtio=trace,api=off".into()),
+            log_format: Some("json".into()),
+            module: Some("dev".into()),
+            show_level: true,
             ..kernel()
         });
         assert_eq!(config.boot_source.boot_args_append.as_deref(), Some("a b"));
@@ -398,7 +430,11 @@ mod tests {
         let pmem: Vec<_> = config.pmem.iter().map(|it| (it.id.as_str(), it.private)).collect();
         assert_eq!(pmem, [("mem", false), ("pmem1", true)]);
         assert!(config.machine_config.smt && config.entropy.is_some());
-        assert_eq!(config.logger.unwrap().level, machine::config::LogLevel::Debug);
+        let logger = config.logger.unwrap();
+        let levels = ["devices::virtio", "devices", "machine"].map(|module| logger.level_of(module));
+        assert_eq!(levels, [LogLevel::Trace, LogLevel::Debug, LogLevel::Off], "the last is another module");
+        assert_eq!((logger.levels["api"], logger.format), (LogLevel::Off, LogFormat::Json));
+        assert!(logger.show_level && !logger.show_log_origin);
         assert!(loaded(VmArgs { no_rng: true, ..kernel() }).entropy.is_none());
     }
 
