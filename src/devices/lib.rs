@@ -18,6 +18,7 @@ pub mod memory;
 pub mod mmds;
 pub mod rate_limit;
 pub mod seams;
+pub mod state;
 pub mod tally;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -4,6 +4,8 @@
 //! threads of devices own one each. A device asks before it serves a request; where the answer is no it puts the request
 //! back and goes on when its [`Throttle::source`] is ready.
 
+mod state;
+
 use std::io;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
@@ -12,6 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::timerfd::TimerFd;
 
+pub use self::state::{RateLimiterState, TokenBucketState};
 use crate::virtio::Source;
 
 /// Longest refill time that is told apart, milliseconds (49 days): keeps the arithmetic within 128 bits.
@@ -150,7 +153,8 @@ impl RateLimiter {
 pub struct Throttle {
     limiter: RateLimiter,
     timer: TimerFd,
-    since: Instant,
+    /// When the buckets' clock was at 0; nothing while it stands.
+    since: Option<Instant>,
     /// A request was refused, and its time has not come.
     waiting: bool,
 }
@@ -159,9 +163,14 @@ impl Throttle {
     /// What a device needs for `config`; nothing where it limits nothing.
     pub fn new(config: Option<&RateLimiterConfig>) -> io::Result<Option<Self>> {
         let Some(config) = config.filter(|config| config.is_limit()) else { return Ok(None) };
+        let throttle = Self::with_timer(config)?;
+        Ok(Some(Self { since: Some(Instant::now()), ..throttle }))
+    }
+
+    fn with_timer(config: &RateLimiterConfig) -> io::Result<Self> {
         let limiter = RateLimiter::new(config, Duration::ZERO);
         let timer = TimerFd::new().map_err(io::Error::from)?;
-        Ok(Some(Self { limiter, timer, since: Instant::now(), waiting: false }))
+        Ok(Self { limiter, timer, since: None, waiting: false })
     }
 
     /// Ready when a request that was refused may be tried again. Nothing needs to be read.
@@ -172,7 +181,8 @@ impl Throttle {
     /// Whether a request of `bytes` may be served now. Where it may not, [`Self::source`] becomes ready in time; whoever
     /// asks earlier, or about another request, does no harm.
     pub fn allow(&mut self, bytes: u64) -> bool {
-        match self.limiter.take(bytes, self.since.elapsed()) {
+        let now = self.now();
+        match self.limiter.take(bytes, now) {
             Ok(()) => {
                 self.waiting = false;
                 true
@@ -202,12 +212,11 @@ impl Throttle {
 
     /// Other limits from now on; the buckets are full again, as if they were new.
     pub fn update(&mut self, config: &RateLimiterConfig) {
-        self.limiter = RateLimiter::new(config, self.since.elapsed());
+        self.limiter = RateLimiter::new(config, self.now());
         // Whoever waits asks again.
         let _ = self.timer.reset(Duration::from_nanos(1), None);
     }
 }
 
 #[cfg(test)]
-#[path = "rate_limit_tests.rs"]
 mod tests;

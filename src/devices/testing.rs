@@ -4,6 +4,8 @@
 //! rings, right ones or wrong ones. Every wait has a time limit that panics: a test never hangs. Test threads only.
 #![allow(clippy::expect_used, clippy::panic, clippy::missing_panics_doc)] // it is for tests: failing is its job
 
+mod succession;
+
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -89,6 +91,26 @@ pub fn shared_ram() -> SharedRam {
     ram_of(Some(&Arc::new(file)))
 }
 
+/// A device behind its transport, and what waits for its interrupt.
+fn wire(
+    mut device: Box<dyn Device>,
+    memory: &SharedRam,
+    events: &Arc<Mutex<Vec<GuestEvent>>>,
+) -> (MmioTransport, Epoll) {
+    for number in 0..device.facts().windows.len() {
+        device.placed(number, WINDOWS);
+    }
+    let heard = Arc::clone(events);
+    let notify: Notify = Arc::new(move |event| heard.lock().unwrap_or_else(PoisonError::into_inner).push(event));
+    let worker = Worker::spawn("rig", 7, device, Arc::clone(memory)).expect("spawn a worker");
+    let transport = MmioTransport::new(7, worker, Arc::clone(memory), notify).expect("make a transport");
+    let epoll = Epoll::new().expect("make an epoll");
+    let edge = EpollEvent::new(EventSet::IN, 0);
+    let line = std::os::fd::AsRawFd::as_raw_fd(transport.interrupt().event());
+    epoll.ctl(ControlOperation::Add, line, edge).expect("watch the interrupt");
+    (transport, epoll)
+}
+
 fn ram_of(file: Option<&Arc<std::fs::File>>) -> SharedRam {
     let half = usize::try_from(RAM / 2).expect("half of RAM fits");
     let backing = if file.is_some() { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
@@ -112,19 +134,9 @@ impl Rig {
     }
 
     /// As [`Self::new`], with memory of the caller's.
-    pub fn with(mut device: Box<dyn Device>, memory: SharedRam) -> Self {
-        for number in 0..device.facts().windows.len() {
-            device.placed(number, WINDOWS);
-        }
+    pub fn with(device: Box<dyn Device>, memory: SharedRam) -> Self {
         let events = Arc::new(Mutex::new(Vec::new()));
-        let heard = Arc::clone(&events);
-        let notify: Notify = Arc::new(move |event| heard.lock().unwrap_or_else(PoisonError::into_inner).push(event));
-        let worker = Worker::spawn("rig", 7, device, Arc::clone(&memory)).expect("spawn a worker");
-        let transport = MmioTransport::new(7, worker, Arc::clone(&memory), notify).expect("make a transport");
-        let epoll = Epoll::new().expect("make an epoll");
-        let edge = EpollEvent::new(EventSet::IN, 0);
-        let line = std::os::fd::AsRawFd::as_raw_fd(transport.interrupt().event());
-        epoll.ctl(ControlOperation::Add, line, edge).expect("watch the interrupt");
+        let (transport, epoll) = wire(device, &memory, &events);
         Self { memory, transport, epoll, events, queues: HashMap::new(), features: 0, arena: ARENA }
     }
 

@@ -7,11 +7,13 @@ use std::io;
 use std::sync::Arc;
 
 use super::registers::{Registers, WINDOW, offset};
+use super::state::VirtioState;
 use super::transport::{Half, Ring, Transport, TransportCounters};
 use super::worker::WorkerHandle;
 use crate::bus::BusDevice;
 use crate::memory::SharedRam;
 use crate::seams::{Doorbell, Interrupt, Notify};
+use crate::state::StateError;
 
 /// "virt", little-endian.
 const MAGIC: u32 = 0x7472_6976;
@@ -68,6 +70,18 @@ impl MmioTransport {
     /// The transport itself, for the control thread: pause, resume, update.
     pub fn transport(&mut self) -> &mut Transport {
         &mut self.0
+    }
+
+    /// What is to be kept of the device and its driver. An error where the machine does not pause.
+    pub fn save(&self) -> Result<VirtioState, StateError> {
+        self.0.save()
+    }
+
+    /// Takes over a device that was saved ([`Transport::load`]).
+    pub fn load(&mut self, state: &VirtioState) -> Result<(), StateError> {
+        let loaded = self.0.load(state);
+        self.publish();
+        loaded
     }
 
     fn write_register(&mut self, at: u64, value: u32) {

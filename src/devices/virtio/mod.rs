@@ -18,6 +18,7 @@ pub mod pieces;
 pub mod pmem;
 pub mod registers;
 pub mod rng;
+pub mod state;
 pub mod transport;
 pub mod update;
 pub mod vhost_user;
@@ -41,8 +42,10 @@ use net::Net;
 use net::config::NetConfig;
 use pmem::{Pmem, PmemConfig};
 use rng::{EntropyConfig, Rng};
+use state::DeviceState;
 use vsock::{Vsock, VsockConfig};
 
+use crate::state::StateError;
 use crate::tally::Tally;
 use crate::window::Window;
 
@@ -126,6 +129,19 @@ pub trait Device: Send {
     /// and the sources. On an error the device is as it was.
     fn update(&mut self, _change: Change) -> Result<(), UpdateError> {
         Err(UpdateError::new("it has nothing that can be changed while the VM exists"))
+    }
+
+    /// What another device of the same configuration must know to go on in this one's place, beside what is in its queues and
+    /// what [`Self::started`] finds out. The machine pauses: nothing is in flight.
+    fn save(&self) -> Result<DeviceState, StateError> {
+        Err(StateError::new("this kind of device can not be saved"))
+    }
+
+    /// Becomes what [`Self::save`] said of another one. Before the worker serves anything; where a driver was up,
+    /// [`Self::started`] came first. Nothing of `state` is to be trusted. After an error [`Self::stopping`] follows, as at a
+    /// reset.
+    fn load(&mut self, _state: &DeviceState) -> Result<(), StateError> {
+        Err(StateError::new("this kind of device can not be loaded"))
     }
 
     /// What the device has to tell beside its counters, as the API shows it.

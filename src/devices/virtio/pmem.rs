@@ -12,9 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use super::image::{Opening, cause, special};
 use super::io::{Broken, Io, Served, count};
+use super::state::DeviceState;
 use super::{Chain, Change, Counters, Device, Facts, OpenError, UpdateError};
 use crate::log_limit::LogLimit;
-use crate::rate_limit::{RateLimiterConfig, Throttle};
+use crate::rate_limit::{RateLimiterConfig, RateLimiterState, Throttle};
+use crate::state::{StateError, check};
 use crate::tally;
 use crate::window::{WINDOW_ALIGN, Window, Writes, window_len};
 
@@ -71,6 +73,18 @@ impl PmemConfig {
             _ => Writes::Shared,
         }
     }
+}
+
+/// What is kept of the device. What a guest wrote to a private one is in no file and not here: it can not be saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PmemState {
+    /// Where the guest sees the file.
+    pub gpa: u64,
+    /// Bytes of the file.
+    pub len: u64,
+    /// Its limits.
+    pub rate_limiter: RateLimiterState,
 }
 
 /// The device.
@@ -201,6 +215,22 @@ impl Device for Pmem {
         let Change::Pmem(limits) = change else { return Err(UpdateError::new("it is no file as memory")) };
         Throttle::change(&mut self.throttle, &limits)
             .map_err(|error| UpdateError::new(format!("create the timer of its limits: {error}")))
+    }
+
+    fn save(&self) -> Result<DeviceState, StateError> {
+        check(self.window.writes() != Writes::Private, || {
+            "what the guest wrote to it is private, and in no file that could be kept".to_owned()
+        })?;
+        let rate_limiter = Throttle::save(self.throttle.as_ref());
+        Ok(DeviceState::Pmem(PmemState { gpa: self.gpa, len: self.len, rate_limiter }))
+    }
+
+    fn load(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        let DeviceState::Pmem(state) = state else { return Err(StateError::other_kind()) };
+        let (gpa, len) = (state.gpa, state.len);
+        check(len == self.len, || format!("its file has {} bytes, and had {len}", self.len))?;
+        check(gpa == self.gpa, || format!("its place is {:#x}, and was {gpa:#x}", self.gpa))?;
+        Throttle::load(&mut self.throttle, &state.rate_limiter)
     }
 }
 

@@ -7,8 +7,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::io::{Broken, Io, Served};
+use super::state::DeviceState;
 use super::{Chain, Change, Device, Facts, OpenError, UpdateError};
-use crate::rate_limit::{RateLimiterConfig, Throttle};
+use crate::rate_limit::{RateLimiterConfig, RateLimiterState, Throttle};
+use crate::state::StateError;
 
 /// Device id (virtio 1.2, 5).
 const VIRTIO_ID_RNG: u32 = 4;
@@ -23,6 +25,14 @@ pub struct EntropyConfig {
     /// Limits of the guest's requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<RateLimiterConfig>,
+}
+
+/// What is kept of the device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RngState {
+    /// Its limits.
+    pub rate_limiter: RateLimiterState,
 }
 
 /// The device.
@@ -84,6 +94,15 @@ impl Device for Rng {
         let Change::Rng(limits) = change else { return Err(UpdateError::new("it is no random number generator")) };
         Throttle::change(&mut self.throttle, &limits)
             .map_err(|error| UpdateError::new(format!("create the timer of its limits: {error}")))
+    }
+
+    fn save(&self) -> Result<DeviceState, StateError> {
+        Ok(DeviceState::Rng(RngState { rate_limiter: Throttle::save(self.throttle.as_ref()) }))
+    }
+
+    fn load(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        let DeviceState::Rng(state) = state else { return Err(StateError::other_kind()) };
+        Throttle::load(&mut self.throttle, &state.rate_limiter)
     }
 }
 

@@ -4,6 +4,8 @@
 //! features, queue sizes, ring addresses. A reset waits for the worker, so that afterwards nothing of the device
 //! touches guest memory, and everything is as at power-on.
 
+mod saving;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -450,9 +452,12 @@ impl Transport {
     }
 
     /// Features are all or nothing: what was not offered, or is not the modern interface, is refused (2.2, 3.1.1).
-    fn accepts_features(&mut self) -> bool {
-        let modern = self.driver_features & (1 << VIRTIO_F_VERSION_1) != 0;
-        modern && !self.exotic_features && self.driver_features & !self.offered() == 0
+    fn accepts_features(&self) -> bool {
+        !self.exotic_features && self.can_accept(self.driver_features)
+    }
+
+    fn can_accept(&self, features: u64) -> bool {
+        features & (1 << VIRTIO_F_VERSION_1) != 0 && features & !self.offered() == 0
     }
 
     /// The device can start, unless the driver insisted on a queue that can not work.

@@ -3,6 +3,8 @@
 //! The control thread spawns it and ends it; the transport (vCPU threads) starts and stops the device by messages.
 //! `Stop` is synchronous and gives the queues back: reset, pause and detach are that one motion.
 
+mod saving;
+
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
@@ -15,6 +17,7 @@ use virtio_queue::Queue;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+pub(super) use self::saving::Driver;
 use super::chain::Segments;
 use super::io::{Broken, Counters, Io, count};
 use super::transport::Signal;
@@ -36,6 +39,7 @@ enum Message {
     Stop { why: Stop, reply: SyncSender<Vec<Queue>> },
     Update { change: Box<Change>, reply: SyncSender<Result<Vec<u8>, UpdateError>> },
     Inspect { reply: SyncSender<serde_json::Value> },
+    State(saving::Request),
     WriteConfig { offset: usize, data: Vec<u8>, reply: SyncSender<Vec<u8>> },
     Ping { reply: SyncSender<()> },
     Quit,
@@ -310,6 +314,7 @@ impl Loop {
                 Ok(Message::Inspect { reply }) => {
                     let _ = reply.send(self.device.inspect());
                 }
+                Ok(Message::State(request)) => self.state(request),
                 Ok(Message::WriteConfig { offset, data, reply }) => {
                     self.device.wrote_config(offset, &data);
                     let _ = reply.send(self.device.facts().config);

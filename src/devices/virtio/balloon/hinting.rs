@@ -11,7 +11,7 @@ use crate::virtio::io::{Broken, Counters};
 /// a run.
 const STOP: u32 = 0;
 const DONE: u32 = 1;
-const FIRST: u32 = 2;
+pub(super) const FIRST: u32 = 2;
 
 /// What is to become of hinting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,11 +30,11 @@ pub enum Hint {
 pub struct Hinting {
     /// The queue's number, where the driver took the feature.
     pub queue: Option<usize>,
-    host: u32,
-    guest: Option<u32>,
+    pub(super) host: u32,
+    pub(super) guest: Option<u32>,
     /// The number of the last run.
-    last: u32,
-    acknowledge: bool,
+    pub(super) last: u32,
+    pub(super) acknowledge: bool,
 }
 
 impl Hinting {

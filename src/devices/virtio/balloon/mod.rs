@@ -7,6 +7,7 @@
 #![allow(unsafe_code)] // madvise(2) of guest memory
 
 mod hinting;
+mod state;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -20,10 +21,13 @@ use vmm_sys_util::timerfd::TimerFd;
 
 pub use self::hinting::Hint;
 use self::hinting::Hinting;
+pub use self::state::{BalloonState, HintingState};
 use super::chain::{Chain, Segment};
 use super::io::{Broken, Counters, Held, Io, count};
+use super::state::DeviceState;
 use super::{Change, Device, Facts, OpenError, Source, Stop, UpdateError};
 use crate::memory::GuestRam;
+use crate::state::StateError;
 
 /// Device id (virtio 1.2, 5).
 const VIRTIO_ID_BALLOON: u32 = 5;
@@ -341,6 +345,15 @@ impl Device for Balloon {
         }
         self.config.amount_mib = change.amount_mib.unwrap_or(self.config.amount_mib);
         Ok(())
+    }
+
+    fn save(&self) -> Result<DeviceState, StateError> {
+        Ok(DeviceState::Balloon(self.saved()))
+    }
+
+    fn load(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        let DeviceState::Balloon(state) = state else { return Err(StateError::other_kind()) };
+        self.become_saved(state)
     }
 
     /// Firecracker's BalloonStatistics and HintingStatus, by the names `statistics` and `hinting`; null where they are off.

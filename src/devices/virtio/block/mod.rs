@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR,
@@ -29,9 +30,11 @@ use self::request::{
 use self::ring::Ring;
 use super::io::{Broken, Io, Served, count};
 use super::pieces::Direction;
+use super::state::DeviceState;
 use super::{Chain, Change, Counters, Device, Facts, OpenError, Source, Stop, UpdateError};
 use crate::log_limit::LogLimit;
-use crate::rate_limit::Throttle;
+use crate::rate_limit::{RateLimiterState, Throttle};
+use crate::state::{StateError, check};
 use crate::tally;
 use crate::tally::Times;
 
@@ -62,6 +65,16 @@ pub struct Block {
     throttle: Option<Throttle>,
     queues: u16,
     tally: Arc<Tally>,
+}
+
+/// What is kept of a disk. Its image is not: whoever keeps a disk flushes and copies that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockState {
+    /// Bytes of the image.
+    pub size: u64,
+    /// Its limits.
+    pub rate_limiter: RateLimiterState,
 }
 
 tally! {
@@ -321,6 +334,19 @@ impl Device for Block {
     fn update(&mut self, change: Change) -> Result<(), UpdateError> {
         let Change::Block(change) = change else { return Err(UpdateError::new("it is no disk")) };
         self.change(change)
+    }
+
+    fn save(&self) -> Result<DeviceState, StateError> {
+        let rate_limiter = Throttle::save(self.throttle.as_ref());
+        Ok(DeviceState::Block(BlockState { size: self.file.size(), rate_limiter }))
+    }
+
+    /// The guest's file system counts on a disk of that size.
+    fn load(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        let DeviceState::Block(state) = state else { return Err(StateError::other_kind()) };
+        let (ours, saved) = (self.file.size(), state.size);
+        check(ours == saved, || format!("its image has {ours} bytes, and had {saved}"))?;
+        Throttle::load(&mut self.throttle, &state.rate_limiter)
     }
 }
 

@@ -7,6 +7,7 @@ mod lies;
 mod pause;
 mod random;
 mod rings;
+mod saving;
 mod slow;
 mod wrap;
 
@@ -161,7 +162,12 @@ fn pmem(name: &'static str, writes: bool) -> Subject {
 
 fn net(name: &'static str) -> Subject {
     let ends = UnixDatagram::pair().unwrap();
-    let config = NetConfig { iface_id: "eth0".into(), host_fd: Some(ends.0.as_raw_fd()), ..NetConfig::default() };
+    let config = NetConfig {
+        iface_id: "eth0".into(),
+        host_fd: Some(ends.0.as_raw_fd()),
+        guest_mac: Some("02:00:00:00:00:07".into()),
+        ..NetConfig::default()
+    };
     Subject { _kept: Box::new(ends), ..Subject::new(name, DeviceConfig::Net(config), 1, 0) }
 }
 

@@ -15,10 +15,12 @@ use self::config::{ShareConfig, TAG_MAX};
 use super::chain::Segments;
 use super::io::{Broken, Held, Io, count};
 use super::pieces::mark_dirty;
+use super::state::DeviceState;
 use super::vhost_user::{BackEnd, HANG_UP};
 use super::{Chain, Device, Facts, OpenError, Source, Stop};
 use crate::child::Helper;
 use crate::memory::{GuestMemoryBackend, GuestRam};
+use crate::state::StateError;
 
 /// Device id (virtio 1.2, 5).
 const VIRTIO_ID_FS: u32 = 26;
@@ -216,6 +218,11 @@ impl Device for Fs {
             }
         }
         Ok(())
+    }
+
+    /// What the guest has open is known to virtiofsd alone, whose protocol here has no way to hand it over.
+    fn save(&self) -> Result<DeviceState, StateError> {
+        Err(StateError::new("a shared directory can not be saved: virtiofsd keeps what the guest has open to itself"))
     }
 
     /// Where requests are still out the device is broken, and only the death of virtiofsd makes sure that it writes nowhere.

@@ -77,6 +77,15 @@ pub const MTU_MIN: u16 = 68;
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
+    /// The address of an interface; what is wrong with one that can not be.
+    pub fn of_interface(bytes: [u8; 6]) -> Result<Self, &'static str> {
+        match bytes {
+            [first, ..] if first & 1 != 0 => Err("a group address is no interface's"),
+            [0, 0, 0, 0, 0, 0] => Err("all zeros is no address"),
+            bytes => Ok(Self(bytes)),
+        }
+    }
+
     /// Reads `xx:xx:xx:xx:xx:xx`; what is wrong otherwise.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         const FORM: &str = "six bytes as in 02:00:00:00:00:01 are expected";

@@ -60,12 +60,7 @@ impl Command {
             }
             (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET) => {
                 has(VIRTIO_NET_F_CTRL_MAC_ADDR)?;
-                let mac: [u8; 6] = all(chain)?;
-                match mac {
-                    [first, ..] if first & 1 != 0 => Err(Refused("a group address is no interface's")),
-                    [0, 0, 0, 0, 0, 0] => Err(Refused("all zeros is no address")),
-                    mac => Ok(Self::Address(Mac(mac))),
-                }
+                Mac::of_interface(all(chain)?).map(Self::Address).map_err(Refused)
             }
             (VIRTIO_NET_CTRL_VLAN, command @ (VIRTIO_NET_CTRL_VLAN_ADD | VIRTIO_NET_CTRL_VLAN_DEL)) => {
                 has(VIRTIO_NET_F_CTRL_VLAN)?;

@@ -1,6 +1,9 @@
 //! Which frames of the host reach the guest (virtio 1.2, 5.1.6.5.1 to 5.1.6.5.3). Pure; the interface's worker uses it.
 
+use serde::{Deserialize, Serialize};
+
 use super::config::Mac;
+use crate::state::{StateError, check};
 
 /// Most addresses of one kind that are told apart; with more, all frames of that kind pass.
 pub const TABLE_MAX: usize = 64;
@@ -25,6 +28,25 @@ pub enum Mode {
     NoUnicast = 4,
     /// No broadcast frame passes.
     NoBroadcast = 5,
+}
+
+/// A bit for each mode.
+const ALL_MODES: u8 = 0x3f;
+
+/// What is kept of a filter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FilterState {
+    /// Modes of reception, a bit for each command of class VIRTIO_NET_CTRL_RX (virtio 1.2, 5.1.6.5.1).
+    pub modes: u8,
+    /// The interface's own address, where it is known.
+    pub mac: Option<[u8; 6]>,
+    /// Other addresses to hear; without a list, all.
+    pub unicast: Option<Vec<[u8; 6]>>,
+    /// Groups to hear; without a list, all.
+    pub multicast: Option<Vec<[u8; 6]>>,
+    /// VLANs to hear, ascending; nothing where the driver does not choose them.
+    pub vlans: Option<Vec<u16>>,
 }
 
 /// Addresses that the driver wants to hear.
@@ -111,6 +133,50 @@ impl Filter {
             _ if self.has(Mode::NoUnicast) => false,
             _ => self.has(Mode::AllUnicast) || self.mac.is_none_or(|own| own == to) || self.unicast.has(to),
         }
+    }
+
+    /// What is to be kept of it.
+    pub fn save(&self) -> FilterState {
+        let table = |table: &Table| match table {
+            Table::Only(some) => Some(some.iter().map(|mac| mac.0).collect()),
+            Table::All => None,
+        };
+        let heard = |vlans: &[u64; 64]| {
+            let numbered = (0_u16..).step_by(64).zip(vlans);
+            let of_word = numbered.flat_map(|(first, word)| {
+                (0..64).filter(move |id| word >> id & 1 != 0).map(move |id| first.saturating_add(id))
+            });
+            of_word.collect()
+        };
+        FilterState {
+            modes: self.modes,
+            mac: self.mac.map(|mac| mac.0),
+            unicast: table(&self.unicast),
+            multicast: table(&self.multicast),
+            vlans: self.vlans.as_deref().map(heard),
+        }
+    }
+
+    /// Becomes what was saved of another one. This one was made for a driver with the same features.
+    pub fn load(&mut self, state: &FilterState) -> Result<(), StateError> {
+        check(state.modes <= ALL_MODES, || format!("there are no modes of reception {:#x}", state.modes))?;
+        let table = |table: &Option<Vec<[u8; 6]>>| {
+            let Some(some) = table else { return Ok(Table::All) };
+            check(some.len() <= TABLE_MAX, || format!("its filter has {} addresses", some.len()))?;
+            Ok(Table::Only(some.iter().copied().map(Mac).collect()))
+        };
+        check(state.vlans.is_some() == self.vlans.is_some(), || {
+            "its driver can not filter by VLANs, or must".to_owned()
+        })?;
+        let (unicast, multicast) = (table(&state.unicast)?, table(&state.multicast)?);
+        let mac = state.mac.map(|mac| Mac::of_interface(mac).map_err(StateError::new)).transpose()?;
+        *self =
+            Self { modes: state.modes, mac, unicast, multicast, vlans: self.vlans.as_ref().map(|_| Box::new([0; 64])) };
+        for id in state.vlans.iter().flatten() {
+            check(*id <= VLAN_ID, || format!("there is no VLAN {id}"))?;
+            self.set_vlan(*id, true);
+        }
+        Ok(())
     }
 
     fn has(&self, mode: Mode) -> bool {

@@ -12,6 +12,7 @@ mod metadata;
 mod pair;
 mod passt;
 pub mod publish;
+mod state;
 mod stream;
 mod tap;
 pub mod user;
@@ -31,13 +32,17 @@ use self::back_end::BackEnd;
 use self::config::{Mac, NetConfig};
 use self::control::{Command, Refused};
 use self::filter::Filter;
+pub use self::filter::FilterState;
 use self::pair::{Gate, Host, Pair, TURN, may_pass};
+pub use self::state::NetState;
 use self::vhost::Vhost;
 use super::io::{Broken, Io, Served, count};
 use super::pieces::Pieces;
+use super::state::DeviceState;
 use super::{Chain, Change, Counters, Device, Facts, OpenError, Source, Stop, UpdateError};
 use crate::log_limit::LogLimit;
 use crate::rate_limit::{RateLimiterConfig, Throttle};
+use crate::state::StateError;
 
 /// Device id (virtio 1.2, 5).
 const VIRTIO_ID_NET: u32 = 1;
@@ -412,6 +417,7 @@ impl Device for Net {
             service.forget();
         }
         (self.control, self.gate.mergeable, self.mac) = (None, false, self.chosen_mac);
+        self.gate.filter = Filter::new(self.mac, false);
         self.set_offload(0);
     }
 
@@ -426,6 +432,15 @@ impl Device for Net {
                 .map_err(|error| UpdateError::new(format!("create the timer of its limits: {error}")))?;
         }
         Ok(())
+    }
+
+    fn save(&self) -> Result<DeviceState, StateError> {
+        Ok(DeviceState::Net(self.saved()))
+    }
+
+    fn load(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        let DeviceState::Net(state) = state else { return Err(StateError::other_kind()) };
+        self.become_saved(state)
     }
 }
 

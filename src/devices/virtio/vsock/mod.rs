@@ -9,6 +9,7 @@ mod connection;
 mod packet;
 mod receive;
 mod socket;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -26,19 +27,23 @@ use self::connection::{BUF_ALLOC, BUF_ALLOC_OF_MANY, Connection, Phase, Ports};
 use self::packet::{HEADER, HOST_CID, Header, TYPE_STREAM, op};
 use self::receive::Batch;
 use self::socket::{Listener, PATH_MAX};
+pub use self::state::VsockState;
 use super::chain::Segments;
 use super::io::{Broken, Io};
 use super::pieces::Pieces;
+use super::state::DeviceState;
 use super::{Chain, Device, Facts, OpenError, Source, Stop};
+use crate::state::StateError;
 
 /// Device id (virtio 1.2, 5).
 const VIRTIO_ID_VSOCK: u32 = 19;
 /// VIRTIO_VSOCK_F_STREAM.
 const F_STREAM: u64 = 1;
 const QUEUE_SIZE: u16 = 256;
-/// The queues (5.10.2), towards the guest and from it.
+/// The queues (5.10.2), towards the guest and from it, and for events.
 const RX: usize = 0;
 const TX: usize = 1;
+const EVENT: usize = 2;
 /// Most connections: with the bytes kept for each, this bounds the device's memory (some 300 MiB).
 pub const MAX_CONNECTIONS: usize = 4096;
 /// A connection that is made while there are so many others gets the smaller buffer.
@@ -103,6 +108,8 @@ pub struct Vsock {
     accept_again: bool,
     last: u64,
     last_port: u32,
+    /// The guest is to hear that all its connections are gone.
+    reset_due: bool,
     room: Segments,
     batch: Batch,
     pieces: Pieces,
@@ -133,6 +140,7 @@ impl Vsock {
             accept_again: true,
             last: LISTENER,
             last_port: FIRST_PORT,
+            reset_due: false,
             room: Segments::default(),
             batch: Batch::default(),
             pieces: Pieces::default(),
@@ -358,10 +366,11 @@ impl Device for Vsock {
     }
 
     fn kicked(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
+        self.tell_reset(io)?;
         let sent = match queue {
             RX => io.listen(RX, false).map(|_| false)?,
             TX => self.transmit(io)?,
-            _ => return Ok(()), // no events: they are for a guest that moves to another host
+            _ => return Ok(()),
         };
         self.serve(sent, io)
     }
@@ -383,5 +392,15 @@ impl Device for Vsock {
         self.held_up = false;
         self.unpolled = true;
         self.accept_again = true;
+        self.reset_due = false;
+    }
+
+    fn save(&self) -> Result<DeviceState, StateError> {
+        Ok(DeviceState::Vsock(self.saved()))
+    }
+
+    fn load(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        let DeviceState::Vsock(state) = state else { return Err(StateError::other_kind()) };
+        self.become_saved(state)
     }
 }

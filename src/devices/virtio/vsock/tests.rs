@@ -2,6 +2,7 @@
 
 mod credit;
 mod lies;
+mod saved;
 mod streams;
 
 use std::io::{Read, Write};
