@@ -2,8 +2,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use devices::state::StateError;
 use devices::tally::{Metric, Tally};
 use devices::virtio::mmio::MmioTransport;
+use devices::virtio::state::VirtioState;
 use devices::virtio::transport::TransportCounters;
 use devices::virtio::worker::WorkerHandle;
 use devices::virtio::{Change, DeviceConfig, UpdateError};
@@ -57,6 +59,16 @@ impl Attached {
     /// Changes the device.
     pub fn update(&self, change: Change) -> Result<(), UpdateError> {
         self.transport().transport().update(change)
+    }
+
+    /// What is to be kept of it; it is paused.
+    pub fn save(&self) -> Result<VirtioState, StateError> {
+        self.transport().save()
+    }
+
+    /// Becomes what was saved, and is paused; no driver has used it.
+    pub fn load(&self, state: &VirtioState) -> Result<(), StateError> {
+        self.transport().load(state)
     }
 
     /// What it has to tell.

@@ -2,6 +2,8 @@
 //!
 //! Source: Linux, Documentation/virt/kvm/api.rst (section numbers below are its).
 
+mod saving;
+
 use std::cell::Cell;
 use std::io;
 use std::os::fd::AsRawFd;

@@ -19,8 +19,10 @@ pub mod memory;
 pub mod metrics;
 pub mod plan;
 pub mod probe;
+mod registers;
 mod resident;
 pub mod signals;
+pub mod state;
 pub mod stop;
 pub mod timeline;
 #[cfg(test)]

@@ -3,24 +3,20 @@
 //! One assembly path, walked by the control thread. Fields are dropped in the order in which they are declared: vCPUs
 //! first, so that nobody pokes a device that is gone, then the VM, then the memory that it shows to the guest.
 
+mod saving;
+
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use devices::legacy::cmos::Cmos;
 use devices::legacy::console_out::ConsoleOut;
-use devices::legacy::debug_port::DebugPort;
-use devices::legacy::i8042::I8042;
-use devices::legacy::pm::Pm;
-use devices::legacy::pvpanic::Pvpanic;
-use devices::legacy::serial::{Serial, SerialOut};
 use devices::mmds::store::Store;
-use devices::seams::{Doorbell, Interrupt, Notify};
+use devices::seams::{Doorbell, Notify};
 use devices::virtio::mmio::MmioTransport;
 use devices::virtio::net::Net;
-use devices::virtio::registers::{Registers, offset};
+use devices::virtio::registers::{self, offset};
 use devices::virtio::worker::Worker;
 use devices::virtio::{Change, DeviceConfig, OpenError, UpdateError};
 use devices::window::Window;
@@ -39,6 +35,7 @@ use crate::kvm::Vm;
 use crate::memory::{Ram, RamKind};
 use crate::metrics::Source;
 use crate::plan::{Plan, Slot};
+use crate::registers::Registers;
 use crate::resident::resident;
 use crate::timeline::Mark;
 use crate::vcpu::{Buses, VcpuHandle};
@@ -51,8 +48,7 @@ use crate::x86_64::template::Template;
 /// A virtual machine, built and parked.
 pub struct Machine {
     vcpus: Vec<VcpuHandle>,
-    serial: Option<SerialPort>,
-    power: Arc<Mutex<Pm>>,
+    registers: Registers,
     events: Arc<Events>,
     vm: Option<Vm>,
     /// Their registers are mapped into the guest, like the memory: they outlive the VM.
@@ -60,12 +56,6 @@ pub struct Machine {
     /// Mapped into the guest, too.
     _windows: Vec<Arc<Window>>,
     ram: Ram,
-}
-
-/// The serial port and the event that says its input was read.
-struct SerialPort {
-    device: SharedSerial,
-    drained: EventFd,
 }
 
 impl Machine {
@@ -101,8 +91,7 @@ impl Machine {
             Arc::new(move |event| events.guest(event))
         };
         let mut buses = Buses::default();
-        let serial = console.map(|out| attach_serial(&vm, &mut buses, out, &notify)).transpose()?;
-        let power = attach_registers(&vm, &mut buses, &notify)?;
+        let registers = Registers::attach(&vm, &mut buses, console, &notify)?;
         let windows = windows::show(&vm, &mut buses, plan, &mut opened)?;
         let mut devices = Vec::new();
         for (slot, device) in plan.devices.iter().zip(opened) {
@@ -113,7 +102,7 @@ impl Machine {
         let buses = Arc::new(buses);
         let vcpus = create_vcpus(&vm, plan, (config, template), entry, &buses, &events)?;
         timeline(Mark::Vcpus);
-        Ok(Self { vcpus, serial, power, events, vm: Some(vm), devices, _windows: windows, ram })
+        Ok(Self { vcpus, registers, events, vm: Some(vm), devices, _windows: windows, ram })
     }
 
     /// Lets every vCPU run. Only the boot processor has something to run; the others wait for it to start them.
@@ -203,8 +192,8 @@ impl Machine {
     pub fn sources(&self) -> Vec<Source> {
         let vcpus = (0..).zip(&self.vcpus);
         let vcpus = vcpus.map(|(id, vcpu): (u32, _)| Source::member("vcpu", id.to_string(), vcpu.exits.clone()));
-        let serial = self.serial.as_ref().map(|serial| {
-            let port = serial.device.lock().unwrap_or_else(PoisonError::into_inner);
+        let serial = self.registers.serial().map(|serial| {
+            let port = serial.lock().unwrap_or_else(PoisonError::into_inner);
             Source::only("uart", port.tally())
         });
         self.devices.iter().map(Attached::source).chain(vcpus).chain(serial).collect()
@@ -222,17 +211,17 @@ impl Machine {
 
     /// The serial port, for console input.
     pub fn serial(&self) -> Option<SharedSerial> {
-        self.serial.as_ref().map(|serial| serial.device.clone())
+        self.registers.serial().cloned()
     }
 
     /// Signalled when the guest has read the console input that it was given.
     pub fn serial_drained(&self) -> Option<&EventFd> {
-        self.serial.as_ref().map(|serial| &serial.drained)
+        self.registers.serial_drained()
     }
 
     /// Asks the guest to power off, as pressing the power button does.
     pub fn press_power_button(&self) {
-        self.power.lock().unwrap_or_else(PoisonError::into_inner).press_power_button();
+        self.registers.press_power_button();
     }
 
     /// CPU time of all vCPUs.
@@ -297,38 +286,6 @@ fn hardware(plan: &Plan) -> Hardware {
     Hardware { cpus: plan.cpus, serial: plan.serial, virtio }
 }
 
-fn line(vm: &Vm, gsi: u32) -> Result<Interrupt, HostError> {
-    let interrupt = Interrupt::new().doing(|| "create an interrupt line")?;
-    vm.bind_interrupt(&interrupt, gsi)?;
-    Ok(interrupt)
-}
-
-fn attach_serial(vm: &Vm, buses: &mut Buses, out: ConsoleOut, notify: &Notify) -> Result<SerialPort, HostError> {
-    let doing = || "create the serial port";
-    let out = SerialOut::Console(out);
-    let serial = Serial::new(line(vm, layout::SERIAL_GSI)?, out, notify.clone()).doing(doing)?;
-    let drained = serial.input_ready().try_clone().doing(doing)?;
-    let device = Arc::new(Mutex::new(serial));
-    buses.io.insert(layout::SERIAL_PORT.into(), 8, device.clone()).doing(|| "attach the serial port")?;
-    Ok(SerialPort { device, drained })
-}
-
-/// The small register devices. Returns the one that presses the power button.
-fn attach_registers(vm: &Vm, buses: &mut Buses, notify: &Notify) -> Result<Arc<Mutex<Pm>>, HostError> {
-    let power = Arc::new(Mutex::new(Pm::new(line(vm, layout::PM_GSI)?, notify.clone())));
-    let keyboard = Arc::new(Mutex::new(I8042::new(notify.clone())));
-    let io = &mut buses.io;
-    let mut attach = |port: u16, len, device| {
-        io.insert(port.into(), len, device).doing(|| format!("attach a register device at port {port:#x}"))
-    };
-    attach(layout::PM_PORT, 8, power.clone())?;
-    attach(layout::I8042_PORT, 5, keyboard)?;
-    attach(layout::CMOS_PORT, 2, Arc::new(Mutex::new(Cmos::new())))?;
-    attach(layout::DEBUG_PORT, 1, Arc::new(Mutex::new(DebugPort::new(notify.clone()))))?;
-    attach(layout::PVPANIC_PORT, 1, Arc::new(Mutex::new(Pvpanic::new(notify.clone()))))?;
-    Ok(power)
-}
-
 fn attach_virtio(
     vm: &Vm,
     ram: &Ram,
@@ -368,7 +325,7 @@ fn ignore_acknowledgements(vm: &Vm, slot: &Slot) -> Result<(), HostError> {
 
 /// Lets the guest read a device's registers as memory: reads then cost no exit, and writes still make one.
 #[allow(unsafe_code)]
-fn show_registers(vm: &Vm, slot: &Slot, registers: &Arc<Registers>) -> Result<(), HostError> {
+fn show_registers(vm: &Vm, slot: &Slot, registers: &Arc<registers::Registers>) -> Result<(), HostError> {
     // SAFETY: the page is `layout::VIRTIO_MMIO_LEN` bytes of atomics, which the machine keeps until the VM is closed;
     // the guest can only read it.
     unsafe { vm.map_memory(slot.gpa, layout::VIRTIO_MMIO_LEN, registers.as_ptr() as u64, true) }

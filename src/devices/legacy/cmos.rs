@@ -6,7 +6,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::BusDevice;
+use crate::state::{StateError, check};
 
 /// Ports of the device: index, data.
 pub const PORTS: u64 = 2;
@@ -28,6 +31,16 @@ const PM: u8 = 1 << 7;
 
 const MICROS_BEFORE_UPDATE: u32 = 244;
 
+/// What is kept of the device. The time is not: it is the host's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CmosState {
+    /// The register that the data port means.
+    pub index: u8,
+    /// What was written to the registers.
+    pub ram: Vec<u8>,
+}
+
 /// The device.
 pub struct Cmos {
     /// Time since the epoch, UTC.
@@ -47,6 +60,22 @@ impl Cmos {
         cmos.set(0x0a, STATUS_A);
         cmos.set(0x0b, HOURS_24);
         cmos
+    }
+
+    /// What is to be kept.
+    pub fn save(&self) -> CmosState {
+        CmosState { index: self.index, ram: self.ram.to_vec() }
+    }
+
+    /// Becomes what was saved.
+    pub fn load(&mut self, state: &CmosState) -> Result<(), StateError> {
+        let (index, len) = (state.index, state.ram.len());
+        check(usize::from(index) < self.ram.len(), || format!("the clock has no register {index}"))?;
+        let ram = state.ram.as_slice().try_into();
+        self.ram =
+            ram.map_err(|_| StateError::new(format!("the clock has {} registers, not {len}", self.ram.len())))?;
+        self.index = index;
+        Ok(())
     }
 
     fn get(&self, index: u8) -> u8 {
@@ -175,6 +204,21 @@ impl Date {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_written_is_kept_and_checked() {
+        let mut first = Cmos::new();
+        put(&mut first, 0x40, 0x77);
+        put(&mut first, 0x0b, HOURS_24 | DM);
+        let state = first.save();
+        let mut second = Cmos::new();
+        second.load(&state).unwrap();
+        assert_eq!((second.save(), get(&mut second, 0x40)), (state.clone(), 0x77));
+        let short = CmosState { ram: vec![0; 64], ..state.clone() };
+        assert_eq!(second.load(&short).unwrap_err().to_string(), "the clock has 128 registers, not 64");
+        let lie = CmosState { index: 128, ..state };
+        assert_eq!(second.load(&lie).unwrap_err().to_string(), "the clock has no register 128");
+    }
 
     fn get(cmos: &mut Cmos, index: u8) -> u8 {
         let mut byte = [0];

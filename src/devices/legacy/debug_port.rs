@@ -14,6 +14,16 @@ impl DebugPort {
     pub fn new(notify: Notify) -> Self {
         Self { notify, last: 0xff }
     }
+
+    /// What is to be kept: the code that was written last.
+    pub fn save(&self) -> u8 {
+        self.last
+    }
+
+    /// Becomes what was saved.
+    pub fn load(&mut self, last: u8) {
+        self.last = last;
+    }
 }
 
 impl BusDevice for DebugPort {

@@ -2,6 +2,8 @@
 //! that its reset commands work. vCPU threads. (vm-superio's has no answers, which costs a probing guest half a second
 //! for every command.)
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::BusDevice;
 use crate::seams::{GuestEvent, Notify};
 
@@ -22,10 +24,13 @@ const POWER_ON: u8 = 1 << 4 | 1 << 5 | 1 << 2;
 const NO_RESET: u8 = 1 << 0;
 
 /// What the next byte at the data port is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Expect {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Expect {
+    /// The keyboard, which is not there.
     Keyboard,
+    /// The controller's command byte.
     CommandByte,
+    /// The output port.
     OutputPort,
     /// One that is taken and forgotten.
     Nothing,
@@ -33,39 +38,61 @@ enum Expect {
     Echo,
 }
 
+/// What is kept of the device: every value is one that a guest can bring about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct I8042State {
+    /// The controller's command byte.
+    pub command_byte: u8,
+    /// The output port.
+    pub output_port: u8,
+    /// What waits at the data port.
+    pub answer: Option<u8>,
+    /// What the next byte there is for.
+    pub expect: Expect,
+}
+
 /// The device.
 pub struct I8042 {
     notify: Notify,
-    command_byte: u8,
-    output_port: u8,
-    answer: Option<u8>,
-    expect: Expect,
+    state: I8042State,
 }
 
 impl I8042 {
     /// As at power-on. Resets are told to `notify`.
     pub fn new(notify: Notify) -> Self {
         let output_port = NO_RESET | 1 << 1; // A20 is on
-        Self { notify, command_byte: POWER_ON, output_port, answer: None, expect: Expect::Keyboard }
+        let state = I8042State { command_byte: POWER_ON, output_port, answer: None, expect: Expect::Keyboard };
+        Self { notify, state }
+    }
+
+    /// What is to be kept.
+    pub fn save(&self) -> I8042State {
+        self.state
+    }
+
+    /// Becomes what was saved.
+    pub fn load(&mut self, state: &I8042State) {
+        self.state = *state;
     }
 
     fn command(&mut self, command: u8) {
-        self.expect = Expect::Keyboard;
+        self.state.expect = Expect::Keyboard;
         match command {
-            0x20 => self.answer = Some(self.command_byte),
-            0x60 => self.expect = Expect::CommandByte,
-            0xa7 => self.command_byte |= 1 << 5,
-            0xa8 => self.command_byte &= !(1 << 5),
-            0xa9 => self.answer = Some(0x01), // test of the AUX port: clock stuck, there is none
-            0xaa => self.answer = Some(0x55), // self-test passed
-            0xab => self.answer = Some(0x00), // test of the keyboard port passed
-            0xad => self.command_byte |= 1 << 4,
-            0xae => self.command_byte &= !(1 << 4),
-            0xc0 => self.answer = Some(0x80), // input port: keyboard not locked
-            0xd0 => self.answer = Some(self.output_port),
-            0xd1 => self.expect = Expect::OutputPort,
-            0xd2 | 0xd3 => self.expect = Expect::Echo,
-            0xd4 => self.expect = Expect::Nothing,
+            0x20 => self.state.answer = Some(self.state.command_byte),
+            0x60 => self.state.expect = Expect::CommandByte,
+            0xa7 => self.state.command_byte |= 1 << 5,
+            0xa8 => self.state.command_byte &= !(1 << 5),
+            0xa9 => self.state.answer = Some(0x01), // test of the AUX port: clock stuck, there is none
+            0xaa => self.state.answer = Some(0x55), // self-test passed
+            0xab => self.state.answer = Some(0x00), // test of the keyboard port passed
+            0xad => self.state.command_byte |= 1 << 4,
+            0xae => self.state.command_byte &= !(1 << 4),
+            0xc0 => self.state.answer = Some(0x80), // input port: keyboard not locked
+            0xd0 => self.state.answer = Some(self.state.output_port),
+            0xd1 => self.state.expect = Expect::OutputPort,
+            0xd2 | 0xd3 => self.state.expect = Expect::Echo,
+            0xd4 => self.state.expect = Expect::Nothing,
             // Pulse output lines: bit 0 clear pulses the CPU's reset.
             0xf0..=0xff if command & NO_RESET == 0 => (self.notify)(GuestEvent::Reset),
             _ => {}
@@ -73,15 +100,15 @@ impl I8042 {
     }
 
     fn data(&mut self, byte: u8) {
-        match std::mem::replace(&mut self.expect, Expect::Keyboard) {
-            Expect::CommandByte => self.command_byte = byte,
+        match std::mem::replace(&mut self.state.expect, Expect::Keyboard) {
+            Expect::CommandByte => self.state.command_byte = byte,
             Expect::OutputPort => {
-                self.output_port = byte;
+                self.state.output_port = byte;
                 if byte & NO_RESET == 0 {
                     (self.notify)(GuestEvent::Reset);
                 }
             }
-            Expect::Echo => self.answer = Some(byte),
+            Expect::Echo => self.state.answer = Some(byte),
             Expect::Keyboard | Expect::Nothing => {} // nobody is there to answer
         }
     }
@@ -91,8 +118,8 @@ impl BusDevice for I8042 {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         for (offset, byte) in (offset..).zip(data) {
             *byte = match offset {
-                DATA => self.answer.take().unwrap_or(0),
-                COMMAND if self.answer.is_some() => READY | OUTPUT_FULL,
+                DATA => self.state.answer.take().unwrap_or(0),
+                COMMAND if self.state.answer.is_some() => READY | OUTPUT_FULL,
                 COMMAND => READY,
                 _ => 0xff,
             };
@@ -149,6 +176,20 @@ mod tests {
         device.write(DATA, &[0xf2]); // a keyboard would answer
         assert_eq!(read(&mut device, COMMAND) & OUTPUT_FULL, 0);
         assert_eq!(resets.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn a_command_that_is_half_said_is_kept() {
+        let (mut first, _) = device();
+        first.write(COMMAND, &[0xaa]);
+        first.write(COMMAND, &[0x60]);
+        let (mut second, _) = device();
+        second.load(&first.save());
+        assert_eq!(second.save(), first.save());
+        assert_eq!(read(&mut second, DATA), 0x55);
+        second.write(DATA, &[0x33]);
+        second.write(COMMAND, &[0x20]);
+        assert_eq!(read(&mut second, DATA), 0x33);
     }
 
     #[test]

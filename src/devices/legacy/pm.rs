@@ -4,6 +4,7 @@
 
 use crate::bus::BusDevice;
 use crate::seams::{GuestEvent, Interrupt, Notify};
+use crate::state::{StateError, check};
 
 /// Ports of the device.
 pub const PORTS: u64 = 8;
@@ -41,6 +42,21 @@ impl Pm {
     pub fn press_power_button(&mut self) {
         self.events |= POWER_BUTTON;
         self.interrupt.trigger();
+    }
+
+    /// What is to be kept: the events that are pending.
+    pub fn save(&self) -> u8 {
+        self.events
+    }
+
+    /// Becomes what was saved. Who has an event to read gets the interrupt again, lest it was under way.
+    pub fn load(&mut self, events: u8) -> Result<(), StateError> {
+        check(events & !POWER_BUTTON == 0, || format!("there are no power events {events:#x}"))?;
+        self.events = events;
+        if events != 0 {
+            self.interrupt.trigger();
+        }
+        Ok(())
     }
 
     /// The line to bind to the Generic Event Device's GSI.
@@ -101,5 +117,15 @@ mod tests {
         assert_eq!(events, [POWER_BUTTON]);
         pm.read(EVENTS, &mut events);
         assert_eq!(events, [0]);
+    }
+
+    #[test]
+    fn a_press_that_was_not_read_is_kept() {
+        let mut pm = Pm::new(Interrupt::new().unwrap(), Arc::new(|_| {}));
+        pm.load(POWER_BUTTON).unwrap();
+        assert_eq!((pm.save(), pm.interrupt().event().read().unwrap()), (POWER_BUTTON, 1));
+        assert_eq!(pm.load(2).unwrap_err().to_string(), "there are no power events 0x2");
+        pm.load(0).unwrap();
+        assert!(pm.save() == 0 && pm.interrupt().event().read().is_err());
     }
 }

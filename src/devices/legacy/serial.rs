@@ -5,6 +5,8 @@
 //! the receiver before it turns that interrupt on, so bytes that were there earlier would be lost; they wait with the
 //! control thread instead, which asks for [`Serial::room`] and is told by [`Serial::input_ready`] when to ask again.
 
+mod state;
+
 use std::convert::Infallible;
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use vm_superio::Trigger;
 use vm_superio::serial::SerialEvents;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+pub use self::state::SerialState;
 use super::console_out::ConsoleOut;
 use crate::bus::BusDevice;
 use crate::seams::{GuestEvent, Interrupt, Notify};
@@ -234,7 +237,7 @@ mod tests {
 
     const DATA: u64 = 0;
 
-    fn port(out: SerialOut) -> (Serial, Interrupt, Arc<Mutex<Vec<GuestEvent>>>) {
+    pub fn port(out: SerialOut) -> (Serial, Interrupt, Arc<Mutex<Vec<GuestEvent>>>) {
         let heard = Arc::new(Mutex::new(Vec::new()));
         let ear = heard.clone();
         let line = Interrupt::new().unwrap();
@@ -242,7 +245,7 @@ mod tests {
         (Serial::new(line.clone(), out, notify).unwrap(), line, heard)
     }
 
-    fn get(serial: &mut Serial, offset: u64) -> u8 {
+    pub fn get(serial: &mut Serial, offset: u64) -> u8 {
         let mut byte = [0];
         serial.read(offset, &mut byte);
         byte[0]

@@ -136,6 +136,7 @@ pub(crate) mod tests {
     pub(crate) fn image(gpa: u64, code: &[u8], bss: u64, notes: &[&[u8]]) -> File {
         let mut file = vec![0u8; 64];
         file[..6].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1]);
+        file[16..18].copy_from_slice(&2u16.to_le_bytes()); // ET_EXEC
         file[18..20].copy_from_slice(&EM_X86_64.to_le_bytes());
         file[24..32].copy_from_slice(&gpa.to_le_bytes());
         file[32..40].copy_from_slice(&64u64.to_le_bytes());
@@ -157,6 +158,12 @@ pub(crate) mod tests {
         let mut out = tempfile::tempfile().unwrap();
         out.write_all(&file).unwrap();
         out
+    }
+
+    /// A kernel whose code is at `gpa` and begins there, by PVH.
+    pub(crate) fn pvh_kernel(gpa: u64, code: &[u8]) -> File {
+        let entry = u32::try_from(gpa).unwrap();
+        image(gpa, code, 0x1_0000, &[&note(b"Xen\0", PHYS32_ENTRY, &entry.to_le_bytes())])
     }
 
     pub(crate) fn note(name: &[u8], kind: u32, desc: &[u8]) -> Vec<u8> {

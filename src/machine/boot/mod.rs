@@ -22,6 +22,8 @@ use crate::x86_64::layout;
 use crate::x86_64::regs::Entry;
 use bzimage::BzImage;
 use elf::ElfKernel;
+#[cfg(test)]
+pub(crate) use elf::tests::pvh_kernel;
 pub use params::E820;
 
 /// Why a kernel image was not loaded.
