@@ -15,6 +15,7 @@ use std::any::Any;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
+use std::time::Instant;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ};
@@ -70,7 +71,20 @@ impl Subject {
     /// The device at power-on. A back end in another process needs memory that can be shared with it.
     fn rig(&self) -> Rig {
         let memory = if matches!(self.config, DeviceConfig::Fs(_)) { shared_ram() } else { ram() };
-        Rig::with((self.open)(&self.config).unwrap(), memory)
+        Rig::with(self.open(), memory)
+    }
+
+    /// The device, opened. A child of another test may hold a copy of a lock that was given up, between its fork and its exec.
+    fn open(&self) -> Box<dyn Device> {
+        let since = Instant::now();
+        loop {
+            match (self.open)(&self.config) {
+                Err(error) if error.to_string().contains("another process uses") && since.elapsed() < PATIENCE => {
+                    std::thread::yield_now();
+                }
+                opened => return opened.unwrap(),
+            }
+        }
     }
 
     /// A request that the device gives back: some bytes to read, then room for one sector and for a status.

@@ -33,7 +33,7 @@ fn save(rig: &mut Rig) -> VirtioState {
 /// Another device takes over, and saves what it was given. It is paused.
 fn succeed(device: &Subject, rig: &mut Rig) {
     let state = save(rig);
-    rig.succeed(|| (device.open)(&device.config).unwrap(), &state).unwrap();
+    rig.succeed(|| device.open(), &state).unwrap();
     assert_eq!(save(rig), state, "{}", device.name);
 }
 
