@@ -184,10 +184,7 @@ fn hinted_pages_go_while_a_run_lasts() {
     let fill = |rig: &Rig| {
         PAGES.for_each(|page| rig.memory().write_slice(&[0x77; 4096], GuestAddress(page << 12)).unwrap());
     };
-    let command = |rig: &mut Rig| {
-        rig.settle(); // a request is answered before the configuration changes
-        u32::from_le_bytes(rig.config(8, 4).try_into().unwrap())
-    };
+    let command = |rig: &mut Rig| u32::from_le_bytes(rig.config(8, 4).try_into().unwrap());
     let say = |rig: &mut Rig, command: u32| {
         let buffer = rig.readable(&command.to_le_bytes());
         rig.request(2, &[buffer]);
