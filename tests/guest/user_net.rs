@@ -1,8 +1,8 @@
 //! User-mode networking: no root, no TAP device; passt carries the guest's connections, and ends when it should.
 
 use std::fs;
-use std::io::Write;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::sync::Once;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::disk::noise;
 use crate::net::{md5, receiver, sender};
-use crate::vm::{PATIENCE, Vm, host};
+use crate::vm::{PATIENCE, Vm, copy_of, host};
 
 const BYTES: usize = 2 << 20;
 
@@ -90,6 +90,40 @@ fn the_guest_reaches_the_host_and_is_reached() {
     assert_eq!(md5(&to_us.join().expect("all was received")), md5(&bytes));
     assert_eq!((vm.value("in1"), vm.value("in2")), (md5(&bytes).as_str(), md5(&bytes).as_str()));
     ended("127.0.0.1/7103:80");
+}
+
+/// A datagram to a published port is answered, and so is a client that closed its half: Debian's perl is the server.
+#[test]
+fn datagrams_and_half_closed_connections_are_answered() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let script = DHCP.to_owned()
+        + r#"mount -o ro /dev/vda /mnt; mount -t devtmpfs dev /mnt/dev
+        chroot /mnt perl -MSocket -e '$| = 1;
+            socket(U, PF_INET, SOCK_DGRAM, 0) && bind(U, sockaddr_in(53, INADDR_ANY)) or die "udp: $!";
+            socket(T, PF_INET, SOCK_STREAM, 0) && bind(T, sockaddr_in(80, INADDR_ANY)) && listen(T, 5) or die "tcp: $!";
+            print "READY\n";
+            $from = recv(U, $heard, 2000, 0); send(U, "heard $heard", 0, $from);
+            accept(C, T); { local $/; $all = <C>; } print C length($all), " bytes"; close C;'"#;
+    let disk = copy_of("debian12.ext4", folder.path());
+    let vm = vm(",publish=127.0.0.1:7110:53/udp,publish=127.0.0.1:7111:80/tcp");
+    let mut vm = vm.args(["--disk".into(), format!("{},ro", disk.display())]).run(&script).start();
+    vm.expect("READY");
+
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+    socket.send_to(b"a datagram", (Ipv4Addr::LOCALHOST, 7110)).expect("sending");
+    let mut bytes = [0; 100];
+    let len = socket.recv(&mut bytes).expect("an answer");
+    assert_eq!(String::from_utf8_lossy(&bytes[..len]), "heard a datagram");
+
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, 7111)).expect("the published port");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+    stream.write_all(&noise(300_000)).expect("sending");
+    stream.shutdown(Shutdown::Write).expect("half a close");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert_eq!(answer, "300000 bytes");
+    vm.ends(0);
 }
 
 #[test]
