@@ -265,6 +265,7 @@ fn requests_before_the_start() {
         ),
         ("PUT", "/entropy", json!({ "rate_limiter": { "bandwidth": bucket } }), Ok(())),
         ("PATCH", "/entropy", json!({ "rate_limiter": {} }), Err(not_started)),
+        ("PATCH", "/serial", json!({ "rate_limiter": null }), Err(not_started)),
         ("PUT", "/serial", json!({ "serial_out_path": "out" }), Ok(())),
         ("PUT", "/logger", json!({ "log_path": "log", "level": "DEBUG", "show_level": true }), Ok(())),
         ("PUT", "/logger", json!({ "level": "Loud" }), Err("PUT /logger: level: must be")),

@@ -149,6 +149,7 @@ pub const ROUTES: &[Route] = &[
     route("PUT", "/entropy", |api, call| call.set(api, JsonPath::keys(["entropy"]))),
     route("PATCH", "/entropy", |api, call| call.update(api, "rng", call.object()?)),
     route("PUT", "/serial", |api, call| call.set(api, JsonPath::keys(["serial"]))),
+    route("PATCH", "/serial", |api, call| call.update(api, "serial", call.object()?)),
     // What is not named stays as it is, as in Firecracker.
     route("PUT", "/logger", |api, call| call.patch(api, JsonPath::keys(["logger"]))),
     route("GET", "/metrics", |api, _| Ok(Told::Text(EXPOSITION, api.metrics.exposition()))),

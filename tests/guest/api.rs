@@ -177,8 +177,8 @@ fn limits_and_the_balloon_change_while_the_guest_runs() {
         for i in $(seq 600); do [ $(free) -lt $((before - 63000)) ] && break; usleep 100000; done; echo after=$(free)
         dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2>/dev/null && dd if=/dev/hwrng of=/dev/null bs=64 count=1 2>/dev/null
         echo DONE; read go";
-    let args =
-        [disk(&image, ""), ["--balloon".into(), "0,stats=1".into()], ["--memory".into(), "256M".into()]].concat();
+    let more = ["--balloon", "0,stats=1", "--memory", "256M", "--net", "tap=vmmtest20"].map(Into::into);
+    let args = [disk(&image, "").as_slice(), &more].concat();
     let mut remote = Remote::start(Vm::boot("debian12/vmlinux").args(args).run(script).pipe());
     remote.vm.expect("READY");
     remote.call("PATCH", "/balloon", json!({ "amount_mib": 64 }));
@@ -186,6 +186,10 @@ fn limits_and_the_balloon_change_while_the_guest_runs() {
     let limits = json!({ "bandwidth": bucket });
     remote.call("PATCH", "/drives/disk1", json!({ "drive_id": "disk1", "rate_limiter": limits }));
     remote.call("PATCH", "/entropy", json!({ "rate_limiter": limits }));
+    remote.call("PATCH", "/network-interfaces/eth0", json!({ "iface_id": "eth0", "tx_rate_limiter": limits }));
+    remote.call("PATCH", "/serial", json!({ "rate_limiter": { "size": 1 << 20, "refill_time": 100 } }));
+    let fixed = remote.try_call("PATCH", "/serial", &json!({ "serial_out_path": "/tmp/out" }));
+    assert!(fixed.unwrap_err().contains("serial_out_path can not be changed while the VM exists"));
     remote.call("PATCH", "/balloon/statistics", json!({ "stats_polling_interval_s": 2 }));
     let off = remote.try_call("PATCH", "/balloon/statistics", &json!({ "stats_polling_interval_s": 0 }));
     assert!(off.unwrap_err().contains("can not be switched on or off"));
@@ -205,6 +209,8 @@ fn limits_and_the_balloon_change_while_the_guest_runs() {
     }
     let config = remote.call("GET", "/vm/config", Value::Null);
     assert_eq!((&config["balloon"]["amount_mib"], &config["drives"][0]["rate_limiter"]), (&json!(64), &limits));
+    assert_eq!(config["network-interfaces"][0]["tx_rate_limiter"], limits);
+    assert_eq!(config["serial"]["rate_limiter"]["refill_time"], 100);
     remote.vm.send("\n");
     let ended = remote.vm.ends(0);
     assert!(ended.number("before") - ended.number("after") > 60 << 10, "{}", ended.console);

@@ -56,6 +56,8 @@ struct State {
     closing: bool,
     /// The reader is gone: nothing is written any more.
     broken: bool,
+    /// How fast the thread may write; nothing where that is not limited.
+    pace: Option<Pace>,
 }
 
 /// How fast the thread may write.
@@ -79,9 +81,16 @@ impl ConsoleOut {
     pub fn new(out: impl Into<OwnedFd>, limit: Option<&TokenBucketConfig>) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let (mine, out) = (Arc::clone(&shared), File::from(out.into()));
-        let pace = limit.and_then(Pace::new);
-        thread::Builder::new().name("console".to_owned()).stack_size(128 << 10).spawn(move || mine.run(&out, pace))?;
-        Ok(Self(Arc::new(Handle(shared))))
+        thread::Builder::new().name("console".to_owned()).stack_size(128 << 10).spawn(move || mine.run(&out))?;
+        let console = Self(Arc::new(Handle(shared)));
+        console.set_limit(limit);
+        Ok(console)
+    }
+
+    /// From now on it writes no faster than `limit`, if there is one; what waits, too.
+    pub fn set_limit(&self, limit: Option<&TokenBucketConfig>) {
+        self.0.0.lock().pace = limit.and_then(Pace::new);
+        self.0.0.filled.notify_one();
     }
 
     /// Appends `bytes`, and says how many of them are lost. Never blocks on the output.
@@ -152,12 +161,12 @@ impl Shared {
     }
 
     /// The thread.
-    fn run(&self, out: &File, mut pace: Option<Pace>) {
+    fn run(&self, out: &File) {
         let mut burst = Vec::new();
         while self.take(&mut burst) {
             let mut rest = burst.as_slice();
             while !rest.is_empty() {
-                let now = pace.as_mut().and_then(|pace| rest.get(..self.wait(pace, rest.len()))).unwrap_or(rest);
+                let now = rest.get(..self.wait(rest.len())).unwrap_or(rest);
                 let done = write_some(out, now);
                 let mut state = self.lock();
                 match done {
@@ -182,12 +191,13 @@ impl Shared {
     }
 
     /// Waits until some of `len` bytes may be written, and says how many. When the end is near that is now.
-    fn wait(&self, pace: &mut Pace, len: usize) -> usize {
-        let len = len.min(pace.most);
+    fn wait(&self, len: usize) -> usize {
         let mut state = self.lock();
         while !state.flushing && !state.closing {
-            let tokens = u64::try_from(len).unwrap_or(u64::MAX);
-            let Err(time) = pace.limiter.take(tokens, pace.since.elapsed()) else { break };
+            let Some(pace) = state.pace.as_mut() else { break };
+            let some = len.min(pace.most);
+            let tokens = u64::try_from(some).unwrap_or(u64::MAX);
+            let Err(time) = pace.limiter.take(tokens, pace.since.elapsed()) else { return some };
             state = self.filled.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0;
         }
         len
@@ -414,6 +424,25 @@ mod tests {
         reader.read_exact(&mut got).unwrap();
         assert_eq!(got, text);
         assert!(begin.elapsed() >= Duration::from_millis(150), "the bucket was filled nineteen times");
+    }
+
+    #[test]
+    fn a_limit_comes_and_goes_while_bytes_wait() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let out = ConsoleOut::new(writer, None).unwrap();
+        let text = numbered(3000);
+        let mut got = vec![0; 1000];
+        out.push(&text[..1000]);
+        reader.read_exact(&mut got).unwrap();
+        assert!(out.flush(PATIENCE));
+        out.set_limit(Some(&TokenBucketConfig { size: 1000, one_time_burst: None, refill_time: 1 << 31 }));
+        out.push(&text[1000..]);
+        reader.read_exact(&mut got).unwrap();
+        assert_eq!(got, text[1000..2000]);
+        assert_eq!(out.waiting(), 1000);
+        out.set_limit(None);
+        reader.read_exact(&mut got).unwrap();
+        assert_eq!(got, text[2000..]);
     }
 
     #[test]

@@ -93,6 +93,7 @@ impl VmConfig {
                     ("balloon", "balloon", self.balloon.is_some()),
                     ("rng", "entropy", self.entropy.is_some()),
                     ("vsock", "vsock", self.vsock.is_some()),
+                    ("serial", "serial", self.serial.enabled),
                 ];
                 single
                     .iter()

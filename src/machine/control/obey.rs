@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::mailbox::{Answer, Refusal, Reply, Request, State};
 use super::{Control, End, configure};
-use crate::config::Draft;
+use crate::config::{Draft, SerialConfig};
 use crate::error::chain;
 use crate::journal::Happening;
 use crate::plan::Plan;
@@ -74,6 +74,17 @@ impl Control<'_> {
         Ok(Answer::Done)
     }
 
+    /// The serial port's limit is all of it that changes.
+    fn update_serial(&self, patch: &Map<String, Value>, wanted: &SerialConfig) -> Result<(), String> {
+        if let Some(fixed) = patch.keys().find(|key| *key != "rate_limiter") {
+            return Err(format!("{fixed} can not be changed while the VM exists; what can: rate_limiter"));
+        }
+        if let Some(console) = self.console {
+            console.set_limit(wanted.rate_limiter.as_ref());
+        }
+        Ok(())
+    }
+
     /// Writes a core file of the guest, which stands still meanwhile.
     fn core_dump(&mut self, path: &Path) -> Result<(), Refusal> {
         let was_paused = self.paused;
@@ -117,6 +128,11 @@ impl Control<'_> {
         let place = self.config.place_of(id).ok_or_else(|| Refusal::NoDevice(id.to_owned()))?;
         let wanted = self.config.patched(&place, patch, source, None);
         let wanted = wanted.map_err(|faults| Refusal::Refused(faults.to_string()))?;
+        if id == "serial" {
+            self.update_serial(patch, &wanted.serial).map_err(refused)?;
+            *self.config = wanted;
+            return Ok(());
+        }
         let plan = Plan::of(&wanted).map_err(|error| refused(error.to_string()))?;
         let Some(slot) = plan.devices.iter().find(|slot| slot.id == id) else {
             return Err(Refusal::NoDevice(id.to_owned()));
