@@ -130,6 +130,7 @@ fn requests_before_the_start() {
             json!({ "action_type": "Stop", "path_on_host": "x" }),
             Err("path_on_host: unknown key of Stop"),
         ),
+        ("GET", "/vm/console", null.clone(), Err("GET /vm/console: a header `Upgrade: vmm-console` is expected")),
         ("PATCH", "/vm", json!({ "state": "Paused" }), Err(not_started)),
         ("PATCH", "/vm", json!({ "state": "Gone" }), Err("state must be one of Paused, Resumed")),
         ("PATCH", "/vm", json!({ "state": "Paused", "x": 1 }), Err("x: unknown key")),
@@ -602,6 +603,8 @@ fn ctl_speaks_the_same_api() {
     let (status, out, err) = ctl(&["pause"]);
     assert_eq!((status, out.as_str()), (Some(1), ""));
     assert!(err.contains("the VM is not started"), "{err}");
+    let (status, out, err) = ctl(&["console"]);
+    assert!(status == Some(1) && out.is_empty() && err.contains("the VM is not started"), "{err}");
     let (status, _, err) = ctl(&["update", "balloon", "amount_mib=1"]);
     assert!(status == Some(1) && err.contains("not started"), "{err}");
     assert_eq!(ctl(&["stop"]), (Some(0), String::new(), String::new()));

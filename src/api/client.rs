@@ -9,6 +9,8 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use serde_json::Value;
 
+use crate::routes::CONSOLE_PROTOCOL;
+
 /// How long the VM may take to answer: building a large one takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest head of an answer.
@@ -84,12 +86,7 @@ pub fn follow(socket: &Path, mut show: impl FnMut(&str)) -> Result<(), ClientErr
     let mut stream = connect(socket, PATIENCE)?;
     stream.write_all(b"GET /vm/events HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     let mut answer = BufReader::new(stream);
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        if answer.by_ref().take(HEAD_MAX).read_until(b'\n', &mut head)? == 0 || head.len() as u64 > HEAD_MAX {
-            return Err(ClientError::Nonsense);
-        }
-    }
+    let head = read_head(&mut answer)?;
     if !head.starts_with(b"HTTP/1.1 200 ") {
         return Err(ClientError::Refused("the VM does not tell what happens to it".into()));
     }
@@ -105,6 +102,34 @@ pub fn follow(socket: &Path, mut show: impl FnMut(&str)) -> Result<(), ClientErr
         }
         String::from_utf8_lossy(text).lines().for_each(&mut show);
     }
+}
+
+/// Takes the console: what is read from the connection is what the guest writes, what is written to it the guest reads.
+pub fn console(socket: &Path) -> Result<UnixStream, ClientError> {
+    let mut stream = connect(socket, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let head = "GET /vm/console HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\n";
+    stream.write_all(format!("{head}Upgrade: {CONSOLE_PROTOCOL}\r\n\r\n").as_bytes())?;
+    // Byte by byte: what comes behind it is the guest's.
+    let head = read_head(&mut BufReader::with_capacity(1, &stream))?;
+    if head.starts_with(b"HTTP/1.1 101 ") {
+        stream.set_read_timeout(None)?;
+        return Ok(stream);
+    }
+    let mut answer = head;
+    stream.take(HEAD_MAX).read_to_end(&mut answer)?;
+    Err(read(&answer).err().unwrap_or(ClientError::Nonsense))
+}
+
+/// Reads the lines before a body.
+fn read_head(answer: &mut impl BufRead) -> Result<Vec<u8>, ClientError> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if answer.by_ref().take(HEAD_MAX).read_until(b'\n', &mut head)? == 0 || head.len() as u64 > HEAD_MAX {
+            return Err(ClientError::Nonsense);
+        }
+    }
+    Ok(head)
 }
 
 fn read(answer: &[u8]) -> Result<Value, ClientError> {

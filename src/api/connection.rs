@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use machine::journal::Journal;
 use rustix::event::PollFlags;
 
-use crate::message::{self, CONTINUE, Parsed, Request, Response};
+use crate::message::{self, CONTINUE, Parsed, Request, Response, Then};
 
 /// Bytes that are read at once.
 const CHUNK: usize = 16 << 10;
@@ -89,7 +89,12 @@ impl Connection {
     }
 
     /// Does what can be done now. False when the connection is over.
-    pub fn turn(&mut self, body_max: usize, journal: &Journal, mut serve: impl FnMut(&Request) -> Response) -> bool {
+    pub fn turn(
+        &mut self,
+        body_max: usize,
+        journal: &Journal,
+        mut serve: impl FnMut(&Request, &UnixStream) -> Response,
+    ) -> bool {
         if self.follows.is_some() {
             return self.attend(journal);
         }
@@ -125,7 +130,7 @@ impl Connection {
     }
 
     /// Answers the next request, if it is whole. False when there is none.
-    fn answer(&mut self, body_max: usize, serve: &mut impl FnMut(&Request) -> Response) -> bool {
+    fn answer(&mut self, body_max: usize, serve: &mut impl FnMut(&Request, &UnixStream) -> Response) -> bool {
         match message::parse(&self.incoming, body_max) {
             Parsed::Partial { wants_continue } => {
                 if !wants_continue || std::mem::replace(&mut self.continued, true) {
@@ -137,15 +142,17 @@ impl Connection {
                 self.incoming.drain(..len);
                 self.continued = false;
                 let begun = Instant::now();
-                let response = serve(&request);
+                let response = serve(&request, &self.stream);
                 let took = begun.elapsed();
                 note(&request, &response, took);
-                self.outgoing = response.bytes(request.is_last, took);
-                if response.follows {
+                if response.then != Then::Leave {
+                    self.outgoing = response.bytes(request.is_last, took);
+                }
+                if response.then == Then::Follow {
                     self.follows = Some(0);
                     self.incoming.clear();
                 } else {
-                    self.end_if(request.is_last);
+                    self.end_if(request.is_last || response.then == Then::Leave);
                 }
             }
             Parsed::Bad(status, text) => {

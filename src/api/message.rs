@@ -20,6 +20,8 @@ pub struct Request {
     pub body: Vec<u8>,
     /// The client sends no more on this connection.
     pub is_last: bool,
+    /// The protocol that the connection is to change to, as the client names it.
+    pub upgrade: Option<String>,
 }
 
 /// What is in the bytes that came so far.
@@ -50,6 +52,7 @@ pub fn parse(bytes: &[u8], body_max: usize) -> Parsed {
         Err(error) => return bad(format!("not an HTTP request: {error}")),
     };
     let (mut length, mut is_last, mut wants_continue) = (None, head.version == Some(0), false);
+    let mut upgrade = None;
     for line in head.headers.iter() {
         let Ok(value) = std::str::from_utf8(line.value).map(str::trim) else {
             return bad(format!("the header {} is not text", line.name));
@@ -64,11 +67,13 @@ pub fn parse(bytes: &[u8], body_max: usize) -> Parsed {
             "transfer-encoding" => {
                 return Parsed::Bad(501, "Transfer-Encoding is not supported; send a Content-Length".into());
             }
-            "connection" => match value.to_ascii_lowercase().as_str() {
-                "close" => is_last = true,
-                "keep-alive" => is_last = false,
-                _ => {}
-            },
+            "connection" => {
+                for word in value.split(',').map(str::trim) {
+                    is_last =
+                        (is_last || word.eq_ignore_ascii_case("close")) && !word.eq_ignore_ascii_case("keep-alive");
+                }
+            }
+            "upgrade" => upgrade = Some(value.to_owned()),
             "expect" => wants_continue = value.eq_ignore_ascii_case("100-continue"),
             _ => {}
         }
@@ -90,6 +95,7 @@ pub fn parse(bytes: &[u8], body_max: usize) -> Parsed {
         path: path.to_owned(),
         body: body.to_vec(),
         is_last,
+        upgrade,
     };
     Parsed::Whole(request, end)
 }
@@ -103,8 +109,19 @@ pub struct Response {
     pub kind: &'static str,
     /// JSON, or a text; empty with 204.
     pub body: Vec<u8>,
-    /// The body comes later, piece by piece ([`chunk`]), and the connection ends with it.
-    pub follows: bool,
+    /// What comes after it.
+    pub then: Then,
+}
+
+/// What becomes of a connection after an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// The next request.
+    Next,
+    /// The answer's body comes piece by piece ([`chunk`]), and the connection ends with it.
+    Follow,
+    /// It is another's from now on, who sends the answer, too.
+    Leave,
 }
 
 const JSON: &str = "application/json";
@@ -112,22 +129,27 @@ const JSON: &str = "application/json";
 impl Response {
     /// Done, and nothing to say.
     pub fn done() -> Self {
-        Self { status: 204, kind: JSON, body: Vec::new(), follows: false }
+        Self { status: 204, kind: JSON, body: Vec::new(), then: Then::Next }
     }
 
     /// What was asked for.
     pub fn json(value: &serde_json::Value) -> Self {
-        Self { status: 200, kind: JSON, body: value.to_string().into_bytes(), follows: false }
+        Self { status: 200, kind: JSON, body: value.to_string().into_bytes(), then: Then::Next }
     }
 
     /// A text in a form of its own.
     pub fn text(kind: &'static str, text: String) -> Self {
-        Self { status: 200, kind, body: text.into_bytes(), follows: false }
+        Self { status: 200, kind, body: text.into_bytes(), then: Then::Next }
     }
 
     /// A stream of lines of JSON.
     pub fn stream() -> Self {
-        Self { status: 200, kind: "application/x-ndjson", body: Vec::new(), follows: true }
+        Self { status: 200, kind: "application/x-ndjson", body: Vec::new(), then: Then::Follow }
+    }
+
+    /// The connection is another's.
+    pub fn leave() -> Self {
+        Self { status: 101, kind: JSON, body: Vec::new(), then: Then::Leave }
     }
 
     /// What is wrong, in Firecracker's shape.
@@ -136,7 +158,7 @@ impl Response {
             status,
             kind: JSON,
             body: serde_json::json!({ "fault_message": text }).to_string().into_bytes(),
-            follows: false,
+            then: Then::Next,
         }
     }
 
@@ -145,13 +167,14 @@ impl Response {
     pub fn bytes(&self, close: bool, took: Duration) -> Vec<u8> {
         let mut head = format!("HTTP/1.1 {} {}\r\nServer: Firecracker API\r\n", self.status, reason(self.status));
         head.push_str(&format!("Server-Timing: total;dur={:.3}\r\n", took.as_secs_f64() * 1e3));
-        if close || self.follows {
+        let follows = self.then == Then::Follow;
+        if close || follows {
             head.push_str("Connection: close\r\n");
         } else {
             head.push_str("Connection: keep-alive\r\n");
         }
         // 204 has no body and no length of one (RFC 9110, 8.6).
-        if self.follows {
+        if follows {
             head.push_str(&format!("Content-Type: {}\r\nTransfer-Encoding: chunked\r\n", self.kind));
         } else if self.status != 204 {
             head.push_str(&format!("Content-Type: {}\r\nContent-Length: {}\r\n", self.kind, self.body.len()));
@@ -161,6 +184,14 @@ impl Response {
         bytes.extend(&self.body);
         bytes
     }
+}
+
+/// The answer before a connection changes to another protocol (RFC 9110, 7.8).
+pub fn switching(protocol: &str) -> Vec<u8> {
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nServer: Firecracker API\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n"
+    )
+    .into_bytes()
 }
 
 /// A piece of a body that comes piece by piece (RFC 9112, 7.1); an empty one ends it.
@@ -200,7 +231,13 @@ mod tests {
             assert_eq!(parse(&text.as_bytes()[..len], 100), Parsed::Partial { wants_continue: false }, "{len}");
         }
         let (request, len) = whole(text);
-        let wanted = Request { method: "PUT".into(), path: "/actions".into(), body: b"{}".to_vec(), is_last: false };
+        let wanted = Request {
+            method: "PUT".into(),
+            path: "/actions".into(),
+            body: b"{}".to_vec(),
+            is_last: false,
+            upgrade: None,
+        };
         assert_eq!((request, len), (wanted, text.len()));
         assert_eq!(whole(&format!("{text}GET / HT")).1, text.len(), "the next one is not touched");
     }
@@ -212,8 +249,10 @@ mod tests {
             ("GET / HTTP/1.0\r\n\r\n", true),
             ("GET / HTTP/1.1\r\nconnection: Close\r\n\r\n", true),
             ("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", false),
+            ("GET / HTTP/1.1\r\nConnection: Upgrade, Close\r\nUpgrade: x\r\n\r\n", true),
         ] {
             assert_eq!(whole(head).0.is_last, last, "{head}");
+            assert_eq!(whole(head).0.upgrade.as_deref(), head.contains("Upgrade: x").then_some("x"));
         }
     }
 

@@ -5,15 +5,16 @@
 //! alone. The `api` thread runs this. Source: Firecracker's swagger file and
 //! src/firecracker/src/api_server/parsed_request.rs; docs/api.yaml is the reference here.
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use machine::config::{Edit, JsonPath, Step};
-use machine::control::{Answer, Hint, Remote, Reply, Request as Order, State};
+use machine::control::{Answer, Client, Hint, Remote, Reply, Request as Order, State};
 use machine::metadata::{Store, StoreError};
 use machine::metrics::{Endpoint, Metrics};
 use serde_json::{Map, Value, json};
 
-use crate::message::{Request, Response};
+use crate::message::{self, Request, Response};
 
 /// The version of Firecracker's API that is spoken.
 const FIRECRACKER_VERSION: &str = "1.17.0";
@@ -50,6 +51,9 @@ struct Call<'a> {
     /// The name in the path; empty where the endpoint has none.
     name: &'a str,
     body: &'a [u8],
+    /// The protocol that it asks for.
+    upgrade: Option<&'a str>,
+    client: &'a UnixStream,
 }
 
 /// What is to be sent, or why not.
@@ -64,10 +68,14 @@ enum Told {
     Text(&'static str, String),
     /// What happens, as it happens.
     Events,
+    /// Nothing: the connection is the console's.
+    HandedOver,
 }
 
 /// What requests that no endpoint takes are counted as.
 const UNKNOWN: &str = "unknown /unknown";
+/// What a client of the console asks the connection to be: bytes of the serial port, in both directions.
+pub const CONSOLE_PROTOCOL: &str = "vmm-console";
 /// Prometheus' text form.
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -105,6 +113,14 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/version", |_, _| Ok(Told::Json(json!({ "firecracker_version": FIRECRACKER_VERSION })))),
     route("GET", "/vm/config", |api, _| Ok(Told::Json(describe(api)?.1))),
     route("GET", "/vm/events", |_, _| Ok(Told::Events)),
+    route("GET", "/vm/console", |api, call| {
+        if call.upgrade != Some(CONSOLE_PROTOCOL) {
+            return Err(format!("{}: a header `Upgrade: {CONSOLE_PROTOCOL}` is expected", call.source).into());
+        }
+        let stream = Arc::new(call.client.try_clone().map_err(text)?);
+        let client = Client { stream, greeting: message::switching(CONSOLE_PROTOCOL) };
+        api.remote.ask(Order::Console(client)).map(|_| Told::HandedOver).map_err(|refusal| text(refusal).into())
+    }),
     route("PATCH", "/vm", |api, call| {
         let order = match member(&call.object()?, "state", &["Paused", "Resumed"])? {
             "Paused" => Order::Pause,
@@ -215,14 +231,17 @@ impl Api {
     }
 
     /// Carries a request out.
-    pub fn serve(&self, request: &Request) -> Response {
+    pub fn serve(&self, request: &Request, client: &UnixStream) -> Response {
         let source = format!("{} {}", request.method, request.path);
         let found = ROUTES.iter().enumerate().find_map(|(place, route)| {
             let name = fits(route.path, &request.path).filter(|_| route.method == request.method)?;
             Some((place, route, name))
         });
         let (place, outcome) = match found {
-            Some((place, route, name)) => (place, (route.run)(self, &Call { source, name, body: &request.body })),
+            Some((place, route, name)) => {
+                let upgrade = request.upgrade.as_deref();
+                (place, (route.run)(self, &Call { source, name, body: &request.body, upgrade, client }))
+            }
             None => (ROUTES.len(), Err(unknown(&source, &request.path).into())),
         };
         if let Some(asked) = self.asked.get(place) {
@@ -233,6 +252,7 @@ impl Api {
             Ok(Told::Json(value)) => Response::json(&value),
             Ok(Told::Text(kind, text)) => Response::text(kind, text),
             Ok(Told::Events) => Response::stream(),
+            Ok(Told::HandedOver) => Response::leave(),
             Err(fault) => Response::fault(fault.status, &fault.text),
         }
     }

@@ -123,7 +123,7 @@ impl Socket {
         self,
         body_max: usize,
         journal: Journal,
-        serve: impl FnMut(&Request) -> Response + Send + 'static,
+        serve: impl FnMut(&Request, &UnixStream) -> Response + Send + 'static,
     ) -> io::Result<Serving> {
         let Self { listener, name } = self;
         let quit = eventfd(0, EventfdFlags::CLOEXEC)?;
@@ -139,7 +139,7 @@ fn run(
     quit: &OwnedFd,
     body_max: usize,
     journal: &Journal,
-    mut serve: impl FnMut(&Request) -> Response,
+    mut serve: impl FnMut(&Request, &UnixStream) -> Response,
 ) {
     let mut clients: Vec<Connection> = Vec::new();
     loop {
@@ -209,7 +209,49 @@ fn accept(listener: &UnixListener, clients: &mut Vec<Connection>) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::sync::{Arc, Mutex};
+
     use super::*;
+
+    /// Who has it then has it alone: the server neither sends nor reads any more.
+    #[test]
+    fn a_connection_can_be_handed_over() {
+        let room = tempfile::TempDir::new().unwrap();
+        let path = room.path().join("api.sock");
+        let taken = Arc::new(Mutex::new(None));
+        let mine = taken.clone();
+        let serve = move |request: &Request, client: &UnixStream| match request.path.as_str() {
+            "/take" => {
+                *mine.lock().unwrap() = client.try_clone().ok();
+                Response::leave()
+            }
+            _ => Response::done(),
+        };
+        let serving = Socket::bind(&path).unwrap().serve(100, Journal::new().unwrap(), serve).unwrap();
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.write_all(b"GET /x HTTP/1.1\r\n\r\nGET /take HTTP/1.1\r\nUpgrade: vmm-console\r\n\r\n").unwrap();
+        let until = Instant::now() + Duration::from_secs(20);
+        let mut mine = loop {
+            if let Some(stream) = taken.lock().unwrap().take() {
+                break stream;
+            }
+            assert!(Instant::now() < until, "it was not handed over");
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        mine.set_nonblocking(false).unwrap();
+        drop(serving); // with all its connections
+        client.write_all(b"GET /x HTTP/1.1\r\n\r\n").unwrap();
+        let mut heard = [0; 19];
+        mine.read_exact(&mut heard).unwrap();
+        assert_eq!(&heard, b"GET /x HTTP/1.1\r\n\r\n");
+        mine.write_all(b"mine").unwrap();
+        drop(mine);
+        let mut all = String::new();
+        client.read_to_string(&mut all).unwrap();
+        let (answer, rest) = all.split_once("\r\n\r\n").unwrap();
+        assert!(answer.starts_with("HTTP/1.1 204 ") && rest == "mine", "{all}");
+    }
 
     /// Many find the socket of a process that has ended: one gets it, and none takes it away from who has it already.
     #[test]

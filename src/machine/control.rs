@@ -1,12 +1,15 @@
 //! The control thread's loop: it owns the machine and waits for signals, vCPUs, the guest, console input and requests.
 
 mod configure;
+mod console;
 mod debug;
 mod mailbox;
 mod obey;
 
 use std::fmt;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use devices::legacy::console_out::ConsoleOut;
@@ -17,13 +20,14 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 pub use self::configure::{Begin, configure};
 pub use devices::virtio::balloon::Hint;
 
-pub use self::mailbox::{Answer, Letter, Mailbox, Refusal, Remote, Reply, Request, State};
+pub use self::mailbox::{Answer, Client, Letter, Mailbox, Refusal, Remote, Reply, Request, State};
 
+use self::console::Polled;
 use crate::config::{LoggerConfig, VmConfig};
 use crate::error::{Doing, HostError};
 use crate::events::Event;
 use crate::gdb::{Gdb, Socket};
-use crate::input::{self, Input};
+use crate::input::Input;
 use crate::journal::{Happening, Journal};
 use crate::machine::Machine;
 use crate::metrics::{self, Metrics};
@@ -42,6 +46,7 @@ const DRAINED: u64 = 3;
 const REQUESTS: u64 = 4;
 const GDB: u64 = 5;
 const DEBUGGER: u64 = 6;
+const CLIENT: u64 = 7;
 
 /// Why a VM ended.
 #[derive(Debug)]
@@ -134,6 +139,8 @@ pub struct Surroundings<'a> {
     pub console: Option<&'a ConsoleOut>,
     /// What changes the log.
     pub set_log: SetLog<'a>,
+    /// The API's client that has the console; it keeps it when the guest is reset.
+    pub client: &'a mut Option<Arc<UnixStream>>,
 }
 
 /// Lets the log be as it is asked for, or says why that cannot be.
@@ -167,9 +174,9 @@ pub fn run(machine: &Machine, surroundings: Surroundings<'_>) -> Result<Outcome,
 struct Control<'a> {
     machine: &'a Machine,
     signals: &'a Signals,
-    input: Option<Input>,
-    /// The input's file is one that epoll can wait for.
-    input_polled: bool,
+    input: Option<Polled>,
+    client: &'a mut Option<Arc<UnixStream>>,
+    client_input: Option<Polled>,
     grace: Duration,
     mailbox: Option<&'a Mailbox>,
     config: &'a mut VmConfig,
@@ -196,7 +203,7 @@ struct Control<'a> {
 impl<'a> Control<'a> {
     fn new(machine: &'a Machine, surroundings: Surroundings<'a>) -> Result<Self, HostError> {
         let epoll = Epoll::new().doing(|| "create an epoll instance")?;
-        let Surroundings { signals, input, grace, mailbox, gdb, config, metrics, journal, console, set_log } =
+        let Surroundings { signals, input, grace, mailbox, gdb, config, metrics, journal, console, set_log, client } =
             surroundings;
         let gdb = gdb.map(|socket| Gdb::new(socket, machine.debugged(), machine.steps_without_interrupts()));
         let add = |fd, token| {
@@ -217,8 +224,9 @@ impl<'a> Control<'a> {
         let mut control = Self {
             machine,
             signals,
-            input,
-            input_polled: false,
+            input: input.map(Polled::new),
+            client,
+            client_input: None,
             grace,
             mailbox,
             config,
@@ -236,7 +244,7 @@ impl<'a> Control<'a> {
             reset: None,
             crash_loaded: false,
         };
-        control.poll_input();
+        control.listen_to_client();
         Ok(control)
     }
 
@@ -254,6 +262,7 @@ impl<'a> Control<'a> {
                 EVENTS => self.events(),
                 SIGNALS => self.signal(),
                 INPUT => self.read_input(),
+                CLIENT => self.read_client(),
                 DRAINED => self.drained(),
                 REQUESTS => self.requests(),
                 GDB => self.gdb_comes(),
@@ -337,45 +346,6 @@ impl<'a> Control<'a> {
         }
         let stands = self.paused || self.gdb.as_ref().is_some_and(Gdb::is_busy);
         (!stands && self.watch.is_dead(self.machine)).then_some(End::Halted)
-    }
-
-    fn read_input(&mut self) -> Option<End> {
-        let request = self.input.as_mut()?.read();
-        self.poll_input();
-        request.map(|input::Request::Leave| End::Left)
-    }
-
-    /// The guest has read what it was given.
-    fn drained(&mut self) -> Option<End> {
-        if let Some(drained) = self.machine.serial_drained() {
-            let _ = drained.read();
-        }
-        if let Some(input) = &mut self.input {
-            input.feed();
-        }
-        self.poll_input();
-        None
-    }
-
-    /// Waits for input exactly while the serial port has room for it.
-    fn poll_input(&mut self) {
-        let Some(input) = &mut self.input else { return };
-        let fd = input.as_raw_fd();
-        let event = EpollEvent::new(EventSet::IN, INPUT);
-        match (input.wants_more(), self.input_polled) {
-            (true, false) => match self.epoll.ctl(ControlOperation::Add, fd, event) {
-                Ok(()) => self.input_polled = true,
-                // A regular file is always ready, and epoll refuses it.
-                Err(_) => {
-                    input.read();
-                }
-            },
-            (false, true) => {
-                let _ = self.epoll.ctl(ControlOperation::Delete, fd, event);
-                self.input_polled = false;
-            }
-            _ => {}
-        }
     }
 }
 

@@ -39,18 +39,17 @@ pub enum Request {
 impl Input {
     /// Input from `file`; `raw_terminal` turns the escape key on.
     pub fn new(file: File, serial: SharedSerial, raw_terminal: bool) -> Self {
-        Self {
-            file,
-            serial,
-            pending: VecDeque::new(),
-            escape: raw_terminal.then_some(Escape { armed: false }),
-            ended: false,
-        }
+        Self { file, serial, pending: VecDeque::new(), escape: raw_terminal.then(Escape::default), ended: false }
     }
 
     /// Whether more can be taken from the file now.
     pub fn wants_more(&self) -> bool {
         !self.ended && (self.pending.is_empty() || self.escape.is_some())
+    }
+
+    /// Nothing more will come, and all that came was passed on.
+    pub fn is_over(&self) -> bool {
+        self.ended && self.pending.is_empty()
     }
 
     /// Reads once, if there is room, and passes on what the serial port takes.
@@ -98,19 +97,25 @@ impl AsRawFd for Input {
 }
 
 /// The escape key's state.
-struct Escape {
+#[derive(Debug, Default)]
+pub struct Escape {
     armed: bool,
 }
 
+/// What a typed byte means.
 #[derive(Debug, PartialEq, Eq)]
-enum Step {
+pub enum Step {
+    /// This byte is for the guest.
     Pass(u8),
+    /// It belongs to the escape key.
     Swallow,
+    /// The user asks for something.
     Ask(Request),
 }
 
 impl Escape {
-    fn step(&mut self, byte: u8) -> Step {
+    /// Takes the next byte that was typed.
+    pub fn step(&mut self, byte: u8) -> Step {
         match (std::mem::replace(&mut self.armed, false), byte) {
             (false, CTRL_A) => {
                 self.armed = true;
@@ -165,8 +170,22 @@ mod tests {
         assert_eq!(input.pending.len(), CHUNK);
     }
 
+    #[test]
+    fn an_input_is_over_when_the_guest_has_it_all() {
+        let (mut input, mut write) = input(false);
+        write.write_all(b"x").unwrap();
+        assert_eq!(input.read(), None);
+        drop(write);
+        input.pending.clear();
+        assert!(input.wants_more() && !input.is_over());
+        assert_eq!(input.read(), None);
+        assert!(input.is_over());
+        input.pending.push_back(b'y');
+        assert!(!input.is_over());
+    }
+
     fn steps(bytes: &[u8]) -> Vec<Step> {
-        let mut escape = Escape { armed: false };
+        let mut escape = Escape::default();
         bytes.iter().map(|byte| escape.step(*byte)).filter(|step| *step != Step::Swallow).collect()
     }
 

@@ -1,6 +1,7 @@
 //! `vmm ctl`: speaks the API of a VM that runs, one request at a time.
 
 use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -9,6 +10,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use crate::args::instance_id;
+use crate::console::{self, Over};
 use crate::runtime::Runtime;
 
 /// Exit status when the VM refuses, or does not answer.
@@ -52,6 +54,8 @@ pub enum CtlVerb {
     },
     /// Print what happens to it, a line of JSON each, from its start on and until its end
     Events,
+    /// Speak to its serial console from here, in the place of who does so now. Ctrl-A x leaves; the VM goes on
+    Console,
     /// Print what it counts, as Prometheus reads it
     Metrics,
     /// Write a line of metrics to --metrics-path
@@ -93,6 +97,7 @@ impl CtlVerb {
                 ("PUT", "/actions".into(), Some(body))
             }
             Self::Events => ("GET", "/vm/events".into(), None),
+            Self::Console => ("GET", "/vm/console".into(), None),
             Self::Metrics => ("GET", "/metrics".into(), None),
             Self::FlushMetrics => action("FlushMetrics"),
             Self::Update { device, settings } => {
@@ -136,6 +141,7 @@ pub fn run(args: &CtlArgs) -> ExitCode {
     let (method, path, body) = args.verb.request();
     let answer = match args.verb {
         CtlVerb::Events => client::follow(&socket, show).map(|()| Value::Null),
+        CtlVerb::Console => client::console(&socket).and_then(|stream| Ok(speak(args, &stream)?)),
         _ => client::call(&socket, method, &path, body.as_ref()),
     };
     match answer {
@@ -150,6 +156,16 @@ pub fn run(args: &CtlArgs) -> ExitCode {
         }
         Err(error) => failed(error.to_string()),
     }
+}
+
+/// Speaks to the console, and says how that ended.
+fn speak(args: &CtlArgs, stream: &UnixStream) -> io::Result<Value> {
+    let words = match console::speak(stream)? {
+        Over::Left => "left the console; the VM goes on",
+        Over::Closed => "the console is closed",
+    };
+    eprintln!("vmm: {}: {words}", args.vm.display());
+    Ok(Value::Null)
 }
 
 /// Prints a line, at once. Where nobody reads it the program ends.

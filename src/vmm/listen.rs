@@ -42,7 +42,7 @@ pub fn listen(
     let id = id.unwrap_or("anonymous-instance").to_owned();
     let api = Api::new(remote, metadata.clone(), metrics.clone(), id, env!("CARGO_PKG_VERSION"));
     let serving = socket
-        .serve(body_max, journal.clone(), move |request| api.serve(request))
+        .serve(body_max, journal.clone(), move |request, client| api.serve(request, client))
         .doing(|| "start the API's thread")?;
     Ok(Listening { mailbox, _serving: serving })
 }

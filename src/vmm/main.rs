@@ -1,6 +1,7 @@
 //! `vmm`: a micro-VM monitor. Reads the command line and the configuration, then hands over to one verb.
 
 mod args;
+mod console;
 mod cpu;
 mod ctl;
 mod doctor;

@@ -212,6 +212,7 @@ impl Stage<'_> {
 
     /// Attends to a VM, and where a reboot starts it again the next one, to the end.
     fn run(&self, mut config: VmConfig, mut live: Live) -> Result<End, HostError> {
+        let mut client = None;
         loop {
             let Live { machine, console, input, raw, gdb } = live;
             let outcome = control::run(
@@ -227,6 +228,7 @@ impl Stage<'_> {
                     journal: self.journal,
                     console: console.as_ref(),
                     set_log: &self.set_log(),
+                    client: &mut client,
                 },
             )?;
             self.timeline.mark(Mark::End);
@@ -242,6 +244,9 @@ impl Stage<'_> {
             }
             drop(raw);
             if !restarts {
+                if let Some(follower) = console.and_then(|console| console.unfollow()) {
+                    flush(&follower, self.signals);
+                }
                 return Ok(outcome.end);
             }
             self.journal.note(&Happening::Restart(&outcome.end));

@@ -8,6 +8,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::disk::{empty, folder};
+use crate::terminal::Terminal;
 use crate::vm::{Running, Vm, program};
 
 /// A runtime directory.
@@ -108,6 +109,88 @@ fn a_request_resets_a_guest_that_runs_or_is_paused() {
     let ended = vm.ends(0);
     assert_eq!(ended.errors.matches("vmm: again: reset by a request").count(), 2, "{}", ended.errors);
     assert_eq!(ended.why(), "vmm: again: the guest powered off");
+}
+
+impl Names {
+    /// `vmm ctl NAME console`, whose standard input and output are the test's.
+    fn console(&self, name: &str, client: Vm) -> Running {
+        client.args(["ctl", name, "console"]).env("VMM_RUNTIME_DIR", self.path()).start()
+    }
+}
+
+const ECHO: &str = "echo READY; while read line; do [ $line = end ] && poweroff -f; echo heard $line; done";
+
+/// Beside the monitor's own input and output, in pipes.
+#[test]
+fn a_client_has_the_console() {
+    let names = Names::new();
+    let mut vm = names.start(Vm::tuned().run(ECHO).pipe(), "spoken-to");
+    vm.expect("READY\n");
+    let mut client = names.console("spoken-to", Vm::new().pipe());
+    client.expect("READY\n"); // what was there last comes first
+    client.send("one\n");
+    client.expect("heard one\n");
+    vm.expect("heard one\n");
+    vm.send("two\n");
+    client.expect("heard two\n");
+    // Another takes its place, and it is told.
+    let mut second = names.console("spoken-to", Vm::new().pipe());
+    second.expect("heard two\n");
+    let first = client.ends(0);
+    assert!(first.console.ends_with("[vmm: another client has the console now]\n"), "{}", first.console);
+    assert_eq!(first.why(), "vmm: spoken-to: the console is closed");
+    second.send("three\n");
+    second.expect("heard three\n");
+    vm.expect("heard three\n");
+    // It is killed: the console is there for the next one, and for the monitor.
+    second.kill();
+    vm.send("four\n");
+    vm.expect("heard four\n");
+    let mut third = names.console("spoken-to", Vm::new().pipe());
+    third.expect("heard four\n");
+    third.send("end\n");
+    vm.ends(0);
+    assert_eq!(third.ends(0).why(), "vmm: spoken-to: the console is closed");
+}
+
+/// Through a reset, and in a pause; the escape key leaves, and the terminal is as it was.
+#[test]
+fn a_client_keeps_the_console_through_a_reset() {
+    let names = Names::new();
+    let mut vm = names.start(Vm::tuned().run(ECHO), "kept");
+    vm.expect("READY\n");
+    let terminal = Terminal::open();
+    let before = terminal.settings();
+    let mut client = names.console("kept", Vm::new().on(&terminal));
+    client.expect("READY\n");
+    assert!(!terminal.is_cooked());
+    names.ctl(&["kept", "reset"]);
+    client.expect("READY\n");
+    client.send("again\r");
+    client.expect("heard again\n");
+    names.ctl(&["kept", "pause"]);
+    client.send("later\r");
+    names.ctl(&["kept", "resume"]);
+    client.expect("heard later\n");
+    client.send("\x01x");
+    assert_eq!(client.ends(0).why(), "vmm: kept: left the console; the VM goes on");
+    assert_eq!(terminal.settings(), before);
+    assert!(vm.is_running());
+    names.ctl(&["kept", "stop"]);
+    vm.ends(12);
+}
+
+#[test]
+fn a_vm_without_a_serial_port_has_no_console() {
+    let names = Names::new();
+    let vm = names.start(Vm::tuned().args(["--no-serial"]).run("sleep 10000"), "mute");
+    while names.list().first().is_none_or(|vm| vm["state"] != "Running") {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let refused = names.run(&["ctl", "mute", "console"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("the VM has no serial port"), "{refused:?}");
+    names.ctl(&["mute", "stop"]);
+    vm.ends(12);
 }
 
 /// A reset would undo what a signal has asked for.

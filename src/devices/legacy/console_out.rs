@@ -2,7 +2,8 @@
 //!
 //! A vCPU thread only ever appends to the queue, so a slow terminal or a full pipe never holds it up. The thread
 //! `console` wakes up once for a burst, not for every byte, and does the blocking write(2). When the queue is full the
-//! newest bytes are dropped, and a line says how many. A rate limit slows the thread down, never the vCPU.
+//! newest bytes are dropped, and a line says how many. A rate limit slows the thread down, never the vCPU. Who follows the
+//! console has a queue and a thread of its own, so that neither reader waits for the other.
 #![allow(unsafe_code)] // poll(2)
 
 use std::fs::File;
@@ -49,6 +50,8 @@ struct State {
     written: u64,
     dropped: u64,
     tail: Tail,
+    /// Gets a copy of what is pushed.
+    follower: Option<ConsoleOut>,
     /// The thread waits for a first byte; only then does it need to be woken.
     idle: bool,
     /// Someone waits for the queue to be empty: bursts end now.
@@ -98,6 +101,10 @@ impl ConsoleOut {
         let shared = &self.0.0;
         let mut state = shared.lock();
         state.tail.push(bytes);
+        if let Some(follower) = &state.follower {
+            // A lock within a lock; a follower has no follower.
+            follower.push(bytes);
+        }
         if state.broken {
             return bytes.len();
         }
@@ -135,6 +142,18 @@ impl ConsoleOut {
         }
         state.flushing = false;
         state.broken || (state.waiting() == 0 && state.dropped == 0)
+    }
+
+    /// From now on `follower` gets what is pushed, too; what stands in [`Self::tail`] comes first. Returns who had it before.
+    pub fn follow(&self, follower: Self) -> Option<Self> {
+        let mut state = self.0.0.lock();
+        follower.push(&state.tail.to_vec());
+        state.follower.replace(follower)
+    }
+
+    /// Nobody follows any more. Returns who did.
+    pub fn unfollow(&self) -> Option<Self> {
+        self.0.0.lock().follower.take()
     }
 
     /// Bytes that are not written yet.
@@ -176,7 +195,8 @@ impl Shared {
                         state.written = state.written.wrapping_add(1);
                     }
                     Err(_) => {
-                        *state = State { broken: true, tail: std::mem::take(&mut state.tail), ..State::default() };
+                        let (tail, follower) = (std::mem::take(&mut state.tail), state.follower.take());
+                        *state = State { broken: true, tail, follower, ..State::default() };
                         self.drained.notify_all();
                         return;
                     }
@@ -366,6 +386,42 @@ mod tests {
         assert!(out.flush(PATIENCE));
         assert_eq!(out.tail(), [b'y'; TAIL]);
         assert_eq!(out.0.0.lock().queue.capacity(), 0);
+    }
+
+    /// It sees what was there last and all that comes, whether or not anybody reads the output itself.
+    #[test]
+    fn who_follows_depends_on_nobody() {
+        let (deaf, writer) = io::pipe().unwrap();
+        let out = ConsoleOut::new(writer, None).unwrap();
+        out.push(&numbered(LIMIT + 1)); // the output is full
+        let start = out.tail();
+        let attach = || {
+            let (reader, writer) = io::pipe().unwrap();
+            (reader, ConsoleOut::new(writer, None).unwrap())
+        };
+        let (mut one, follower) = attach();
+        assert!(out.follow(follower).is_none());
+        out.push(b"seen");
+        let mut got = vec![0; TAIL + 4];
+        one.read_exact(&mut got).unwrap();
+        assert_eq!(got, [start.as_slice(), b"seen"].concat());
+        // Another takes its place; the output's reader goes away, and that changes nothing.
+        let (mut two, follower) = attach();
+        let first = out.follow(follower).unwrap();
+        first.push(b"taken");
+        drop((first, deaf));
+        let mut rest = Vec::new();
+        one.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, b"taken");
+        assert!(out.flush(PATIENCE));
+        out.push(b"also");
+        let mut got = vec![0; TAIL + 4];
+        two.read_exact(&mut got).unwrap();
+        assert!(got.ends_with(b"seenalso"));
+        // A follower that is gone, or does not read, costs the output nothing.
+        drop(two);
+        out.push(b"x");
+        assert!(out.unfollow().is_some_and(|follower| follower.flush(PATIENCE)) && out.unfollow().is_none());
     }
 
     #[test]

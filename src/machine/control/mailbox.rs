@@ -1,6 +1,7 @@
 //! Requests to the control thread, and their answers. Any thread asks; the control thread alone answers.
 
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
@@ -60,8 +61,25 @@ pub enum Request {
         /// The device's name.
         id: String,
     },
+    /// Somebody speaks to the guest's console from now on, in the place of who did so far.
+    Console(Client),
     /// The state and the configuration.
     Describe,
+}
+
+/// A connection that goes to the console.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// The connection; what comes from it is for the guest.
+    pub stream: Arc<UnixStream>,
+    /// What is sent to it before anything of the guest's.
+    pub greeting: Vec<u8>,
+}
+
+impl PartialEq for Client {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.stream, &other.stream)
+    }
 }
 
 /// Where a VM is in its life.

@@ -68,6 +68,7 @@ impl Control<'_> {
             Request::Inspect { id } => {
                 return self.machine.inspect(&id).map(Answer::Told).ok_or(Refusal::NoDevice(id));
             }
+            Request::Console(client) => self.attach(client)?,
             Request::Describe => return Ok(self.describe()),
             Request::Stop | Request::Reset => {}
         }
