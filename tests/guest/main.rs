@@ -7,6 +7,7 @@
 mod api;
 mod balloon;
 mod boot;
+mod client;
 mod console;
 mod cpu_template;
 mod cpus_memory;

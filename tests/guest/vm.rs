@@ -337,7 +337,7 @@ pub fn host(program: &str, args: &[&std::ffi::OsStr]) -> String {
 }
 
 /// Whether guests can run here.
-fn able() -> &'static Result<(), String> {
+pub fn able() -> &'static Result<(), String> {
     static ABLE: OnceLock<Result<(), String>> = OnceLock::new();
     ABLE.get_or_init(|| {
         OpenOptions::new()

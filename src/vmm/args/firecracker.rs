@@ -134,6 +134,7 @@ mod tests {
             "--mmds-size-limit 51200",
             "--log-path l",
             "--level Info",
+            "--show-level --show-log-origin --module api",
             "--metrics-path m",
             "--no-seccomp",
             "--enable-pci",
