@@ -1,5 +1,6 @@
 //! What succeeds: help, explain, schema, doctor, and the documents that must be accepted.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -46,7 +47,7 @@ fn firecrackers_documents_and_the_examples_are_accepted() {
     let room = Room::new();
     for file in json_files("tests/data/firecracker").into_iter().chain(json_files("resources/examples")) {
         let plan = explained(&room, &["--config", file.to_str().expect("UTF-8")]);
-        assert!(plan["cmdline"].as_str().is_some_and(|text| text.contains("root=/dev/vda")), "{}", file.display());
+        assert!(plan["cmdline"].as_str().is_some_and(|text| text.contains(" root=")), "{}", file.display());
     }
     let sample = root("tests/data/firecracker/sample.json");
     let plan = explained(&room, &["--config-file", sample.to_str().expect("UTF-8")]);
@@ -128,6 +129,38 @@ fn what_explain_calls_the_config_loads_again_and_means_the_same() {
     let first = explained(&room, &["--config", everything.to_str().expect("UTF-8")]);
     room.write("again.json", &first["config"].to_string());
     assert_eq!(explained(&room, &["--config", "again.json"]), first);
+}
+
+/// The keys of each definition in the schema that are somewhere in `value`, as `definition.key`.
+fn used(schema: &Value, definition: &str, value: &Value, found: &mut BTreeSet<String>) {
+    let properties =
+        if definition.is_empty() { &schema["properties"] } else { &schema["$defs"][definition]["properties"] };
+    for (key, part) in value.as_object().into_iter().flatten() {
+        let Some(property) = properties.get(key) else { continue };
+        found.insert(format!("{definition}.{key}"));
+        let text = property.to_string();
+        let inner = text.split("#/$defs/").nth(1).and_then(|rest| rest.split('"').next()).unwrap_or("none");
+        let parts = part.as_array().map_or(std::slice::from_ref(part), Vec::as_slice);
+        for part in parts {
+            used(schema, inner, part, found);
+        }
+    }
+}
+
+#[test]
+fn the_example_of_everything_has_every_key() {
+    let schema: Value = serde_json::from_str(&Room::new().line("schema").out).expect("JSON");
+    let text = std::fs::read_to_string(root("resources/examples/everything.json")).expect("the example");
+    let mut found = BTreeSet::new();
+    used(&schema, "", &serde_json::from_str(&text).expect("JSON"), &mut found);
+    let definitions = schema["$defs"].as_object().expect("definitions");
+    let all = definitions.iter().map(|(name, definition)| (name.as_str(), &definition["properties"]));
+    let all = all.chain([("", &schema["properties"])]);
+    let all = all
+        .flat_map(|(name, keys)| keys.as_object().into_iter().flatten().map(move |(key, _)| format!("{name}.{key}")));
+    let missing: Vec<_> = all.filter(|key| !found.contains(key)).collect();
+    // Excluded by others that are there, or without a meaning.
+    assert_eq!(missing, ["MachineConfig.cpu_template", "PmemConfig.root_device", "VsockConfig.vsock_id"]);
 }
 
 #[test]
