@@ -65,6 +65,8 @@ def table(what, result):
         api.table(result)
     else:
         jobs(result["samples"])
+    for name, count in result["stalls"].items():
+        print(f"{name} stood still and was measured once more: {count}")
     print(flush=True)
 
 
