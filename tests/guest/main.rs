@@ -22,6 +22,7 @@ mod metrics;
 mod mmds;
 mod names;
 mod net;
+mod pause;
 mod pmem;
 mod rng;
 mod screen;

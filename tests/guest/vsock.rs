@@ -12,16 +12,16 @@ use crate::vm::Vm;
 
 const SILENCE: Duration = Duration::from_secs(120);
 
-fn vsock(path: &Path) -> [String; 2] {
+pub fn vsock(path: &Path) -> [String; 2] {
     ["--vsock".to_owned(), path.display().to_string()]
 }
 
 /// Bytes in which every place differs from its neighbours, and every seed from every other.
-fn pattern(seed: usize, len: usize) -> Vec<u8> {
+pub fn pattern(seed: usize, len: usize) -> Vec<u8> {
     (0..len).map(|at| (at.wrapping_mul(31) ^ at >> 8 ^ seed.wrapping_mul(97)).to_le_bytes()[0]).collect()
 }
 
-fn dial(path: &Path, port: u32) -> UnixStream {
+pub fn dial(path: &Path, port: u32) -> UnixStream {
     let mut host = UnixStream::connect(path).expect("the vsock's socket");
     host.set_read_timeout(Some(SILENCE)).expect("a timeout");
     writeln!(host, "CONNECT {port}").expect("a greeting");

@@ -1,0 +1,148 @@
+//! Pauses, many and long, while the guest works, talks and keeps time: nothing is lost, and the guest does not notice.
+//! (Disks: `api::`.)
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::api::Remote;
+use crate::disk::noise;
+use crate::net::{guest_side, ip, md5, receiver};
+use crate::vm::{Ended, Vm};
+use crate::vsock::{dial, pattern, vsock};
+
+/// Counts what a kernel says of time that went wrong.
+const LATE: &str = "dmesg | grep -c -i -e 'lockup' -e 'stall' -e 'unstable' -e 'backward' | sed s/^/late=/";
+
+/// Fails where the guest found something wrong.
+fn nothing_was_wrong(ended: &Ended) {
+    let [bad, late] = ["bad", "late"].map(|name| ended.number(name));
+    assert_eq!((bad, late), (0, 0), "{}", ended.console);
+}
+
+/// A round of work on each CPU must come to the same as the first one; the clocks of every look are at least those of the
+/// look before.
+#[test]
+fn a_thousand_pauses_leave_no_trace() {
+    let script = format!(
+        r"
+        dd if=/dev/urandom of=/tmp/noise bs=64k count=1 2>/dev/null; sum=$(md5sum </tmp/noise)
+        work() {{ while [ ! -e /tmp/stop ]; do [ $(md5sum </tmp/noise | cut -c1-32) = $1 ] || echo wrong >>/tmp/bad; done; }}
+        keep() {{
+            was=0; then=0; looks=0
+            while [ ! -e /tmp/stop ]; do
+                read up rest </proc/uptime; up=${{up%.*}}${{up#*.}}; now=$(date +%s); looks=$((looks + 1))
+                [ $up -ge $was ] && [ $now -ge $then ] || echo back $was $up $then $now >>/tmp/bad
+                was=$up; then=$now
+            done; echo looks=$looks
+        }}
+        work ${{sum%% *}} & work ${{sum%% *}} & keep & >>/tmp/bad
+        echo READY; read go; touch /tmp/stop; wait; cat /tmp/bad; echo bad=$(wc -l </tmp/bad); {LATE}"
+    );
+    let mut remote = Remote::start(Vm::boot("debian12/vmlinux").args(["--cpus", "2"]).run(&script).pipe());
+    remote.vm.expect("READY");
+    for _ in 0..1000 {
+        remote.set_state("Paused");
+        remote.set_state("Resumed");
+    }
+    remote.vm.send("\n");
+    let ended = remote.vm.ends(0);
+    nothing_was_wrong(&ended);
+    assert!(ended.number("looks") > 10, "{}", ended.console);
+}
+
+/// A pause that is longer than the watchdog's patience: the guest is told that it was stopped (KVM_KVMCLOCK_CTRL).
+#[test]
+fn a_long_pause_is_no_lockup() {
+    const THRESHOLD: u64 = 5; // seconds; the watchdog barks after twice that
+    let script = format!(
+        r"
+        echo {THRESHOLD} > /proc/sys/kernel/watchdog_thresh; echo watched=$(cat /proc/sys/kernel/soft_watchdog)
+        while [ ! -e /tmp/stop ]; do :; done & while [ ! -e /tmp/stop ]; do :; done &
+        echo READY; read go; sleep 1; touch /tmp/stop; echo bad=0; {LATE}"
+    );
+    let mut remote = Remote::start(Vm::boot("debian12/vmlinux").args(["--cpus", "2"]).run(&script).pipe());
+    remote.vm.expect("READY");
+    remote.set_state("Paused");
+    sleep(Duration::from_secs(3 * THRESHOLD));
+    remote.set_state("Resumed");
+    remote.vm.send("\n");
+    let ended = remote.vm.ends(0);
+    assert_eq!(ended.number("watched"), 1);
+    nothing_was_wrong(&ended);
+}
+
+/// Both directions at once, with a pause in the midst of every piece that the host sends.
+fn pauses_under_network_load(net: u8, more: &str) {
+    const PIECES: usize = 32;
+    const PIECE: usize = 256 << 10;
+    let tap = format!("vmmtest{net}");
+    let script = guest_side(net)
+        + &format!(
+            r"echo READY; read go
+            dd if=/dev/urandom of=/tmp/out bs=1M count=8 2>/dev/null
+            nc 10.9.{net}.1 7001 </tmp/out >/dev/null & nc 10.9.{net}.1 7002 </dev/null >/tmp/in; wait
+            echo out=$(md5sum </tmp/out | cut -d' ' -f1); echo in=$(md5sum </tmp/in | cut -d' ' -f1)
+            echo bad=0; {LATE}"
+        );
+    let options = format!("tap={tap},mac=02:00:00:00:09:{net:02x}{more}");
+    let mut remote = Remote::start(Vm::tuned().args(["--net", &options, "--memory", "256M"]).run(&script).pipe());
+    remote.vm.expect("READY");
+    ip(&format!("addr add 10.9.{net}.1/24 dev {tap}"));
+    ip(&format!("link set {tap} up"));
+    let listen = |port| TcpListener::bind((format!("10.9.{net}.1"), port)).expect("listening");
+    let to_us = receiver(listen(7001), 8 << 20);
+    let to_guest = listen(7002);
+    remote.vm.send("\n");
+    let (mut guest, _) = to_guest.accept().expect("the guest calls");
+    let bytes = noise(PIECES * PIECE);
+    for piece in bytes.chunks(PIECE) {
+        let (before, after) = piece.split_at(PIECE / 2);
+        guest.write_all(before).expect("sending");
+        remote.set_state("Paused");
+        sleep(Duration::from_millis(20));
+        remote.set_state("Resumed");
+        guest.write_all(after).expect("sending");
+    }
+    drop(guest);
+    let received = to_us.join().expect("all was received");
+    let ended = remote.vm.ends(0);
+    assert_eq!((ended.value("out"), ended.value("in")), (md5(&received).as_str(), md5(&bytes).as_str()));
+    nothing_was_wrong(&ended);
+}
+
+#[test]
+fn a_pause_under_network_load_loses_nothing() {
+    pauses_under_network_load(21, "");
+}
+
+#[test]
+fn a_pause_with_frames_in_the_host_s_kernel_loses_nothing() {
+    pauses_under_network_load(22, ",vhost");
+}
+
+/// A connection outlives pauses; what is sent meanwhile arrives afterwards.
+#[test]
+fn a_connection_to_the_guest_outlives_pauses() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("v.sock");
+    let mut remote = Remote::start(Vm::tuned().args(vsock(&path)).run("vsock echo 5000 1").pipe());
+    remote.vm.expect("LISTENING");
+    let mut host = dial(&path, 5000);
+    for round in 0..50 {
+        let sent = pattern(round, 40_000);
+        let (before, meanwhile) = sent.split_at(10_000);
+        host.write_all(before).expect("sending");
+        remote.set_state("Paused");
+        host.write_all(meanwhile).expect("sending in a pause");
+        remote.set_state("Resumed");
+        let mut got = vec![0; sent.len()];
+        host.read_exact(&mut got).expect("reading");
+        assert!(got == sent, "round {round}");
+    }
+    host.shutdown(std::net::Shutdown::Write).expect("a half-close");
+    assert_eq!(host.read_to_end(&mut Vec::new()).expect("the end"), 0);
+    remote.vm.expect(&format!("echoed={}", 50 * 40_000));
+    remote.vm.ends(0);
+}
