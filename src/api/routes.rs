@@ -166,6 +166,8 @@ pub const ROUTES: &[Route] = &[
     route("PATCH", "/entropy", |api, call| call.update(api, "rng", call.object()?)),
     route("PUT", "/serial", |api, call| call.set(api, JsonPath::keys(["serial"]))),
     route("PATCH", "/serial", |api, call| call.update(api, "serial", call.object()?)),
+    route("GET", "/memory", |api, _| told(api, Order::Resident)),
+    route("GET", "/memory/mappings", |api, _| told(api, Order::Mappings)),
     // What is not named stays as it is, as in Firecracker.
     route("PUT", "/logger", |api, call| call.patch(api, JsonPath::keys(["logger"]))),
     route("GET", "/metrics", |api, _| Ok(Told::Text(EXPOSITION, api.metrics.exposition()))),
@@ -209,6 +211,12 @@ pub const ROUTES: &[Route] = &[
         done(api.remote.ask(Order::Hint(Hint::Start { acknowledge_on_stop })))
     }),
     route("PATCH", "/balloon/hinting/stop", |api, _| done(api.remote.ask(Order::Hint(Hint::Stop)))),
+    route("PATCH", "/balloon/reporting/pause", |api, _| done(api.remote.ask(Order::PauseReporting(true)))),
+    route("PATCH", "/balloon/reporting/resume", |api, _| done(api.remote.ask(Order::PauseReporting(false)))),
+    route("GET", "/balloon/reporting/status", |api, _| match balloon(api, "reporting")? {
+        Value::Null => Err("free page reporting is off (free_page_reporting)".into()),
+        status => Ok(Told::Json(status)),
+    }),
     route("GET", "/balloon/hinting/status", |api, _| match balloon(api, "hinting")? {
         Value::Null => Err("free page hinting is off (free_page_hinting)".into()),
         status => Ok(Told::Json(status)),
@@ -255,6 +263,14 @@ impl Api {
             Ok(Told::HandedOver) => Response::leave(),
             Err(fault) => Response::fault(fault.status, &fault.text),
         }
+    }
+}
+
+/// What the VM has to tell.
+fn told(api: &Api, order: Order) -> Outcome {
+    match api.remote.ask(order).map_err(text)? {
+        Answer::Told(told) => Ok(Told::Json(told)),
+        _ => Err("the VM does not tell".into()),
     }
 }
 

@@ -32,11 +32,11 @@ use crate::events::Events;
 use crate::gdb::Guest;
 use crate::input::SharedSerial;
 use crate::kvm::Vm;
-use crate::memory::{Ram, RamKind};
+use crate::memory::{PAGE, Ram, RamKind};
 use crate::metrics::Source;
 use crate::plan::{Plan, Slot};
 use crate::registers::Registers;
-use crate::resident::resident;
+use crate::resident::{Mapping, resident, resident_pages};
 use crate::timeline::Mark;
 use crate::vcpu::{Buses, VcpuHandle};
 use crate::windows;
@@ -202,6 +202,22 @@ impl Machine {
     /// Bytes of the guest's memory that the host has given it; `None` where they can not be counted.
     pub fn resident(&self) -> Option<u64> {
         self.ram.slots().map(|(_, len, host)| resident(host, len)).sum()
+    }
+
+    /// Which pages of the guest's memory are in the host's memory, a bit each, the lowest first, in the order of
+    /// [`Self::mappings`].
+    pub fn resident_pages(&self) -> Result<Vec<u64>, HostError> {
+        resident_pages(self.ram.slots().map(|(_, len, host)| (host, len))).doing(|| "look at guest memory (mincore)")
+    }
+
+    /// The ranges of the guest's memory.
+    pub fn mappings(&self) -> Vec<Mapping> {
+        let ranges = self.ram.slots().scan(0, |next, (guest_phys_addr, size, base_host_virt_addr)| {
+            let offset = *next;
+            *next += size;
+            Some(Mapping { guest_phys_addr, base_host_virt_addr, size, offset, page_size: PAGE })
+        });
+        ranges.collect()
     }
 
     /// What happens to the VM.

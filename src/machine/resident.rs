@@ -1,11 +1,17 @@
-//! How much of a range of this process's memory the host has given it. Any thread; a read of 8 bytes per page.
+//! How much of a range of this process's memory the host has given it, and which pages are in the host's memory. Any thread; 8
+//! bytes or 1 are read per page.
 //!
-//! Source: Linux, Documentation/admin-guide/mm/pagemap.rst.
+//! Sources: Linux, Documentation/admin-guide/mm/pagemap.rst; mincore(2).
+#![allow(unsafe_code)] // mincore(2)
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 
-const PAGE: u64 = 4096;
+use serde::Serialize;
+
+use crate::memory::PAGE;
+
 /// Bytes of an entry, and its bit that says the page is there.
 const ENTRY: usize = 8;
 const PRESENT: u64 = 1 << 63;
@@ -30,10 +36,58 @@ pub fn resident(host: u64, len: u64) -> Option<u64> {
     Some(present * PAGE)
 }
 
+/// A range of guest memory, by the names of the API that E2B's Firecracker has for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Mapping {
+    /// Where the guest sees it.
+    pub guest_phys_addr: u64,
+    /// Where it lies in this process.
+    pub base_host_virt_addr: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Where it would lie in a file that has one range after the other.
+    pub offset: u64,
+    /// Bytes of a page, the unit of bitmaps.
+    pub page_size: u64,
+}
+
+/// Which pages of some ranges (host address and length, whole pages) are in the host's memory: a bit each, the lowest first,
+/// one range after the other. A page of a file counts where the host has it, whoever read it.
+pub fn resident_pages(ranges: impl Iterator<Item = (u64, u64)>) -> io::Result<Vec<u64>> {
+    let mut room = vec![0_u8; BATCH as usize];
+    let (mut words, mut bit) = (Vec::new(), 0);
+    for (mut host, len) in ranges {
+        let end = host + len;
+        while host < end {
+            let now = (end - host).min(BATCH * PAGE);
+            let pages = (now / PAGE) as usize;
+            // SAFETY: the kernel only looks at the range's pages, and writes one byte for each of them, of which the room has
+            // enough: `now` is at most BATCH pages.
+            let failed = unsafe { libc::mincore(host as *mut libc::c_void, now as usize, room.as_mut_ptr()) };
+            if failed != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            for page in &room[..pages] {
+                if bit % 64 == 0 {
+                    words.push(0);
+                }
+                if let Some(word) = words.last_mut() {
+                    *word |= u64::from(page & 1) << (bit % 64);
+                }
+                bit += 1;
+            }
+            host += now;
+        }
+    }
+    Ok(words)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::test_ram;
+    use crate::config::HugePages;
+    use crate::memory::{Ram, RamKind, test_ram};
+    use crate::plan::RamRange;
     use devices::memory::{Bytes, GuestAddress};
 
     #[test]
@@ -47,5 +101,31 @@ mod tests {
         // Ten pages, or ten huge ones.
         let more = count() - before;
         assert!((10 * PAGE..=10 << 21).contains(&more), "{more}");
+    }
+
+    #[test]
+    fn a_bit_for_each_page_that_was_touched() {
+        const MIB: u64 = 1 << 20;
+        let kind = RamKind { pages: HugePages::None, ..Default::default() };
+        let ranges = [RamRange { start: 0, len: 20 * MIB }, RamRange { start: 1 << 32, len: 4 * MIB }];
+        let ram = Ram::map(&ranges, kind).unwrap();
+        let look = || resident_pages(ram.slots().map(|(_, len, host)| (host, len))).unwrap();
+        assert_eq!(look(), vec![0; (24 * MIB / PAGE / 64) as usize]);
+        let touched = [0, 63, 64, 4095, 4096, 5119];
+        for page in touched {
+            ram.guest().write_obj(1_u8, GuestAddress(page * PAGE)).unwrap();
+        }
+        ram.guest().write_obj(1_u8, GuestAddress((1 << 32) + 5 * PAGE)).unwrap();
+        let set = |words: Vec<u64>| -> Vec<u64> {
+            let bits = (0..64 * words.len() as u64).filter(|bit| words[(bit / 64) as usize] >> (bit % 64) & 1 != 0);
+            bits.collect()
+        };
+        assert_eq!(set(look()), [0, 63, 64, 4095, 4096, 5119, 5120 + 5]);
+    }
+
+    #[test]
+    fn what_is_not_mapped_is_an_error() {
+        assert!(resident_pages([(PAGE, PAGE)].into_iter()).is_err());
+        assert!(resident_pages(std::iter::empty()).unwrap().is_empty());
     }
 }

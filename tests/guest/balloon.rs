@@ -3,7 +3,7 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::api::Remote;
 use crate::vm::{PATIENCE, Running, Vm};
@@ -51,6 +51,35 @@ fn free_pages_return_to_the_host() {
 fn debian_s_kernels_report_theirs() {
     frees("debian12/vmlinux", &["--balloon", "0"]);
     frees("debian13/vmlinux", &["--balloon", "0,stats=1"]);
+}
+
+/// What is reported meanwhile is taken afterwards. The bitmap of resident pages agrees with the host's account.
+#[test]
+fn reports_wait_while_they_are_paused() {
+    let args = ["--memory", "256M", "--balloon", "0"];
+    let mut remote = Remote::start(Vm::boot("debian12/vmlinux").args(args).run(USE_AND_FREE).pipe());
+    let resident_pages = |remote: &Remote| -> u64 {
+        let told = remote.call("GET", "/memory", Value::Null);
+        let words = told["resident"].as_array().expect("a bitmap");
+        assert_eq!(words.len(), (256 << 20) / 4096 / 64);
+        words.iter().map(|word| u64::from(word.as_u64().expect("64 bits").count_ones())).sum()
+    };
+    remote.vm.expect("USED");
+    remote.call("PATCH", "/balloon/reporting/pause", Value::Null);
+    assert_eq!(remote.call("GET", "/balloon/reporting/status", Value::Null), json!({ "paused": true }));
+    let (used, pages) = (resident_mib(&remote.vm), resident_pages(&remote));
+    assert!((used.saturating_sub(30)..used).contains(&(pages / 256)), "{pages} pages are resident, of {used} MiB");
+    remote.vm.send("\n");
+    remote.vm.expect("FREED");
+    sleep(Duration::from_secs(5)); // Linux reports two seconds after pages are free
+    assert!(resident_mib(&remote.vm) > used - 20, "nothing is taken");
+    remote.call("PATCH", "/balloon/reporting/resume", Value::Null);
+    wait_until_below(&remote.vm, used - 120);
+    assert!(resident_pages(&remote) < pages - 120 * 256);
+    let mappings = remote.call("GET", "/memory/mappings", Value::Null);
+    assert_eq!(mappings["mappings"][0]["size"], 256 << 20);
+    remote.vm.send("\n");
+    assert!(remote.vm.ends(0).number("free") > 130 << 10);
 }
 
 /// Without reports the monitor keeps what the guest has freed, until the guest is asked for it.

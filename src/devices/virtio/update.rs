@@ -68,7 +68,7 @@ impl DeviceConfig {
                 amount_mib: is_new("amount_mib").then_some(balloon.amount_mib),
                 stats_polling_interval_s: is_new("stats_polling_interval_s")
                     .then_some(balloon.stats_polling_interval_s),
-                hint: None,
+                ..BalloonChange::default()
             }),
             Self::Block(drive) => Change::Block(BlockChange::open(
                 drive,

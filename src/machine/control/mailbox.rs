@@ -56,6 +56,12 @@ pub enum Request {
     },
     /// Ask the guest of a VM that is started for its free pages, or no longer.
     Hint(Hint),
+    /// Let reports of free pages wait, or no longer, in a VM that is started.
+    PauseReporting(bool),
+    /// Which pages of a VM that is started the host has given it.
+    Resident,
+    /// Where the memory of a VM that is started lies.
+    Mappings,
     /// What a device of a VM that is started has to tell.
     Inspect {
         /// The device's name.
@@ -109,7 +115,8 @@ impl State {
 pub enum Answer {
     /// It was done.
     Done,
-    /// What a device has to tell; null where it has nothing.
+    /// What a device has to tell, null where it has nothing; or the answer to [`Request::Resident`] or
+    /// [`Request::Mappings`].
     Told(Value),
     /// The answer to [`Request::Describe`].
     Described {

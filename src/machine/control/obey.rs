@@ -7,7 +7,7 @@ use std::time::Instant;
 use devices::tally::Gauge;
 use devices::virtio::Change;
 use devices::virtio::balloon::BalloonChange;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::mailbox::{Answer, Refusal, Reply, Request, State};
 use super::{Control, End, configure};
@@ -60,11 +60,15 @@ impl Control<'_> {
             Request::FlushMetrics => self.metrics.flush(),
             Request::CoreDump { path } => self.core_dump(&path)?,
             Request::Update { id, patch, source } => self.update(&id, &patch, &source)?,
-            Request::Hint(hint) => {
-                let change = BalloonChange { hint: Some(hint), ..BalloonChange::default() };
-                let done = self.machine.update("balloon", Change::Balloon(change));
-                done.map_err(|error| Refusal::Refused(format!("the balloon: {error}")))?;
+            Request::Hint(hint) => self.change_balloon(BalloonChange { hint: Some(hint), ..Default::default() })?,
+            Request::PauseReporting(paused) => {
+                self.change_balloon(BalloonChange { pause_reporting: Some(paused), ..Default::default() })?;
             }
+            Request::Resident => {
+                let resident = self.machine.resident_pages().map_err(|error| Refusal::Refused(chain(&error)))?;
+                return Ok(Answer::Told(json!({ "resident": resident })));
+            }
+            Request::Mappings => return Ok(Answer::Told(json!({ "mappings": self.machine.mappings() }))),
             Request::Inspect { id } => {
                 return self.machine.inspect(&id).map(Answer::Told).ok_or(Refusal::NoDevice(id));
             }
@@ -84,6 +88,11 @@ impl Control<'_> {
             console.set_limit(wanted.rate_limiter.as_ref());
         }
         Ok(())
+    }
+
+    fn change_balloon(&self, change: BalloonChange) -> Result<(), Refusal> {
+        let done = self.machine.update("balloon", Change::Balloon(change));
+        done.map_err(|error| Refusal::Refused(format!("the balloon: {error}")))
     }
 
     /// Writes a core file of the guest, which stands still meanwhile.

@@ -89,6 +89,8 @@ pub struct BalloonChange {
     pub stats_polling_interval_s: Option<u16>,
     /// What becomes of free page hinting.
     pub hint: Option<Hint>,
+    /// Whether reports of free pages wait.
+    pub pause_reporting: Option<bool>,
 }
 
 /// Names of the statistics by their tags, from 0 (virtio 1.2, 5.5.6.3; linux/virtio_balloon.h).
@@ -125,6 +127,8 @@ pub struct Balloon {
     /// Queues that exist only when their features are negotiated have no fixed places.
     stats: Option<usize>,
     reporting: Option<usize>,
+    /// Reports wait in their queue, and the driver keeps their pages unused.
+    reporting_paused: bool,
     hinting: Hinting,
 }
 
@@ -146,6 +150,7 @@ impl Balloon {
             statistics: [None; NAMES.len()],
             stats: None,
             reporting: None,
+            reporting_paused: false,
             hinting: Hinting::default(),
         })
     }
@@ -291,6 +296,7 @@ impl Device for Balloon {
                 }
                 Ok(())
             }
+            _ if self.reporting_paused => Ok(()),
             _ if Some(queue) == self.reporting => io.drain(queue, |chain| Self::report(chain, counters)),
             _ => Ok(()),
         }
@@ -330,6 +336,13 @@ impl Device for Balloon {
         if let Some(hint) = change.hint {
             return self.hinting.begin(hint);
         }
+        if let Some(paused) = change.pause_reporting {
+            if !self.config.free_page_reporting {
+                return Err(UpdateError::new("free page reporting is off (free_page_reporting)"));
+            }
+            self.reporting_paused = paused; // the worker looks at every queue after this
+            return Ok(());
+        }
         if let Some(seconds) = change.stats_polling_interval_s {
             let fresh = match (&self.timer, seconds) {
                 (Some(_), 1..) => Some(timer(seconds).map_err(|error| UpdateError::new(format!("a timer: {error}")))?),
@@ -356,11 +369,13 @@ impl Device for Balloon {
         self.become_saved(state)
     }
 
-    /// Firecracker's BalloonStatistics and HintingStatus, by the names `statistics` and `hinting`; null where they are off.
+    /// Firecracker's BalloonStatistics and HintingStatus, by the names `statistics` and `hinting`, and `reporting`; null where
+    /// they are off.
     fn inspect(&self) -> serde_json::Value {
         let hinting = self.config.free_page_hinting.then(|| self.hinting.status());
         let statistics = self.timer.is_some().then(|| self.statistics());
-        serde_json::json!({ "statistics": statistics, "hinting": hinting })
+        let reporting = self.config.free_page_reporting.then(|| serde_json::json!({ "paused": self.reporting_paused }));
+        serde_json::json!({ "statistics": statistics, "hinting": hinting, "reporting": reporting })
     }
 
     fn wrote_config(&mut self, offset: usize, data: &[u8]) {

@@ -21,6 +21,8 @@ pub struct BalloonState {
     pub statistics: Vec<Option<u64>>,
     /// Where free page hinting is.
     pub hinting: HintingState,
+    /// Reports of free pages wait.
+    pub reporting_paused: bool,
 }
 
 /// Commands of free page hinting (virtio 1.2, 5.5.6).
@@ -45,6 +47,7 @@ impl Balloon {
             stats_polling_interval_s: self.config.stats_polling_interval_s,
             statistics: self.statistics.to_vec(),
             hinting: self.hinting.save(),
+            reporting_paused: self.reporting_paused,
         }
     }
 
@@ -58,6 +61,9 @@ impl Balloon {
         let (known, saved) = (NAMES.len(), state.statistics.len());
         let statistics = state.statistics.as_slice().try_into();
         self.statistics = statistics.map_err(|_| StateError::new(format!("it has {known} statistics, not {saved}")))?;
+        check(self.config.free_page_reporting || !state.reporting_paused, || {
+            "free page reporting was paused, and is off (free_page_reporting)".to_owned()
+        })?;
         self.hinting.load(&state.hinting)?;
         if seconds > 0 {
             let made =
@@ -65,7 +71,7 @@ impl Balloon {
             self.timer = Some(made);
         }
         (self.config.amount_mib, self.config.stats_polling_interval_s) = (target, seconds);
-        self.actual = state.actual;
+        (self.actual, self.reporting_paused) = (state.actual, state.reporting_paused);
         Ok(())
     }
 }

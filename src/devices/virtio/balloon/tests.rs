@@ -141,10 +141,10 @@ fn statistics_are_kept_over_an_update_and_shown() {
         "target_pages": 768, "target_mib": 3, "actual_pages": 0, "actual_mib": 0,
         "free_memory": 1 << 20, "total_memory": 1 << 30
     });
-    assert_eq!(rig.transport().worker().inspect(), serde_json::json!({ "statistics": wanted, "hinting": null }));
+    assert_eq!(rig.transport().worker().inspect()["statistics"], wanted);
     let without = BalloonConfig { stats_polling_interval_s: 0, ..config() };
     let mut rig = Rig::new(Box::new(Balloon::open(&without).unwrap()));
-    let nothing = serde_json::json!({ "statistics": null, "hinting": null });
+    let nothing = serde_json::json!({ "statistics": null, "hinting": null, "reporting": { "paused": false } });
     assert_eq!(rig.transport().worker().inspect(), nothing);
 }
 
@@ -223,4 +223,39 @@ fn hinted_pages_go_while_a_run_lasts() {
     hinting(&mut rig, Hint::Stop).unwrap();
     assert_eq!(command(&mut rig), 1);
     assert!(!rig.needs_reset());
+}
+
+#[test]
+fn reports_wait_while_they_are_paused() {
+    let mut rig = rig(REPORTING);
+    let pause = |rig: &mut Rig, paused| {
+        let change = BalloonChange { pause_reporting: Some(paused), ..BalloonChange::default() };
+        rig.transport().transport().update(Change::Balloon(change)).unwrap();
+        let told = rig.transport().worker().inspect();
+        assert_eq!(told["reporting"], serde_json::json!({ "paused": paused }));
+    };
+    let pages = [Buffer { addr: 0x10_2000, len: 0x2000, writable: true }];
+    pause(&mut rig, true);
+    pause(&mut rig, true);
+    let head = rig.post(2, &pages);
+    rig.kick(2);
+    rig.settle();
+    assert!(rig.take_used(2).is_none(), "the driver keeps the pages unused until it is answered");
+    assert_eq!(left(&rig), PAGES.collect::<Vec<_>>());
+    let inflated = rig.readable(&numbers(&[0x108]));
+    rig.request(0, &[inflated]);
+    assert_eq!(left(&rig), PAGES.filter(|page| *page != 0x108).collect::<Vec<_>>(), "the balloon itself goes on");
+    pause(&mut rig, false); // and no kick comes
+    assert_eq!(rig.wait_used(2).0, head);
+    assert_eq!(left(&rig), PAGES.filter(|page| ![0x102, 0x103, 0x108].contains(page)).collect::<Vec<_>>());
+}
+
+#[test]
+fn reports_that_nobody_makes_are_not_paused() {
+    let config = BalloonConfig { free_page_reporting: false, ..config() };
+    let mut rig = Rig::new(Box::new(Balloon::open(&config).unwrap()));
+    let change = BalloonChange { pause_reporting: Some(true), ..BalloonChange::default() };
+    let refused = rig.transport().transport().update(Change::Balloon(change)).unwrap_err();
+    assert_eq!(refused.to_string(), "free page reporting is off (free_page_reporting)");
+    assert!(rig.transport().worker().inspect()["reporting"].is_null());
 }

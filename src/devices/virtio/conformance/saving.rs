@@ -53,6 +53,8 @@ fn live(device: &Subject, rig: &mut Rig) {
             rig.transport().write(offset::CONFIG + 4, &77_u32.to_le_bytes());
             let hint = BalloonChange { hint: Some(Hint::Start { acknowledge_on_stop: true }), ..Default::default() };
             rig.transport().transport().update(Change::Balloon(hint)).unwrap();
+            let paused = BalloonChange { pause_reporting: Some(true), ..Default::default() };
+            rig.transport().transport().update(Change::Balloon(paused)).unwrap();
             balloon.amount_mib = 5;
             "amount_mib"
         }
