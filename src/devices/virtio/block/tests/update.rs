@@ -69,7 +69,15 @@ fn what_is_in_flight_ends_on_the_old_image() {
             }
             disk.rig.kick(0);
             let image = images.get(usize::from(round % 2)).unwrap();
-            swap(&mut disk, &DriveConfig { io_engine, ..config(image) }).unwrap();
+            let config = DriveConfig { io_engine, ..config(image) };
+            // A child of another test may hold a copy of the image's lock, between its fork and its exec.
+            let swapped = loop {
+                match swap(&mut disk, &config) {
+                    Err(error) if error.contains("another process uses") => {}
+                    done => break done,
+                }
+            };
+            swapped.unwrap();
             for _ in &status {
                 disk.rig.wait_used(0);
             }
