@@ -12,8 +12,10 @@ use crate::net::{guest_side, ip, md5, receiver};
 use crate::vm::{Ended, Vm};
 use crate::vsock::{dial, pattern, vsock};
 
-/// Counts what a kernel says of time that went wrong.
-const LATE: &str = "dmesg | grep -c -i -e 'lockup' -e 'stall' -e 'unstable' -e 'backward' | sed s/^/late=/";
+/// Forgets what the kernel said while it booted.
+const FRESH: &str = "dmesg -c >/dev/null";
+/// Shows, and counts, what it says of time that went wrong.
+const LATE: &str = "dmesg | grep -i -e 'lockup' -e 'stall' -e 'unstable' -e 'backward' >/tmp/late; cat /tmp/late; echo late=$(wc -l </tmp/late)";
 
 /// Fails where the guest found something wrong.
 fn nothing_was_wrong(ended: &Ended) {
@@ -26,7 +28,7 @@ fn nothing_was_wrong(ended: &Ended) {
 #[test]
 fn a_thousand_pauses_leave_no_trace() {
     let script = format!(
-        r"
+        r"{FRESH}
         dd if=/dev/urandom of=/tmp/noise bs=64k count=1 2>/dev/null; sum=$(md5sum </tmp/noise)
         work() {{ while [ ! -e /tmp/stop ]; do [ $(md5sum </tmp/noise | cut -c1-32) = $1 ] || echo wrong >>/tmp/bad; done; }}
         keep() {{
@@ -57,7 +59,7 @@ fn a_thousand_pauses_leave_no_trace() {
 fn a_long_pause_is_no_lockup() {
     const THRESHOLD: u64 = 5; // seconds; the watchdog barks after twice that
     let script = format!(
-        r"
+        r"{FRESH}
         echo {THRESHOLD} > /proc/sys/kernel/watchdog_thresh; echo watched=$(cat /proc/sys/kernel/soft_watchdog)
         while [ ! -e /tmp/stop ]; do :; done & while [ ! -e /tmp/stop ]; do :; done &
         echo READY; read go; sleep 1; touch /tmp/stop; echo bad=0; {LATE}"
@@ -80,7 +82,7 @@ fn pauses_under_network_load(net: u8, more: &str) {
     let tap = format!("vmmtest{net}");
     let script = guest_side(net)
         + &format!(
-            r"echo READY; read go
+            r"{FRESH}; echo READY; read go
             dd if=/dev/urandom of=/tmp/out bs=1M count=8 2>/dev/null
             nc 10.9.{net}.1 7001 </tmp/out >/dev/null & nc 10.9.{net}.1 7002 </dev/null >/tmp/in; wait
             echo out=$(md5sum </tmp/out | cut -d' ' -f1); echo in=$(md5sum </tmp/in | cut -d' ' -f1)
