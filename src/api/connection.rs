@@ -88,6 +88,12 @@ impl Connection {
         self.follow(journal, false)
     }
 
+    /// How many bytes came that were not answered yet.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn kept(&self) -> usize {
+        self.incoming.len()
+    }
+
     /// Does what can be done now. False when the connection is over.
     pub fn turn(
         &mut self,

@@ -5,6 +5,8 @@
 
 pub mod client;
 mod connection;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzzing;
 mod message;
 pub mod routes;
 pub mod server;

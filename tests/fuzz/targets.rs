@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 5] =
-    [("device", device), ("net", net), ("mmds", mmds), ("vsock", vsock), ("config", config)];
+pub const TARGETS: [Target; 6] =
+    [("device", device), ("net", net), ("mmds", mmds), ("vsock", vsock), ("api", api), ("config", config)];
 
 /// The first byte chooses a device, the others drive it.
 pub fn device(data: &[u8]) {
@@ -51,6 +51,11 @@ pub fn net(data: &[u8]) {
 /// A client of the metadata service, and the frames between them.
 pub fn mmds(data: &[u8]) {
     devices::mmds::fuzzing::converse(data);
+}
+
+/// A client of the API, before the start of a VM and after it.
+pub fn api(data: &[u8]) {
+    ::api::fuzzing::converse(data);
 }
 
 /// Packets of the guest, and host processes that connect, listen, speak and hang up.
