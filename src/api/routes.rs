@@ -7,6 +7,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Instant;
 
 use machine::config::{Edit, JsonPath, Step};
 use machine::control::{Answer, Client, Hint, Remote, Reply, Request as Order, State};
@@ -240,6 +241,7 @@ impl Api {
 
     /// Carries a request out.
     pub fn serve(&self, request: &Request, client: &UnixStream) -> Response {
+        let begun = Instant::now();
         let source = format!("{} {}", request.method, request.path);
         let found = ROUTES.iter().enumerate().find_map(|(place, route)| {
             let name = fits(route.path, &request.path).filter(|_| route.method == request.method)?;
@@ -253,7 +255,7 @@ impl Api {
             None => (ROUTES.len(), Err(unknown(&source, &request.path).into())),
         };
         if let Some(asked) = self.asked.get(place) {
-            asked.asked(outcome.is_ok());
+            asked.asked(outcome.is_ok(), begun.elapsed());
         }
         match outcome {
             Ok(Told::Nothing) => Response::done(),

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use devices::tally;
-use devices::tally::{Gauge, Tally};
+use devices::tally::{Gauge, Tally, Times};
 use serde_json::{Map, Value, json};
 
 pub use process::Process;
@@ -80,14 +80,17 @@ tally! {
         requests: AtomicU64,
         /// Of these, requests that were refused.
         failed: AtomicU64,
+        /// Time from when a request was there until its answer was.
+        request_time: Times,
     }
 }
 
 impl Endpoint {
-    /// A request came, and was carried out or not.
-    pub fn asked(&self, done: bool) {
+    /// A request came, and was carried out or not, in so much time. One thread calls this.
+    pub fn asked(&self, done: bool, took: Duration) {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.failed.fetch_add(u64::from(!done), Ordering::Relaxed);
+        self.request_time.record(took);
     }
 }
 

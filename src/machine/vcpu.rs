@@ -13,10 +13,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devices::bus::Bus;
 use devices::tally;
+use devices::tally::Times;
 use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, register_signal_handler, unblock_signal};
@@ -60,6 +61,8 @@ tally! {
         pub exit_mmio_read: AtomicU64,
         /// Exits for register writes.
         pub exit_mmio_write: AtomicU64,
+        /// How long a port or register access kept the vCPU in the monitor.
+        pub exit_time: Times,
         /// Accesses to ports and registers that no device has.
         pub unclaimed: AtomicU64,
         /// Times that the vCPU was called out of the guest.
@@ -292,6 +295,7 @@ impl Vcpu {
             libc::EINTR | libc::EAGAIN => Stop::Kicked,
             errno => Stop::Host(io::Error::from_raw_os_error(errno)),
         })?;
+        let begun = Instant::now();
         match exit {
             VcpuExit::IoIn(port, data) => {
                 count(&self.exits.exit_io_in);
@@ -319,6 +323,7 @@ impl Vcpu {
                 return Err(stop.with_details(&mut self.fd));
             }
         }
+        self.exits.exit_time.record(begun.elapsed());
         Ok(())
     }
 

@@ -48,6 +48,8 @@ fn what_a_guest_does_is_counted() {
     let settings = json!({ "metrics_path": path, "emit_id": true, "properties": { "test": "yes" } });
     let mut remote = Remote::start(vm.args(["--set", &format!("metrics={settings}")]));
     remote.vm.expect("READY");
+    let log = folder.path().join("log");
+    remote.call("PUT", "/logger", json!({ "log_path": log, "level": "Info", "format": "json" }));
     remote.set_state("Paused"); // nothing moves while the two are compared
     remote.call("PUT", "/actions", json!({ "action_type": "FlushMetrics" }));
     let page = remote.call("GET", "/metrics", Value::Null);
@@ -66,6 +68,10 @@ fn what_a_guest_does_is_counted() {
         assert!(counted > 0 && counted == sum(&until_now, "block", name), "{name}");
         assert_eq!(page.get(sample), Some(&(counted as f64)), "{sample}");
     }
+    let said = |line: &Value| line["message"].as_str().expect("a message").to_owned();
+    assert_eq!(lines(&log).iter().map(said).collect::<Vec<_>>()[..2], ["PUT /logger", "PATCH /vm"]);
+    let config = remote.call("GET", "/vm/config", Value::Null);
+    assert_eq!((&config["logger"]["level"], &config["logger"]["format"]), (&json!("Info"), &json!("json")));
     remote.vm.send("\n");
     let ended = remote.vm.ends(0);
     let all = lines(&path);
@@ -84,6 +90,10 @@ fn what_a_guest_does_is_counted() {
     assert_eq!((requests, count("requests") >= count("read_count") + count("write_count")), (count("requests"), true));
     assert!(sum(&all, "entropy", "entropy_bytes") >= 16);
     assert!(sum(&all, "vcpu", "exit_io_out") >= sum(&all, "vcpu_0", "exit_io_out"));
+    let kept: u64 = all.iter().filter_map(|line| line["vcpu_0"]["exit_time"]["count"].as_u64()).sum();
+    let exits =
+        ["exit_io_in", "exit_io_out", "exit_mmio_read", "exit_mmio_write"].map(|kind| sum(&all, "vcpu_0", kind));
+    assert_eq!(kept, exits.iter().sum::<u64>());
     assert!(sum(&all, "uart", "write_count") >= ended.console.len() as u64);
     assert_eq!(sum(&all, "vcpu", "failures"), 0);
     assert!(sum(&all, "interrupts", "triggers") > 0);

@@ -48,7 +48,13 @@ pub fn text<'a>(sources: impl Iterator<Item = &'a Source>) -> String {
 
 fn has_counted(source: &Source) -> bool {
     let mut has = false;
-    source.tally.each(&mut |metric| has |= !matches!(metric.value, Value::Counter(0)));
+    source.tally.each(&mut |metric| {
+        has |= match metric.value {
+            Value::Counter(count) => count > 0,
+            Value::Gauge(_) => true,
+            Value::Times(times) => times.ranges().iter().any(|count| *count > 0),
+        }
+    });
     has
 }
 

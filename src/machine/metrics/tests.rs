@@ -44,8 +44,8 @@ fn lines_tell_what_has_changed() {
     add(&two.bytes_in, 7);
     add(&one.interrupts, 1);
     one.request_time.record(Duration::from_micros(40));
-    endpoint.asked(true);
-    endpoint.asked(false);
+    endpoint.asked(true, Duration::ZERO);
+    endpoint.asked(false, Duration::ZERO);
     metrics.latencies.pause_vm.0.store(300, Ordering::Relaxed);
     metrics.flush();
     add(&two.bytes_in, 1);
@@ -87,8 +87,8 @@ fn a_page_has_totals_by_family() {
     let (metrics, [one, two], endpoint) = metrics();
     add(&one.bytes_in, 5);
     add(&two.bytes_in, 7);
-    endpoint.asked(true);
-    endpoint.asked(true);
+    endpoint.asked(true, Duration::from_micros(100));
+    endpoint.asked(true, Duration::from_micros(200));
     two.request_time.record(Duration::from_micros(2));
     two.request_time.record(Duration::from_secs(10));
     assert_eq!((metrics.total("block", "bytes_in"), metrics.total("net", "bytes_in")), (12, 0));
@@ -98,6 +98,8 @@ fn a_page_has_totals_by_family() {
          vmm_block_bytes_in_total{id=\"a\"} 5\nvmm_block_bytes_in_total{id=\"b\"} 7\n",
         "# TYPE vmm_api_requests_total counter\n\
          vmm_api_requests_total{method=\"PUT\",path=\"/drives/{drive_id}\"} 2\n# HELP",
+        "vmm_api_request_time_seconds_bucket{method=\"PUT\",path=\"/drives/{drive_id}\",le=\"0.000128\"} 1\n",
+        "vmm_api_request_time_seconds_sum{method=\"PUT\",path=\"/drives/{drive_id}\"} 0.0003\n",
         "# TYPE vmm_latencies_us_pause_vm gauge\nvmm_latencies_us_pause_vm 0\n",
         "vmm_block_request_time_seconds_bucket{id=\"b\",le=\"0.000001\"} 0\n\
          vmm_block_request_time_seconds_bucket{id=\"b\",le=\"0.000002\"} 1\n",
