@@ -200,7 +200,7 @@ impl Talk {
             if poll(&mut waits, Some(&NOW)) != Ok(1) {
                 break;
             }
-            if !self.line.connection.turn(BODY_MAX, &self.journal, |request| self.api.serve(request)) {
+            if !self.line.connection.turn(BODY_MAX, &self.journal, |request, client| self.api.serve(request, client)) {
                 return self.begin_anew();
             }
             assert!(self.line.connection.kept() <= KEPT_MAX, "{} bytes wait", self.line.connection.kept());
