@@ -4,7 +4,9 @@
 //! features, queue sizes, ring addresses. A reset waits for the worker, so that afterwards nothing of the device
 //! touches guest memory, and everything is as at power-on.
 
+mod rings;
 mod saving;
+mod signal;
 
 use std::io;
 use std::sync::Arc;
@@ -14,11 +16,13 @@ use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
     VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
 };
-use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::GuestAddress;
 
+pub use self::rings::{Half, Ring};
+use self::rings::{QueueSetup, half, set_half};
+pub use self::signal::Signal;
 use super::io::count;
 use super::registers::{Registers, offset};
 use super::worker::{Start, WorkerHandle};
@@ -39,100 +43,6 @@ const STEPS: [(u32, u32); 5] = [
     (VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK),
     (VIRTIO_CONFIG_S_FAILED, 0),
 ];
-
-/// The device's way to interrupt its driver. Workers and the transport share it.
-pub struct Signal {
-    registers: Arc<Registers>,
-    interrupt: Interrupt,
-}
-
-impl Signal {
-    /// Buffers were used (virtio 1.2, 4.2.2, InterruptStatus bit 0).
-    pub fn used_buffer(&self) {
-        self.registers.set_bits(offset::INTERRUPT_STATUS, VIRTIO_MMIO_INT_VRING);
-        self.interrupt.trigger();
-    }
-
-    /// The configuration changed, or the device needs a reset (bit 1).
-    pub fn config_changed(&self) {
-        self.registers.set_bits(offset::INTERRUPT_STATUS, VIRTIO_MMIO_INT_CONFIG);
-        self.interrupt.trigger();
-    }
-
-    /// The line itself, for who uses buffers instead of the device: bit 0 is then always set ([`Transport::start`]).
-    pub(super) fn line(&self) -> &Interrupt {
-        &self.interrupt
-    }
-
-    /// Replaces the configuration space and says nothing.
-    pub fn show_config(&self, config: &[u8]) {
-        self.registers.set_config(config);
-    }
-
-    /// Replaces the configuration space and says so.
-    pub fn set_config(&self, config: &[u8]) {
-        self.show_config(config);
-        self.config_changed();
-    }
-
-    /// DEVICE_NEEDS_RESET, and the notification that the driver must get if it is up (virtio 1.2, 2.1.2).
-    pub fn needs_reset(&self) {
-        self.registers.set_bits(offset::STATUS, VIRTIO_CONFIG_S_NEEDS_RESET);
-        self.config_changed();
-    }
-}
-
-/// The three parts of a split virtqueue (virtio 1.2, 2.7).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ring {
-    /// Descriptor table.
-    Desc,
-    /// Available ring ("driver area").
-    Driver,
-    /// Used ring ("device area").
-    Device,
-}
-
-/// One half of a 64-bit register.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Half {
-    /// Bits 0 to 31.
-    Low,
-    /// Bits 32 to 63.
-    High,
-}
-
-/// What the driver said of one queue.
-#[derive(Debug, Clone, Copy, Default)]
-struct QueueSetup {
-    max: u16,
-    num: u32,
-    desc: u64,
-    driver: u64,
-    device: u64,
-    ready: bool,
-    /// The driver wanted it ready and it could not be.
-    refused: bool,
-}
-
-impl QueueSetup {
-    fn power_on(max: u16) -> Self {
-        Self { max, num: u32::from(max), ..Self::default() }
-    }
-
-    /// The queue, when its size is allowed and its rings are aligned and in RAM (virtio 1.2, 2.7).
-    fn build(&self, memory: &SharedRam, event_idx: bool) -> Option<Queue> {
-        let mut queue = Queue::new(self.max).ok()?;
-        queue.try_set_size(u16::try_from(self.num).ok()?).ok()?;
-        queue.try_set_desc_table_address(GuestAddress(self.desc)).ok()?;
-        queue.try_set_avail_ring_address(GuestAddress(self.driver)).ok()?;
-        queue.try_set_used_ring_address(GuestAddress(self.device)).ok()?;
-        queue.set_event_idx(event_idx);
-        queue.set_ready(true);
-        // virtio-queue takes an available ring at 0 for one that was never set.
-        (self.driver != 0 && queue.is_valid(memory.as_ref())).then_some(queue)
-    }
-}
 
 tally! {
     /// What a transport counts, since the device was made.
@@ -503,21 +413,4 @@ impl Transport {
         let sel = usize::try_from(self.queue_sel).ok()?;
         self.queues.get_mut(sel).filter(|queue| settled && !queue.ready)
     }
-}
-
-fn half(value: u64, sel: u32) -> u32 {
-    let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
-    match sel {
-        0 => u32::from_le_bytes([a, b, c, d]),
-        1 => u32::from_le_bytes([e, f, g, h]),
-        _ => 0,
-    }
-}
-
-fn set_half(value: &mut u64, which: Half, bits: u32) {
-    let mask = u64::from(u32::MAX);
-    *value = match which {
-        Half::Low => *value & !mask | u64::from(bits),
-        Half::High => *value & mask | u64::from(bits) << 32,
-    };
 }
