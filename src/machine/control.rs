@@ -5,6 +5,7 @@ mod console;
 mod debug;
 mod mailbox;
 mod obey;
+mod watch;
 
 use std::fmt;
 use std::os::fd::{AsRawFd, RawFd};
@@ -23,6 +24,7 @@ pub use devices::virtio::balloon::Hint;
 pub use self::mailbox::{Answer, Client, Letter, Mailbox, Refusal, Remote, Reply, Request, State};
 
 use self::console::Polled;
+use self::watch::Watch;
 use crate::config::{LoggerConfig, VmConfig};
 use crate::error::{Doing, HostError};
 use crate::events::Event;
@@ -34,8 +36,6 @@ use crate::metrics::{self, Metrics};
 use crate::signals::{self, Signals};
 use crate::stop::VcpuStop;
 
-/// How often an idle VM is looked at, to find one whose vCPUs can never wake.
-const WATCH: Duration = Duration::from_secs(1);
 /// A grace time beyond what a clock can hold.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// What epoll says is ready.
@@ -220,7 +220,6 @@ impl<'a> Control<'a> {
         if let Some(gdb) = &gdb {
             add(gdb.listener(), GDB)?;
         }
-        let watch = Watch { next: Instant::now() + WATCH, busy: Duration::MAX, asked: false };
         let mut control = Self {
             machine,
             signals,
@@ -240,7 +239,7 @@ impl<'a> Control<'a> {
             paused: false,
             epoll,
             deadline: None,
-            watch,
+            watch: Watch::new(),
             reset: None,
             crash_loaded: false,
         };
@@ -335,7 +334,7 @@ impl<'a> Control<'a> {
         if now < self.watch.next {
             return None;
         }
-        self.watch.next = now + WATCH;
+        self.watch.next = now + watch::PERIOD;
         if now >= self.next_line {
             self.next_line = now + metrics::PERIOD;
             self.metrics.flush();
@@ -346,32 +345,6 @@ impl<'a> Control<'a> {
         }
         let stands = self.paused || self.gdb.as_ref().is_some_and(Gdb::is_busy);
         (!stands && self.watch.is_dead(self.machine)).then_some(End::Halted)
-    }
-}
-
-/// Looks for a VM that sleeps for ever. `halt` leaves every CPU halted with interrupts off, and KVM says nothing.
-struct Watch {
-    next: Instant,
-    /// CPU time of all vCPUs when last looked at.
-    busy: Duration,
-    /// The vCPUs were asked since they last did anything.
-    asked: bool,
-}
-
-impl Watch {
-    fn is_dead(&mut self, machine: &Machine) -> bool {
-        let busy = machine.vcpu_time();
-        if busy != self.busy {
-            (self.busy, self.asked) = (busy, false);
-            return false;
-        }
-        if std::mem::replace(&mut self.asked, true) {
-            return false; // the answer has not changed: nothing ran
-        }
-        let dead = machine.is_halted();
-        // Asking cost the vCPUs time; that was not the guest.
-        self.busy = machine.vcpu_time();
-        dead
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -9,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::disk::{empty, folder};
 use crate::terminal::Terminal;
-use crate::vm::{Running, Vm, program};
+use crate::vm::{PATIENCE, Running, Vm, program};
 
 /// A runtime directory.
 struct Names(TempDir);
@@ -100,11 +102,18 @@ fn a_request_resets_a_guest_that_runs_or_is_paused() {
     vm.send("\n"); // the guest is busy now
     names.ctl(&["again", "reset"]);
     vm.expect("BOOT 2\n");
+    let open = vm.open_files();
     names.ctl(&["again", "pause"]);
     names.ctl(&["again", "reset"]);
     let state: Value = serde_json::from_str(&names.ctl(&["again", "state"])).expect("JSON");
     assert_eq!(state["state"], "Running");
     vm.expect("BOOT 3\n");
+    // What the VM before had open is closed; so is, soon, the connection of `vmm ctl`.
+    let until = Instant::now() + PATIENCE;
+    while vm.open_files() > open {
+        assert!(Instant::now() < until, "{} files are open, and {open} were", vm.open_files());
+        sleep(Duration::from_millis(20));
+    }
     vm.send("\n");
     let ended = vm.ends(0);
     assert_eq!(ended.errors.matches("vmm: again: reset by a request").count(), 2, "{}", ended.errors);
@@ -185,7 +194,7 @@ fn a_vm_without_a_serial_port_has_no_console() {
     let names = Names::new();
     let vm = names.start(Vm::tuned().args(["--no-serial"]).run("sleep 10000"), "mute");
     while names.list().first().is_none_or(|vm| vm["state"] != "Running") {
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        sleep(Duration::from_millis(20));
     }
     let refused = names.run(&["ctl", "mute", "console"]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("the VM has no serial port"), "{refused:?}");

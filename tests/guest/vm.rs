@@ -216,6 +216,11 @@ impl Running {
         self.child.id()
     }
 
+    /// How many files the monitor has open.
+    pub fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.id())).expect("the monitor runs").count()
+    }
+
     /// The processes that the monitor has started.
     pub fn children(&self) -> Vec<String> {
         let list =
