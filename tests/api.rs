@@ -468,6 +468,28 @@ fn the_log_changes_when_it_is_asked_to() {
     );
 }
 
+/// Standard error is a pipe here, which nobody reads: lines are lost, requests are not.
+#[test]
+fn a_log_that_nobody_reads_holds_nobody_up() {
+    let mut vm = Waiting::start(&["--log-level", "vmm=off,api=debug"]);
+    let lost = |vm: &Waiting| -> u64 {
+        let page = vm.call("GET", "/metrics", Value::Null).unwrap();
+        let line = page.as_str().unwrap().lines().find_map(|it| it.strip_prefix("vmm_logger_missed_log_count_total "));
+        line.unwrap().parse().unwrap()
+    };
+    let mut asked = 0;
+    while lost(&vm) < 10 {
+        assert!(asked < 10_000, "the pipe is never full");
+        (0..50).for_each(|_| vm.is_well());
+        asked += 50;
+    }
+    vm.call("PUT", "/actions", json!({ "action_type": "Stop" })).unwrap();
+    let mut text = String::new();
+    vm.process.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    let lines: Vec<_> = text.lines().filter(|line| line.contains("] GET / status=200 took_us=")).collect();
+    assert!(lines.len() > 50 && lines.len() < asked, "{} of {asked} lines", lines.len());
+}
+
 #[test]
 fn every_answer_says_how_long_it_took() {
     let vm = Waiting::start(&[]);
