@@ -9,6 +9,7 @@ mod random;
 mod rings;
 mod saving;
 mod slow;
+mod strange_states;
 mod wrap;
 
 use std::any::Any;

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::saving::{can_be_saved, succeed};
 use super::*;
 use crate::bus::BusDevice;
 
@@ -15,6 +16,7 @@ enum Access {
     Handshake,
     Pause,
     Resume,
+    Succeed,
 }
 
 fn any_access() -> impl Strategy<Value = Access> {
@@ -44,7 +46,17 @@ fn any_access() -> impl Strategy<Value = Access> {
         1 => Just(Access::Handshake),
         1 => Just(Access::Pause),
         1 => Just(Access::Resume),
+        1 => Just(Access::Succeed),
     ]
+}
+
+/// Whatever a driver has done, the device can be saved, and another one goes on in its place.
+fn move_on(device: &Subject, rig: &mut Rig) {
+    if can_be_saved(device) {
+        rig.pause();
+        succeed(device, rig);
+        rig.resume();
+    }
 }
 
 /// Descriptors that are often nearly right.
@@ -69,6 +81,7 @@ proptest! {
                     Access::Handshake => device.drive(rig, V1),
                     Access::Pause => rig.pause(),
                     Access::Resume => rig.resume(),
+                    Access::Succeed => move_on(device, rig),
                 }
             }
             rig.resume();
@@ -107,6 +120,8 @@ proptest! {
                 rig.set_avail_idx(device.queue, idx);
             }
             rig.kick(device.queue);
+            rig.settle();
+            move_on(device, rig);
             rig.settle();
             device.drive(rig, features);
             assert!(device.answers(rig), "a proper driver is served after all that");

@@ -13,12 +13,12 @@ const ACKNOWLEDGE: u32 = 1;
 const DRIVER: u32 = 2;
 
 /// Whether a device of this kind can be saved.
-fn can_be_saved(device: &Subject) -> bool {
+pub(super) fn can_be_saved(device: &Subject) -> bool {
     !matches!(device.config, DeviceConfig::Fs(_))
 }
 
 /// Every kind of device that can be saved.
-fn every_kept_device() -> Vec<Subject> {
+pub(super) fn every_kept_device() -> Vec<Subject> {
     every_device().into_iter().filter(can_be_saved).collect()
 }
 
@@ -31,7 +31,7 @@ fn save(rig: &mut Rig) -> VirtioState {
 }
 
 /// Another device takes over, and saves what it was given. It is paused.
-fn succeed(device: &Subject, rig: &mut Rig) {
+pub(super) fn succeed(device: &Subject, rig: &mut Rig) {
     let state = save(rig);
     rig.succeed(|| device.open(), &state).unwrap();
     assert_eq!(save(rig), state, "{}", device.name);
@@ -299,7 +299,7 @@ fn refusal(device: &Subject, state: &VirtioState, pointer: &str, lie: &Value) ->
 }
 
 /// A state of `device` with a driver, taken from a rig that is gone.
-fn state_of(device: &Subject) -> VirtioState {
+pub(super) fn state_of(device: &Subject) -> VirtioState {
     let mut rig = device.rig();
     live(device, &mut rig);
     rig.pause();
