@@ -28,6 +28,10 @@ class Stalled(Exception):
     """A VM stood still."""
 
 
+class Failed(Exception):
+    """A VM ended before it should."""
+
+
 class Run:
     """A monitor under the clock. Its input is a terminal, as some want one; its output is a pipe."""
 
@@ -58,7 +62,7 @@ class Run:
                 os.kill(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
                 text = f"{self.name} did not print {pattern}; it printed:\n{self.text.decode(errors='replace')}"
-                raise Stalled(text) if stalled else SystemExit(f"bench: {text}")
+                raise Stalled(text) if stalled else Failed(text)
             self.text += data
 
     def finish(self):
@@ -160,6 +164,10 @@ def initrd_of(binary):
     return archive
 
 
+def say(text):
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
 def measure(what, name, path, vm, around, programs, work):
     """One sample."""
     if what == "boot":
@@ -189,17 +197,23 @@ def main():
     stalls = {}
     with jobs.surroundings(what, work, spec["programs"]) as around:
         for number in range(-1, spec["rounds"]):
-            for name, path in paths.items():
+            for name, path in list(paths.items()):
                 try:
                     sample = measure(what, name, path, vm, around, spec["programs"], work)
                 except Stalled as stalled:
                     # Once may be the lab's fault (docs/lab.md); it is said, and the next time ends the measurement.
-                    print(f"bench: {stalled}\nbench: {name} stood still; once more", file=sys.stderr, flush=True)
+                    say(f"{stalled}\nbench: {name} stood still; once more")
                     stalls[name] = stalls.get(name, 0) + 1
                     sample = measure(what, name, path, vm, around, spec["programs"], work)
+                except Failed as failed:
+                    if number >= 0 or name == "vmm":
+                        raise
+                    say(f"{failed}\nbench: {name} does not run here, so it is not measured")
+                    del paths[name], samples[name]
+                    continue
                 if number >= 0:
                     samples[name].append(sample)
-                print(f"bench: round {number + 1} {name}: {sample}", file=sys.stderr, flush=True)
+                say(f"round {number + 1} {name}: {sample}")
     result = {"samples": samples, "stalls": stalls, "vm": {key: vm[key] for key in ["cpus", "memory", "cmdline"]}}
     if what == "boot":
         result["memory"] = {name: resident(name, path, vm) for name, path in paths.items()}
