@@ -433,9 +433,14 @@ impl Rig {
         assert!(self.transport.worker().ping(PATIENCE), "the worker does not answer");
     }
 
+    /// The used ring's index, at this very moment.
+    pub fn used_idx(&self, queue: u32) -> u16 {
+        self.used_read(queue, 2)
+    }
+
     /// Takes one entry from the used ring: head and length. Nothing when there is none.
     pub fn take_used(&mut self, queue: u32) -> Option<(u16, u32)> {
-        let idx = self.used_read(queue, 2);
+        let idx = self.used_idx(queue);
         let state = self.queues.get_mut(&queue).expect("the queue is set up");
         if idx == state.last_used {
             return None;

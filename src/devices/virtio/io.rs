@@ -3,23 +3,22 @@
 //! Notifications in both directions follow virtio 1.2, 2.7.7 to 2.7.10: the driver's are suppressed while a queue is
 //! being drained, and the driver is interrupted only when it asked to be.
 
+use std::num::Wrapping;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
 
 use super::chain::{Chain, Segments};
 use super::transport::Signal;
+use super::used;
 use super::worker::Shared;
 use crate::memory::GuestRam;
 use crate::tally;
 pub(crate) use crate::tally::count;
 
-/// virtq_avail.flags: the driver wants no interrupts (virtio 1.2, 2.7.7).
-const VIRTQ_AVAIL_F_NO_INTERRUPT: u16 = 1;
-
 /// The driver is interrupted after so many requests even while more are waiting, so that it can go on meanwhile.
 const BATCH: u32 = 8;
+const NO_QUEUE: Broken = Broken("there is no such queue");
 
 /// The driver broke the rules so badly that the device can not go on: it asks for a reset. The text says why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -98,6 +97,11 @@ impl Held {
         Chain::of(memory, &self.segments)
     }
 
+    /// What is left of it once it was given back: room for another.
+    pub fn into_room(self) -> Segments {
+        self.segments
+    }
+
     /// The index of its first descriptor.
     pub fn head(&self) -> u16 {
         self.head
@@ -118,6 +122,8 @@ pub enum Served {
 pub struct Io<'a> {
     pub(super) memory: &'a GuestRam,
     pub(super) queues: &'a mut [Queue],
+    /// For each, how far the driver was told ([`used::told_of`]).
+    pub(super) told: &'a mut [Wrapping<u16>],
     pub(super) room: &'a mut Segments,
     pub(super) signal: &'a Signal,
     pub(super) shared: &'a Shared,
@@ -187,10 +193,15 @@ impl<'a> Io<'a> {
         held.segments
     }
 
+    /// Returns chains to the driver, which sees them all at once; `written` bytes are in each. [`Self::tell`] says so.
+    pub fn give_all(&mut self, index: usize, chains: &[(u16, u32)]) -> Result<(), Broken> {
+        let queue = self.queues.get_mut(index).ok_or(NO_QUEUE)?;
+        used::put(queue, self.memory, chains)
+    }
+
     /// Returns a chain to the driver, with `written` bytes in it. [`Self::tell`] says so.
     pub fn give(&mut self, index: usize, held: Held, written: u32) -> Result<Segments, Broken> {
-        let queue = self.queues.get_mut(index).ok_or(Broken("there is no such queue"))?;
-        queue.add_used(self.memory, held.head, written)?;
+        self.give_all(index, &[(held.head, written)])?;
         Ok(held.segments)
     }
 
@@ -203,8 +214,9 @@ impl<'a> Io<'a> {
     pub fn tell_of(&mut self, queues: impl IntoIterator<Item = usize>) -> Result<(), Broken> {
         let mut wanted = false;
         for index in queues {
-            let queue = self.queues.get_mut(index).ok_or(Broken("there is no such queue"))?;
-            wanted |= wants_interrupt(queue, self.memory)?;
+            let queue = self.queues.get(index).ok_or(NO_QUEUE)?;
+            let told = self.told.get_mut(index).ok_or(NO_QUEUE)?;
+            wanted |= used::wants_interrupt(queue, told, self.memory)?;
         }
         if wanted {
             count(&self.shared.counters.interrupts, 1);
@@ -241,6 +253,7 @@ impl<'a> Io<'a> {
         mut serve: impl FnMut(&Chain<'_>) -> Result<Served, Broken>,
     ) -> Result<(), Broken> {
         let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else { return Ok(()) };
+        let told = self.told.get_mut(index).ok_or(NO_QUEUE)?;
         let (memory, signal, shared) = (self.memory, self.signal, self.shared);
         loop {
             queue.disable_notification(memory)?;
@@ -248,23 +261,23 @@ impl<'a> Io<'a> {
             loop {
                 if shared.is_wanted() {
                     shared.ring(index);
-                    return interrupt(queue, memory, signal, shared, untold);
+                    return interrupt(queue, told, memory, signal, shared, untold);
                 }
                 let Some(chain) = queue.iter(memory)?.next() else { break };
                 let head = chain.head_index();
                 let Served::Done(written) = serve(&Chain::walk(chain, memory, self.room)?)? else {
                     queue.go_to_previous_position();
-                    return interrupt(queue, memory, signal, shared, untold);
+                    return interrupt(queue, told, memory, signal, shared, untold);
                 };
                 count(&shared.counters.requests, 1);
                 queue.add_used(memory, head, written)?;
                 untold = untold.saturating_add(1);
                 if untold == BATCH {
-                    interrupt(queue, memory, signal, shared, untold)?;
+                    interrupt(queue, told, memory, signal, shared, untold)?;
                     untold = 0;
                 }
             }
-            interrupt(queue, memory, signal, shared, untold)?;
+            interrupt(queue, told, memory, signal, shared, untold)?;
             if !queue.enable_notification(memory)? {
                 return Ok(());
             }
@@ -274,30 +287,16 @@ impl<'a> Io<'a> {
 
 /// Interrupts the driver if it wants to hear of the `untold` chains that were added to the used ring.
 fn interrupt(
-    queue: &mut Queue,
+    queue: &Queue,
+    told: &mut Wrapping<u16>,
     memory: &GuestRam,
     signal: &Signal,
     shared: &Shared,
     untold: u32,
 ) -> Result<(), Broken> {
-    if untold > 0 && wants_interrupt(queue, memory)? {
+    if untold > 0 && used::wants_interrupt(queue, told, memory)? {
         count(&shared.counters.interrupts, 1);
         signal.used_buffer();
     }
     Ok(())
-}
-
-/// Whether the driver wants to hear of the chains that were added to the used ring since the last time.
-fn wants_interrupt(queue: &mut Queue, memory: &GuestRam) -> Result<bool, Broken> {
-    if !queue.needs_notification(memory)? {
-        return Ok(false);
-    }
-    if queue.event_idx_enabled() {
-        return Ok(true);
-    }
-    // virtio-queue leaves this flag to its user; its needs_notification has the fence that this read needs.
-    let flags: u16 = memory
-        .load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
-        .map_err(|_| Broken("the rings can not be accessed"))?;
-    Ok(u16::from_le(flags) & VIRTQ_AVAIL_F_NO_INTERRUPT == 0)
 }

@@ -68,6 +68,9 @@ impl<'a> Io<'a> {
         let used = queue.used_idx(self.memory, Ordering::Acquire)?;
         queue.set_next_avail(next_avail);
         queue.set_next_used(used.0);
+        if let Some(told) = self.told.get_mut(index) {
+            *told = used;
+        }
         Ok(())
     }
 }

@@ -21,6 +21,7 @@ pub mod rng;
 pub mod state;
 pub mod transport;
 pub mod update;
+mod used;
 pub mod vhost_user;
 pub mod vsock;
 pub mod worker;

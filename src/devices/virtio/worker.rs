@@ -6,6 +6,7 @@
 mod saving;
 
 use std::io;
+use std::num::Wrapping;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +22,7 @@ pub(super) use self::saving::Driver;
 use super::chain::Segments;
 use super::io::{Broken, Counters, Io, count};
 use super::transport::Signal;
+use super::used::told_of;
 use super::{Change, Device, Facts, Source, Stop, UpdateError};
 use crate::log_limit::LogLimit;
 use crate::memory::SharedRam;
@@ -237,6 +239,7 @@ impl Worker {
 /// The driver is up.
 struct Up {
     queues: Vec<Queue>,
+    told: Vec<Wrapping<u16>>,
     features: u64,
     signal: Arc<Signal>,
     /// The device has asked for a reset; it hears nothing until then.
@@ -298,7 +301,8 @@ impl Loop {
         while !self.quit {
             match self.messages.try_recv() {
                 Ok(Message::Start { queues, features, signal, how }) => {
-                    self.up = Some(Up { queues, features, signal, broken: how == Start::Resume { broken: true } });
+                    let (told, broken) = (told_of(&queues), how == Start::Resume { broken: true });
+                    self.up = Some(Up { queues, told, features, signal, broken });
                     if how == Start::Driver {
                         self.call(|device, io| device.started(io));
                     }
@@ -392,6 +396,7 @@ impl Loop {
         let mut io = Io {
             memory: &self.memory,
             queues: &mut up.queues,
+            told: &mut up.told,
             room: &mut self.room,
             signal: &up.signal,
             shared: &self.shared,

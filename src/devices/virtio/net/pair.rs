@@ -16,6 +16,7 @@ use super::{FRAME_MAX, HEADER};
 use crate::mmds::Service;
 use crate::rate_limit::Throttle;
 use crate::tally;
+use crate::virtio::chain::Segments;
 use crate::virtio::io::{Broken, Held, Io, count};
 
 /// Most of the driver's buffers that one frame may take; Linux' own need 44.
@@ -71,6 +72,10 @@ pub struct Pair {
     /// The chains that take the frame, or the next one. While one waits they are kept: the driver kicks for what it
     /// adds to them.
     chains: Vec<Held>,
+    /// Room for what the used ring says of one frame.
+    used: Vec<(u16, u32)>,
+    /// Rooms of chains that were given back.
+    rooms: Vec<Segments>,
 }
 
 #[derive(Clone, Copy)]
@@ -104,7 +109,16 @@ pub type Host = Result<(), io::Error>;
 impl Pair {
     /// The pair whose receive queue has this number.
     pub fn new(back_end: BackEnd, vhost: Option<Vhost>, queue: usize) -> Self {
-        Self { back_end, vhost, queue, frame: Frame::new(), waiting: None, chains: Vec::new() }
+        Self {
+            back_end,
+            vhost,
+            queue,
+            frame: Frame::new(),
+            waiting: None,
+            chains: Vec::new(),
+            used: Vec::new(),
+            rooms: Vec::new(),
+        }
     }
 
     /// The host has frames: takes them, unless one waits already.
@@ -200,7 +214,7 @@ impl Pair {
         let mut room = places(&self.chains, io.memory()).last().map_or(0, |(_, range)| range.end);
         let most = if mergeable { BUFFERS_MAX } else { 1 };
         while room < needed && self.chains.len() < most {
-            let Some(held) = io.take(self.queue, Default::default())? else { break };
+            let Some(held) = io.take(self.queue, self.rooms.pop().unwrap_or_default())? else { break };
             let held_room = held.chain(io.memory()).writable_len();
             if held_room <= HEADER as u64 {
                 return Err(Broken("a receive buffer has no room for a frame"));
@@ -231,7 +245,7 @@ impl Pair {
     /// frame that waits goes on there.
     pub fn let_go(&mut self, io: &mut Io<'_>) {
         while let Some(held) = self.chains.pop() {
-            io.put_back(self.queue, held);
+            self.rooms.push(io.put_back(self.queue, held));
         }
     }
 
@@ -240,13 +254,13 @@ impl Pair {
         let used = places(&self.chains, io.memory()).take_while(|(_, range)| range.start < len).count();
         let (chains, _) = self.chains.split_at_checked(used).unwrap_or_default();
         self.frame.write(len, chains, io.memory()).map_err(|_| OUT)?;
-        let mut rest = len;
-        for held in self.chains.drain(..used) {
-            let now = held.chain(io.memory()).writable_len().min(rest);
-            io.give(self.queue, held, u32::try_from(now).unwrap_or(u32::MAX))?;
-            rest = rest.saturating_sub(now);
+        self.used.clear();
+        for (held, (_, range)) in chains.iter().zip(places(chains, io.memory())) {
+            let bytes = range.end.min(len).saturating_sub(range.start);
+            self.used.push((held.head(), u32::try_from(bytes).unwrap_or(u32::MAX)));
         }
-        Ok(())
+        self.rooms.extend(self.chains.drain(..used).map(Held::into_room));
+        io.give_all(self.queue, &self.used)
     }
 
     /// Lends one of the pair's queues to the host's kernel.

@@ -11,6 +11,7 @@ use crate::virtio::Stop;
 use crate::virtio::io::{Broken, Io};
 use crate::virtio::state::DeviceState;
 use crate::virtio::transport::Signal;
+use crate::virtio::used::told_of;
 
 /// A driver that is up, with the queues that it set up.
 pub struct Driver {
@@ -70,9 +71,11 @@ impl Loop {
 
     /// The device hears of the driver that it does not know.
     fn begin(&mut self, driver: &mut Driver) -> Result<(), StateError> {
+        let mut told = told_of(&driver.queues);
         let mut io = Io {
             memory: &self.memory,
             queues: &mut driver.queues,
+            told: &mut told,
             room: &mut self.room,
             signal: &driver.signal,
             shared: &self.shared,

@@ -1,6 +1,7 @@
 //! Frames of all lengths into buffers of all sizes: each byte arrives where it belongs, whichever way it took.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use proptest::prelude::*;
 
@@ -70,5 +71,30 @@ proptest! {
             }
             prop_assert_eq!(&bytes[HEADER..], &sent[..]);
         }
+    }
+}
+
+/// A driver that polls sees all of a frame or nothing (virtio 1.2, 5.1.6.4): Linux drops what it finds a part of.
+#[test]
+fn the_buffers_of_a_frame_are_used_all_at_once() {
+    let (mut rig, host) = rig(MRG);
+    let buffers: Vec<Buffer> = (0..10).map(|_| rig.writable(100)).collect();
+    let sent = frame(buffers.len() * 100 - HEADER);
+    for _ in 0..3000 {
+        for buffer in &buffers {
+            rig.post(0, &[*buffer]);
+        }
+        rig.kick(0);
+        let before = rig.used_idx(0);
+        host.send(&sent).unwrap();
+        let since = Instant::now();
+        let seen = loop {
+            match rig.used_idx(0).wrapping_sub(before) {
+                0 => assert!(since.elapsed() < PATIENCE, "no buffer was used"),
+                seen => break seen,
+            }
+        };
+        assert_eq!(usize::from(seen), buffers.len());
+        while rig.take_used(0).is_some() {}
     }
 }
