@@ -41,6 +41,21 @@ fn blocks(path: &Path) -> u64 {
     File::open(path).and_then(|file| file.metadata()).expect("the image").blocks()
 }
 
+/// What the guest never wrote takes no place on the host.
+#[test]
+fn a_sparse_image_stays_sparse() {
+    for engine in ["sync", "async"] {
+        let folder = folder();
+        let image = empty(folder.path(), "data", 64 << 20);
+        let script = "dd if=/dev/urandom of=/dev/vda bs=1M count=1 seek=32 conv=fsync 2>/dev/null
+            dd if=/dev/vda of=/dev/null bs=1M 2>/dev/null; echo bytes=$(dd if=/dev/vda bs=1M 2>/dev/null | wc -c)";
+        let ended = Vm::tuned().args(disk(&image, &format!(",engine={engine}"))).run(script).start().ends(0);
+        assert_eq!(ended.number("bytes"), 64 << 20);
+        let kib = blocks(&image) / 2;
+        assert!((1024..2048).contains(&kib), "{kib} KiB for 1 MiB that was written");
+    }
+}
+
 #[test]
 fn a_trim_gives_the_host_its_blocks_back() {
     let folder = folder();

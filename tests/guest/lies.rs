@@ -26,6 +26,7 @@ fn every_device_survives_lies() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| folder.path().join(name);
     fs::write(path("victim"), vec![0; 1 << 20]).expect("a disk");
+    fs::write(path("memory"), vec![0; 2 << 20]).expect("a file as memory");
     fs::create_dir(path("shared")).expect("a directory");
     let script = r#"cat /dev/vda >/tmp/lies; chmod 755 /tmp/lies; drivers=/sys/bus/platform/drivers/virtio-mmio
         sum=$(md5sum </dev/vda); for device in $drivers/LNRO0005:*; do
@@ -60,7 +61,9 @@ fn every_device_survives_lies() {
         "--vsock".into(),
         path("vsock").display().to_string(),
         "--balloon".into(),
-        "0".into(),
+        "0,stats=1,hinting".into(),
+        "--pmem".into(),
+        path("memory").display().to_string(),
         "--share".into(),
         format!("{}:shared,virtiofsd={}", path("shared").display(), daemon.display()),
     ]);
@@ -73,13 +76,13 @@ fn every_device_survives_lies() {
     vm.send("\n");
     let ended = vm.ends(0);
     assert!(!ended.console.contains("FAILED"), "{}\n{}", ended.console, ended.errors);
-    assert_eq!(ended.console.matches("lies: told ").count(), 9, "{}", ended.console);
+    assert_eq!(ended.console.matches("lies: told ").count(), 10, "{}", ended.console);
     assert_eq!(ended.value("disk"), "works", "{}", ended.errors);
     assert_eq!((ended.number("random"), ended.number("network")), (16, 3), "{}", ended.errors);
     let lines = lines(&metrics);
-    for device in
-        ["block_disk1", "block_disk2", "net_eth0", "net_eth1", "net_eth2", "vsock", "balloon", "fs_shared", "entropy"]
-    {
+    let networks = ["net_eth0", "net_eth1", "net_eth2"];
+    let others = ["block_disk1", "block_disk2", "vsock", "balloon", "pmem_pmem0", "fs_shared", "entropy"];
+    for device in networks.into_iter().chain(others) {
         for lie in ["bad_accesses", "broken"] {
             assert!(sum(&lines, device, lie) > 0, "{device} has counted no {lie}");
         }

@@ -50,6 +50,7 @@ fn exchanges(kernel: &str, net: u8, more: &str) {
             nc 10.9.{net}.1 7001 </tmp/out >/dev/null & nc 10.9.{net}.1 7002 </dev/null >/tmp/in; wait
             echo out=$(md5sum </tmp/out | cut -d' ' -f1)
             echo in=$(md5sum </tmp/in | cut -d' ' -f1)
+            cd /sys/class/net/eth0/statistics; echo lost=$(cat rx_length_errors rx_dropped rx_errors tx_errors | sort -u)
             echo mac=$(cat /sys/class/net/eth0/address) mtu $(cat /sys/class/net/eth0/mtu)"
         );
     let options = format!("tap={tap},mac=02:00:00:00:09:{net:02x}{more}");
@@ -68,6 +69,7 @@ fn exchanges(kernel: &str, net: u8, more: &str) {
     let received = to_us.join().expect("all was received");
     assert_eq!(ended.value("out"), md5(&received));
     assert_eq!(ended.value("in"), sum);
+    assert_eq!(ended.value("lost"), "0", "{}", ended.console);
     let mtu = more.strip_prefix(",mtu=").unwrap_or("1500");
     assert_eq!(ended.value("mac"), format!("02:00:00:00:09:{net:02x} mtu {mtu}"));
 }
@@ -141,7 +143,20 @@ fn segments_are_left_whole_by_the_host_s_kernel() {
     leaves_segments_whole(12, ",vhost");
 }
 
-/// The TAP is there before the VM and outlives it, as one that an administrator made.
+/// The TAP is there before the VM and outlives it, as one that an administrator made for a user without rights.
+#[test]
+fn a_tap_of_somebody_s_own() {
+    host("busybox", &["tunctl", "-t", "vmmtest16", "-u", "nobody"].map(AsRef::as_ref));
+    ip("addr add 10.9.16.1/24 dev vmmtest16");
+    ip("link set vmmtest16 up");
+    let script = guest_side(16) + "ping -c 3 10.9.16.1 | sed -n 's/.* \\([0-9]*\\) packets received.*/received=\\1/p'";
+    for _ in 0..2 {
+        let ended = Vm::tuned().nobody().args(["--net", "tap=vmmtest16"]).run(&script).start().ends(0);
+        assert_eq!(ended.number("received"), 3, "{}", ended.console);
+    }
+    ip("link del vmmtest16");
+}
+
 #[test]
 fn a_tap_that_is_taken_away() {
     let script = guest_side(4)
@@ -162,9 +177,11 @@ fn a_tap_that_is_taken_away() {
 fn two_vms_on_a_bridge() {
     let script = |own: u8, other: u8| {
         format!(
-            "ip link set eth0 up; ip addr add 10.9.5.{own}/24 dev eth0; echo READY; read go
+            "ip link set eth0 up; ip addr add 10.9.5.{own}/24 dev eth0; mkdir /tmp/www; cd /tmp/www
+             dd if=/dev/urandom of=file bs=1M count=4 2>/dev/null; httpd -p 80 -h /tmp/www; echo READY; read go
              for i in $(seq 60); do ping -c 1 -w 1 10.9.5.{other} >/dev/null && break; done
-             ping -c 5 -s 1400 10.9.5.{other} | sed -n 's/.* \\([0-9]*\\) packets received.*/received=\\1/p'; read go"
+             echo own=$(md5sum <file | cut -d' ' -f1); wget -q -O /tmp/got http://10.9.5.{other}/file
+             echo got=$(md5sum </tmp/got | cut -d' ' -f1); echo DONE; read go"
         )
     };
     let start = |own: u8, other: u8| {
@@ -182,12 +199,13 @@ fn two_vms_on_a_bridge() {
         vm.send("\n");
     }
     for vm in &mut vms {
-        vm.expect("received=5");
+        vm.expect("DONE");
     }
-    for mut vm in vms {
+    let [first, second] = vms.map(|mut vm| {
         vm.send("\n");
-        vm.ends(0);
-    }
+        vm.ends(0)
+    });
+    assert_eq!((first.value("got"), second.value("got")), (second.value("own"), first.value("own")));
     ip("link del vmmbridge5");
 }
 
@@ -296,12 +314,12 @@ fn each_cpu_has_its_pair() {
 
 #[test]
 fn the_host_s_kernel_serves_pairs() {
-    pairs(11, ",vhost");
+    pairs(14, ",vhost");
 }
 
 #[test]
 fn the_host_s_kernel_moves_the_frames() {
-    exchanges("tuned/vmlinux", 12, ",vhost");
+    exchanges("tuned/vmlinux", 15, ",vhost");
 }
 
 #[test]

@@ -10,7 +10,7 @@ echo bytes=$(head -c 100000 /dev/hwrng | wc -c)
 
 #[test]
 fn the_guest_reads_random_bytes() {
-    for kernel in ["debian12/vmlinux", "tuned/vmlinux"] {
+    for kernel in ["debian12/vmlinux", "debian13/vmlinux", "tuned/vmlinux"] {
         let ended = Vm::boot(kernel).run(READ).start().ends(0);
         assert!(ended.value("current").starts_with("virtio_rng"), "{}", ended.value("current"));
         let samples = ["sample1", "sample2", "sample3"].map(|name| ended.value(name));

@@ -36,7 +36,7 @@ pub fn dial(path: &Path, port: u32) -> UnixStream {
 /// The host connects; what it sends comes back unchanged, also after it has said that it is done.
 #[test]
 fn the_host_reaches_the_guest() {
-    for kernel in ["debian12/vmlinux", "tuned/vmlinux"] {
+    for kernel in ["debian12/vmlinux", "debian13/vmlinux", "tuned/vmlinux"] {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("v.sock");
         let mut vm = Vm::boot(kernel).args(vsock(&path)).run("vsock echo 5000 4").start();
@@ -80,7 +80,7 @@ fn the_guest_reaches_the_host() {
         host.write_all(&got).expect("answering");
         got.len()
     });
-    let ended = Vm::tuned().args(vsock(&path)).run(script).start().ends(0);
+    let ended = Vm::tuned().args(["--vsock".into(), format!("{},cid=77", path.display())]).run(script).start().ends(0);
     assert_eq!(host.join().expect("the host"), 2 << 20);
     assert_eq!(ended.value("refused"), "1");
     assert_eq!(ended.value("back"), ended.value("sum"));
