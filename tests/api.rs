@@ -10,7 +10,12 @@ use api::client::{self, ClientError};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+#[path = "api/operations.rs"]
+mod operations;
+
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Why there is nothing to change or to ask yet.
+const NOT_STARTED: &str = "the VM is not started; start it first (InstanceStart)";
 
 /// A `vmm` that waits for its VM, in a directory with some files.
 struct Waiting {
@@ -92,14 +97,41 @@ fn says_what_it_is() {
     assert!(vm.call("GET", "/version", Value::Null).unwrap()["firecracker_version"].is_string());
 }
 
+/// Everything that docs/api.yaml has is among the requests: what can be done before the start is done, what can not is
+/// refused for that, and what has a body or a name is refused for a wrong one.
+fn all_are_asked(cases: &[(&str, &str, Value, Result<(), &str>)]) {
+    // These change what the connection is: `events_are_told_until_the_end` and `ctl_speaks_the_same_api` have them.
+    let is_changing = |path: &str| ["/vm/events", "/vm/console"].contains(&path);
+    let mut absent = Vec::new();
+    for operation in operations::operations().iter().filter(|it| !is_changing(&it.path)) {
+        let wanted = || cases.iter().filter(|case| operation.takes(case.0, case.1)).map(|case| case.3);
+        let (done, early) = (wanted().any(|it| it.is_ok()), wanted().any(|it| it == Err(NOT_STARTED)));
+        let is_right = match (operation.says("Before the start"), operation.says("After the start")) {
+            (true, false) => done && !early,
+            (false, true) => early && !done,
+            _ => done || early,
+        };
+        let can_be_wrong = operation.said["requestBody"]["required"] == true || operation.path.contains('{');
+        let is_wrong = wanted().any(|it| it.is_err_and(|text| text != NOT_STARTED));
+        for (_, what) in [(is_right, "right"), (is_wrong || !can_be_wrong, "wrong")].iter().filter(|(is, _)| !is) {
+            absent.push(format!("{} {}, {what}", operation.method, operation.path));
+        }
+    }
+    assert!(absent.is_empty(), "{absent:#?}");
+}
+
 /// Every endpoint, right and wrong, before the start.
 #[test]
 fn requests_before_the_start() {
     let vm = Waiting::start(&[]);
     let null = Value::Null;
     let bucket = json!({ "size": 1, "refill_time": 1 });
-    let not_started = "the VM is not started; start it first (InstanceStart)";
     let cases = [
+        ("GET", "/", null.clone(), Ok(())),
+        ("GET", "/version", null.clone(), Ok(())),
+        ("GET", "/vm/config", null.clone(), Ok(())),
+        ("GET", "/machine-config", null.clone(), Ok(())),
+        ("GET", "/metrics", null.clone(), Ok(())),
         (
             "PUT",
             "/boot-source",
@@ -118,11 +150,11 @@ fn requests_before_the_start() {
         ),
         ("PUT", "/actions", json!({ "action_type": "Fly" }), Err("action_type must be one of InstanceStart")),
         ("PUT", "/actions", json!({}), Err("action_type is missing")),
-        ("PUT", "/actions", json!({ "action_type": "SendCtrlAltDel" }), Err(not_started)),
-        ("PUT", "/actions", json!({ "action_type": "PowerButton" }), Err(not_started)),
-        ("PUT", "/actions", json!({ "action_type": "Reset" }), Err(not_started)),
-        ("PUT", "/actions", json!({ "action_type": "FlushMetrics" }), Err(not_started)),
-        ("PUT", "/actions", json!({ "action_type": "CoreDump", "path_on_host": "core" }), Err(not_started)),
+        ("PUT", "/actions", json!({ "action_type": "SendCtrlAltDel" }), Err(NOT_STARTED)),
+        ("PUT", "/actions", json!({ "action_type": "PowerButton" }), Err(NOT_STARTED)),
+        ("PUT", "/actions", json!({ "action_type": "Reset" }), Err(NOT_STARTED)),
+        ("PUT", "/actions", json!({ "action_type": "FlushMetrics" }), Err(NOT_STARTED)),
+        ("PUT", "/actions", json!({ "action_type": "CoreDump", "path_on_host": "core" }), Err(NOT_STARTED)),
         ("PUT", "/actions", json!({ "action_type": "CoreDump" }), Err("path_on_host is missing")),
         (
             "PUT",
@@ -131,7 +163,7 @@ fn requests_before_the_start() {
             Err("path_on_host: unknown key of Stop"),
         ),
         ("GET", "/vm/console", null.clone(), Err("GET /vm/console: a header `Upgrade: vmm-console` is expected")),
-        ("PATCH", "/vm", json!({ "state": "Paused" }), Err(not_started)),
+        ("PATCH", "/vm", json!({ "state": "Paused" }), Err(NOT_STARTED)),
         ("PATCH", "/vm", json!({ "state": "Gone" }), Err("state must be one of Paused, Resumed")),
         ("PATCH", "/vm", json!({ "state": "Paused", "x": 1 }), Err("x: unknown key")),
         ("PUT", "/machine-config", json!({ "vcpu_count": 2, "mem_size_mib": 256 }), Ok(())),
@@ -188,7 +220,7 @@ fn requests_before_the_start() {
             Ok(()),
         ),
         ("PUT", "/drives/a!", json!({ "drive_id": "a!", "path_on_host": "text" }), Err("`a!` contains '!'")),
-        ("PATCH", "/drives/a", json!({ "drive_id": "a", "path_on_host": "text" }), Err(not_started)),
+        ("PATCH", "/drives/a", json!({ "drive_id": "a", "path_on_host": "text" }), Err(NOT_STARTED)),
         ("PATCH", "/drives/c", json!({ "drive_id": "c" }), Err("PATCH /drives/c: there is no `c` among drives")),
         ("DELETE", "/drives/b", null.clone(), Ok(())),
         ("DELETE", "/drives/b", null.clone(), Err("DELETE /drives/b: there is no `b` among drives")),
@@ -243,20 +275,35 @@ fn requests_before_the_start() {
             "PATCH",
             "/network-interfaces/eth0",
             json!({ "iface_id": "eth0", "rx_rate_limiter": { "ops": bucket.clone() } }),
-            Err(not_started),
+            Err(NOT_STARTED),
         ),
         ("DELETE", "/network-interfaces/eth0", null.clone(), Ok(())),
+        (
+            "PATCH",
+            "/network-interfaces/eth0",
+            json!({ "iface_id": "eth0" }),
+            Err("PATCH /network-interfaces/eth0: there is no `eth0` among network-interfaces"),
+        ),
         ("PUT", "/pmem/m", json!({ "id": "m", "path_on_host": "kernel", "private": true }), Ok(())),
         ("PUT", "/pmem/n", json!({ "id": "n", "path_on_host": "none" }), Err("none does not exist")),
         (
             "PATCH",
             "/pmem/m",
             json!({ "id": "m", "rate_limiter": { "ops": { "size": 1, "refill_time": 1 } } }),
-            Err(not_started),
+            Err(NOT_STARTED),
         ),
         ("DELETE", "/pmem/m", null.clone(), Ok(())),
+        ("PATCH", "/pmem/m", json!({ "id": "m" }), Err("PATCH /pmem/m: there is no `m` among pmem")),
+        ("DELETE", "/pmem/m", null.clone(), Err("DELETE /pmem/m: there is no `m` among pmem")),
         ("PUT", "/shares/work", json!({ "tag": "work", "path_on_host": "." }), Ok(())),
+        (
+            "PUT",
+            "/shares/text",
+            json!({ "tag": "text", "path_on_host": "text" }),
+            Err("PUT /shares/text: path_on_host: text is a file, not a directory"),
+        ),
         ("DELETE", "/shares/work", null.clone(), Ok(())),
+        ("DELETE", "/shares/work", null.clone(), Err("DELETE /shares/work: there is no `work` among shares")),
         ("PUT", "/vsock", json!({ "guest_cid": 3, "uds_path": "v.sock" }), Ok(())),
         (
             "PUT",
@@ -265,9 +312,13 @@ fn requests_before_the_start() {
             Err("PUT /vsock: guest_cid: must be from 3 to 4294967294, not 2"),
         ),
         ("PUT", "/entropy", json!({ "rate_limiter": { "bandwidth": bucket } }), Ok(())),
-        ("PATCH", "/entropy", json!({ "rate_limiter": {} }), Err(not_started)),
-        ("PATCH", "/serial", json!({ "rate_limiter": null }), Err(not_started)),
+        ("PUT", "/entropy", json!({ "rate": 1 }), Err("PUT /entropy: rate: unknown key")),
+        ("PATCH", "/entropy", json!([]), Err("PATCH /entropy: a JSON object is expected")),
+        ("PATCH", "/entropy", json!({ "rate_limiter": {} }), Err(NOT_STARTED)),
+        ("PATCH", "/serial", json!({ "rate_limiter": null }), Err(NOT_STARTED)),
+        ("PATCH", "/serial", null.clone(), Err("PATCH /serial: has no body; a JSON object is expected")),
         ("PUT", "/serial", json!({ "serial_out_path": "out" }), Ok(())),
+        ("PUT", "/serial", json!({ "serial_out_path": "no/out" }), Err("PUT /serial: serial_out_path: ")),
         ("PUT", "/logger", json!({ "log_path": "log", "level": "DEBUG", "show_level": true }), Ok(())),
         ("PUT", "/logger", json!({ "level": "Loud" }), Err("PUT /logger: level: must be")),
         ("GET", "/balloon", null.clone(), Err("there is no balloon")),
@@ -278,20 +329,21 @@ fn requests_before_the_start() {
             json!({ "amount_mib": 256 }),
             Err("PUT /balloon: amount_mib: must be less than the VM's memory (256 MiB), not 256"),
         ),
-        ("PATCH", "/balloon", json!({ "amount_mib": 1 }), Err(not_started)),
+        ("PATCH", "/balloon", json!({ "amount_mib": 1 }), Err(NOT_STARTED)),
         ("PATCH", "/balloon", json!({ "deflate_on_oom": true }), Err("deflate_on_oom: unknown key")),
-        ("GET", "/balloon/statistics", null.clone(), Err(not_started)),
-        ("PATCH", "/balloon/statistics", json!({ "stats_polling_interval_s": 2 }), Err(not_started)),
-        ("PATCH", "/balloon/hinting/start", null.clone(), Err(not_started)),
+        ("GET", "/balloon/statistics", null.clone(), Err(NOT_STARTED)),
+        ("PATCH", "/balloon/statistics", json!({ "stats_polling_interval_s": 2 }), Err(NOT_STARTED)),
+        ("PATCH", "/balloon/statistics", json!({ "amount_mib": 2 }), Err("amount_mib: unknown key")),
+        ("PATCH", "/balloon/hinting/start", null.clone(), Err(NOT_STARTED)),
         ("PATCH", "/balloon/hinting/start", json!({ "acknowledge_on_stop": 1 }), Err("is true or false, not 1")),
         ("PATCH", "/balloon/hinting/start", json!({ "acknowledge": true }), Err("acknowledge: unknown key")),
-        ("PATCH", "/balloon/hinting/stop", null.clone(), Err(not_started)),
-        ("GET", "/balloon/hinting/status", null.clone(), Err(not_started)),
-        ("PATCH", "/balloon/reporting/pause", null.clone(), Err(not_started)),
-        ("PATCH", "/balloon/reporting/resume", null.clone(), Err(not_started)),
-        ("GET", "/balloon/reporting/status", null.clone(), Err(not_started)),
-        ("GET", "/memory", null.clone(), Err(not_started)),
-        ("GET", "/memory/mappings", null.clone(), Err(not_started)),
+        ("PATCH", "/balloon/hinting/stop", null.clone(), Err(NOT_STARTED)),
+        ("GET", "/balloon/hinting/status", null.clone(), Err(NOT_STARTED)),
+        ("PATCH", "/balloon/reporting/pause", null.clone(), Err(NOT_STARTED)),
+        ("PATCH", "/balloon/reporting/resume", null.clone(), Err(NOT_STARTED)),
+        ("GET", "/balloon/reporting/status", null.clone(), Err(NOT_STARTED)),
+        ("GET", "/memory", null.clone(), Err(NOT_STARTED)),
+        ("GET", "/memory/mappings", null.clone(), Err(NOT_STARTED)),
         ("PUT", "/snapshot/create", json!({}), Err("/snapshot/create (Firecracker's) is not in this version of vmm")),
         ("PUT", "/metrics", json!({ "metrics_path": "m", "emit_id": true, "properties": { "host": "h1" } }), Ok(())),
         ("PUT", "/metrics", json!({ "metrics_path": "." }), Err("PUT /metrics: metrics_path: . is a directory")),
@@ -302,14 +354,22 @@ fn requests_before_the_start() {
             Err("PUT /metrics: properties.host: must be"),
         ),
         ("PUT", "/metrics", json!({}), Err("PUT /metrics: metrics_path: is missing")),
+        ("PATCH", "/mmds", json!({ "a": 1 }), Err("The MMDS data store is not initialized.")),
+        ("PUT", "/mmds", json!({ "a": 1 }), Ok(())),
+        ("PUT", "/mmds", null.clone(), Err("PUT /mmds: the body is not JSON")),
+        ("PATCH", "/mmds", json!({ "b": 2 }), Ok(())),
+        ("GET", "/mmds", null.clone(), Ok(())),
+        ("GET", "/balloon", null.clone(), Ok(())),
+        ("PUT", "/boot-source", json!({ "kernel_image_path": "kernel" }), Ok(())),
         ("GET", "/nonsense", null.clone(), Err("Invalid request method and/or path: GET /nonsense.")),
         ("POST", "/vm", null.clone(), Err("Invalid request method and/or path: POST /vm. Known here: PATCH.")),
     ];
+    all_are_asked(&cases);
     for (method, path, body, wanted) in cases {
         let before = vm.call("GET", "/vm/config", Value::Null).unwrap();
         let got = vm.call(method, path, body.clone());
         match (&got, wanted) {
-            (Ok(Value::Null), Ok(())) => {}
+            (Ok(answer), Ok(())) if answer.is_null() == (method != "GET") => {}
             (Err(text), Err(part)) if text.contains(part) => {
                 assert_eq!(vm.call("GET", "/vm/config", Value::Null).unwrap(), before, "{method} {path} {body}");
             }
