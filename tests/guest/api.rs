@@ -8,6 +8,9 @@ use api::client::{self, ClientError};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+#[path = "../api/operations.rs"]
+mod operations;
+
 use crate::disk::{checksum, disk, empty, folder, full};
 use crate::vm::{PATIENCE, Running, Vm, base64, guest};
 
@@ -85,6 +88,82 @@ fn a_vm_comes_by_requests_alone() {
     let ended = remote.vm.ends(0);
     assert_eq!(ended.value("cpus"), "2");
     assert_eq!(ended.value("sum").split(' ').next(), Some(checksum(&image).as_str()));
+}
+
+/// A VM with one of each device that has a name or limits; the guest does nothing.
+fn one_of_each(folder: &Path) -> Vm {
+    let image = full(folder, "data", 1 << 20);
+    let memory = full(folder, "memory", 2 << 20);
+    let daemon = guest("virtiofsd/rust/virtiofsd");
+    let share = format!("{}:src,virtiofsd={}", folder.display(), daemon.display());
+    let pmem = format!("{},id=m", memory.display());
+    let more = ["--pmem", &pmem, "--share", &share, "--net", "tap=vmmtest21", "--balloon", "0", "--memory", "256M"];
+    Vm::tuned().args(disk(&image, "")).args(more).run("echo READY; read go").pipe()
+}
+
+/// Requests that are right before the start: each of docs/api.yaml that it has for then, and the start.
+fn for_before_the_start() -> Vec<(&'static str, &'static str, Value)> {
+    let net = json!({ "iface_id": "eth0", "host_dev_name": "vmmtest21" });
+    let requests = vec![
+        ("PUT", "/actions", json!({ "action_type": "InstanceStart" })),
+        ("PUT", "/boot-source", json!({ "kernel_image_path": guest("tuned/vmlinux") })),
+        ("PUT", "/machine-config", json!({ "vcpu_count": 1, "mem_size_mib": 128 })),
+        ("PATCH", "/machine-config", json!({ "mem_size_mib": 128 })),
+        ("PUT", "/cpu-config", json!({})),
+        ("PUT", "/drives/disk1", json!({ "drive_id": "disk1", "path_on_host": "/dev/null" })),
+        ("DELETE", "/drives/disk1", Value::Null),
+        ("PUT", "/network-interfaces/eth0", net),
+        ("DELETE", "/network-interfaces/eth0", Value::Null),
+        ("PUT", "/pmem/m", json!({ "id": "m", "path_on_host": "/proc/self/exe", "private": true })),
+        ("DELETE", "/pmem/m", Value::Null),
+        ("PUT", "/shares/src", json!({ "tag": "src", "path_on_host": "/tmp" })),
+        ("DELETE", "/shares/src", Value::Null),
+        ("PUT", "/vsock", json!({ "guest_cid": 3, "uds_path": "v.sock" })),
+        ("PUT", "/entropy", json!({})),
+        ("PUT", "/serial", json!({})),
+        ("PUT", "/balloon", json!({ "amount_mib": 1 })),
+        ("PUT", "/metrics", json!({ "metrics_path": "/dev/null" })),
+        ("PUT", "/mmds/config", json!({ "network_interfaces": ["eth0"] })),
+    ];
+    for operation in operations::operations().iter().filter(|it| it.says("Before the start")) {
+        let is_there = requests.iter().any(|(method, path, _)| operation.takes(method, path));
+        assert!(is_there, "{} {}", operation.method, operation.path);
+    }
+    requests
+}
+
+/// What runs does not change by what is for before the start, nor by a key that nobody knows; and the guest goes on.
+#[test]
+fn what_is_for_before_the_start_is_refused_after_it() {
+    let folder = folder();
+    let mut remote = Remote::start(one_of_each(folder.path()));
+    remote.vm.expect("READY");
+    let before = remote.call("GET", "/vm/config", Value::Null);
+    let refused = |method: &str, path: &str, body: &Value, part: &str| {
+        let answer = remote.try_call(method, path, body);
+        assert!(answer.as_ref().is_err_and(|text| text.contains(part)), "{method} {path} {body}: {answer:?}");
+        assert_eq!(remote.call("GET", "/vm/config", Value::Null), before, "{method} {path} {body}");
+    };
+    for state in ["Paused", "Resumed"] {
+        remote.set_state(state);
+        for (method, path, body) in for_before_the_start() {
+            refused(method, path, &body, "the VM is started already; this can only be set before it is");
+        }
+        for (path, body) in [
+            ("/drives/disk1", json!({ "drive_id": "disk1", "strange": 1 })),
+            ("/network-interfaces/eth0", json!({ "iface_id": "eth0", "strange": 1 })),
+            ("/pmem/m", json!({ "id": "m", "strange": 1 })),
+            ("/entropy", json!({ "strange": 1 })),
+            ("/serial", json!({ "strange": 1 })),
+            ("/balloon", json!({ "amount_mib": 1, "strange": 1 })),
+            ("/balloon/statistics", json!({ "stats_polling_interval_s": 1, "strange": 1 })),
+            ("/balloon/hinting/start", json!({ "strange": 1 })),
+        ] {
+            refused("PATCH", path, &body, "strange: unknown key");
+        }
+    }
+    remote.vm.send("\n");
+    remote.vm.ends(0);
 }
 
 /// The guest writes and compares without a rest while it is paused and resumed: nothing is lost, and nothing happens in a
