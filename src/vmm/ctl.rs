@@ -16,6 +16,9 @@ use crate::runtime::Runtime;
 /// Exit status when the VM refuses, or does not answer.
 const REFUSED: u8 = 1;
 
+/// Devices that are in lists: where, and by which key the body names one.
+const LISTS: [(&str, &str); 3] = [("drives/", "drive_id"), ("network-interfaces/", "iface_id"), ("pmem/", "id")];
+
 /// What `vmm ctl` takes.
 #[derive(Debug, Clone, Args)]
 #[command(max_term_width = 110, arg_required_else_help = true, disable_help_subcommand = true)]
@@ -62,7 +65,7 @@ pub enum CtlVerb {
     FlushMetrics,
     /// Change a device: `update drives/root path_on_host=new.ext4`, `update balloon amount_mib=64`
     Update {
-        /// drives/ID, network-interfaces/ID, balloon, balloon/statistics or entropy
+        /// drives/ID, network-interfaces/ID, pmem/ID, balloon, balloon/statistics, entropy or serial
         #[arg(value_name = "DEVICE")]
         device: String,
         /// JSON, or a bare text
@@ -102,7 +105,7 @@ impl CtlVerb {
             Self::FlushMetrics => action("FlushMetrics"),
             Self::Update { device, settings } => {
                 let mut body: Map<_, _> = settings.iter().cloned().collect();
-                for (list, key) in [("drives/", "drive_id"), ("network-interfaces/", "iface_id")] {
+                for (list, key) in LISTS {
                     if let Some(id) = device.strip_prefix(list) {
                         body.insert(key.into(), id.into());
                     }
@@ -197,6 +200,9 @@ mod tests {
         assert_eq!((method, path.as_str()), ("PATCH", "/drives/a"));
         let wanted = json!({ "drive_id": "a", "path_on_host": "/x=y", "rate_limiter": { "ops": null } });
         assert_eq!(body, Some(wanted));
+        for (device, key) in [("network-interfaces/a", "iface_id"), ("pmem/a", "id")] {
+            assert_eq!(update(device, &["rate_limiter=null"]).2, Some(json!({ key: "a", "rate_limiter": null })));
+        }
         assert_eq!(update("balloon", &["amount_mib=64"]).2, Some(json!({ "amount_mib": 64 })));
         assert!(setting("x").is_err() && setting("=1").is_err());
     }
