@@ -162,11 +162,10 @@ impl Response {
         }
     }
 
-    /// The bytes to send; `close` tells the client that the connection ends, and `took` how long it took to find the answer
-    /// (W3C, "Server Timing").
+    /// The bytes to send; `close` tells the client that the connection ends, and `took` how long it took to find the answer.
     pub fn bytes(&self, close: bool, took: Duration) -> Vec<u8> {
         let mut head = format!("HTTP/1.1 {} {}\r\nServer: Firecracker API\r\n", self.status, reason(self.status));
-        head.push_str(&format!("Server-Timing: total;dur={:.3}\r\n", took.as_secs_f64() * 1e3));
+        head.push_str(&timing(took));
         let follows = self.then == Then::Follow;
         if close || follows {
             head.push_str("Connection: close\r\n");
@@ -186,12 +185,15 @@ impl Response {
     }
 }
 
-/// The answer before a connection changes to another protocol (RFC 9110, 7.8).
-pub fn switching(protocol: &str) -> Vec<u8> {
-    format!(
-        "HTTP/1.1 101 Switching Protocols\r\nServer: Firecracker API\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n"
-    )
-    .into_bytes()
+/// The header that says how long it took to find an answer (W3C, "Server Timing"): milliseconds.
+fn timing(took: Duration) -> String {
+    format!("Server-Timing: total;dur={:.3}\r\n", took.as_secs_f64() * 1e3)
+}
+
+/// The answer before a connection changes to another protocol (RFC 9110, 7.8), found in the time `took`.
+pub fn switching(protocol: &str, took: Duration) -> Vec<u8> {
+    let head = "HTTP/1.1 101 Switching Protocols\r\nServer: Firecracker API\r\n";
+    format!("{head}{}Connection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n", timing(took)).into_bytes()
 }
 
 /// A piece of a body that comes piece by piece (RFC 9112, 7.1); an empty one ends it.
@@ -288,6 +290,10 @@ mod tests {
     fn answers_have_a_length_unless_they_have_no_body() {
         let text = |response: Response| String::from_utf8(response.bytes(false, Duration::from_micros(1234))).unwrap();
         assert!(!text(Response::done()).contains("Content-Length"));
+        let switching = String::from_utf8(switching("x", Duration::from_micros(1234))).unwrap();
+        for answer in [text(Response::done()), text(Response::stream()), switching] {
+            assert!(answer.contains("\r\nServer-Timing: total;dur=1.234\r\n"), "{answer}");
+        }
         let fault = text(Response::fault(400, "a \"b\""));
         assert!(fault.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{fault}");
         assert!(fault.ends_with("Content-Length: 27\r\n\r\n{\"fault_message\":\"a \\\"b\\\"\"}"), "{fault}");

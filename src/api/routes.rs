@@ -119,7 +119,8 @@ pub const ROUTES: &[Route] = &[
             return Err(format!("{}: a header `Upgrade: {CONSOLE_PROTOCOL}` is expected", call.source).into());
         }
         let stream = Arc::new(call.client.try_clone().map_err(text)?);
-        let client = Client { stream, greeting: message::switching(CONSOLE_PROTOCOL) };
+        let greeting = |took| message::switching(CONSOLE_PROTOCOL, took);
+        let client = Client { stream, asked: Instant::now(), greeting };
         api.remote.ask(Order::Console(client)).map(|_| Told::HandedOver).map_err(|refusal| text(refusal).into())
     }),
     route("PATCH", "/vm", |api, call| {

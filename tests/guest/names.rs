@@ -1,5 +1,7 @@
 //! VMs with names, found by the program's own verbs, and what those do to a running guest.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::thread::sleep;
@@ -135,6 +137,13 @@ fn a_client_has_the_console() {
     let names = Names::new();
     let mut vm = names.start(Vm::tuned().run(ECHO).pipe(), "spoken-to");
     vm.expect("READY\n");
+    // As curl would; the answer says how long it took. The next client takes the place.
+    let mut raw = UnixStream::connect(names.path().join("spoken-to/api.sock")).expect("the API's socket");
+    let head = "GET /vm/console HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: vmm-console\r\n\r\n";
+    raw.write_all(head.as_bytes()).expect("send");
+    let lines: Vec<_> = BufReader::new(raw).lines().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+    assert_eq!(lines.first().map(String::as_str), Some("HTTP/1.1 101 Switching Protocols"), "{lines:?}");
+    assert!(lines.iter().any(|line| line.starts_with("Server-Timing: total;dur=")), "{lines:?}");
     let mut client = names.console("spoken-to", Vm::new().pipe());
     client.expect("READY\n"); // what was there last comes first
     client.send("one\n");

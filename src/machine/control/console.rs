@@ -95,7 +95,7 @@ impl Control<'_> {
         };
         let failed = |error: std::io::Error| Refusal::Refused(format!("the console: {error}"));
         let follower = ConsoleOut::new(client.stream.try_clone().map_err(failed)?, None).map_err(failed)?;
-        follower.push(&client.greeting);
+        follower.push(&(client.greeting)(client.asked.elapsed()));
         if let Some(before) = console.follow(follower) {
             before.push(TAKEN);
             before.flush(FAREWELL);

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::time::{Duration, Instant};
 
 use devices::virtio::balloon::Hint;
 use serde_json::{Map, Value};
@@ -78,8 +79,10 @@ pub enum Request {
 pub struct Client {
     /// The connection; what comes from it is for the guest.
     pub stream: Arc<UnixStream>,
-    /// What is sent to it before anything of the guest's.
-    pub greeting: Vec<u8>,
+    /// When it asked for the console.
+    pub asked: Instant,
+    /// What is sent to it before anything of the guest's, if it took so long until then.
+    pub greeting: fn(Duration) -> Vec<u8>,
 }
 
 impl PartialEq for Client {
