@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use crate::message::{self, Request, Response};
 
 /// The version of Firecracker's API that is spoken.
-const FIRECRACKER_VERSION: &str = "1.17.0";
+pub const FIRECRACKER_VERSION: &str = "1.17.0";
 
 /// What answers need to know besides the machine.
 pub struct Api {

@@ -14,14 +14,17 @@ mod vm;
 
 use std::ffi::OsString;
 use std::fmt;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cpu::CpuArgs;
 use crate::ctl::CtlArgs;
 use crate::listen::ApiOptions;
+use crate::personality::Personality;
 use crate::ps::PsArgs;
 use crate::timings::TimingsFormat;
 pub use firecracker::FirecrackerArgs;
@@ -120,11 +123,12 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// The API that is asked for, by its socket or by the VM's name.
-    pub fn api(&self) -> Option<ApiOptions> {
-        let wanted = !self.no_api && (self.api_sock.is_some() || self.id.is_some());
+    /// The API that is asked for, by its socket, by the VM's name or by that of the program.
+    pub fn api(&self, personality: Personality) -> Option<ApiOptions> {
+        let socket = self.api_sock.clone().or_else(|| personality.socket());
+        let wanted = !self.no_api && (socket.is_some() || self.id.is_some());
         let body_max = usize::try_from(self.http_api_max_payload_size).unwrap_or(usize::MAX);
-        wanted.then(|| ApiOptions { socket: self.api_sock.clone(), body_max })
+        wanted.then_some(ApiOptions { socket, body_max })
     }
 }
 
@@ -188,8 +192,10 @@ impl fmt::Display for Failure {
 }
 
 /// Reads the command line.
-pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Order, clap::Error> {
-    let mut matches = Cli::command().try_get_matches_from(args)?;
+pub fn read(args: impl IntoIterator<Item = OsString>, personality: Personality) -> Result<Order, clap::Error> {
+    // Where the API's socket goes without saying, a command line without arguments is a whole one.
+    let command = Cli::command().arg_required_else_help(personality.socket().is_none());
+    let mut matches = command.try_get_matches_from(args)?;
     let cli = Cli::from_arg_matches_mut(&mut matches)?;
     Ok(match cli.verb {
         None => Order::Run(Box::new(cli.vm), cli.run),
@@ -203,7 +209,10 @@ pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Order, clap::Err
 }
 
 /// Prints help, version or what is wrong, and returns the exit status for it.
-pub fn refuse(error: &clap::Error, status: u8) -> ExitCode {
+pub fn refuse(error: &clap::Error, personality: Personality, status: u8) -> ExitCode {
+    if let Some(version) = personality.version().filter(|_| error.kind() == ErrorKind::DisplayVersion) {
+        let _ = writeln!(io::stdout(), "{version}");
+    }
     let _ = error.print();
     if error.exit_code() == 0 { ExitCode::SUCCESS } else { ExitCode::from(status) }
 }
@@ -220,7 +229,7 @@ mod tests {
     use super::*;
 
     fn order(line: &str) -> Result<Order, clap::Error> {
-        read(std::iter::once("vmm").chain(line.split(' ')).map(OsString::from))
+        read(std::iter::once("vmm").chain(line.split(' ')).map(OsString::from), Personality::Own)
     }
 
     #[test]
@@ -252,6 +261,29 @@ mod tests {
             let Ok(Order::Run(_, run)) = order(line) else { panic!("{line}") };
             assert_eq!(run.timings, format, "{line}");
         }
+    }
+
+    /// Without --no-api Firecracker always has its API.
+    #[test]
+    fn as_firecracker_its_socket_is_the_api_s() {
+        let (own, firecracker) = (Personality::Own, Personality::Firecracker);
+        let standard = Some(Some("/run/firecracker.socket"));
+        for (personality, line, socket) in [
+            (firecracker, "", standard),
+            (firecracker, "--id a", standard),
+            (firecracker, "--config-file f", standard),
+            (firecracker, "--id a --api-sock s", Some(Some("s"))),
+            (firecracker, "--no-api --config-file f --id a", None),
+            (own, "--id a", Some(None)),
+            (own, "--id a --api-sock s", Some(Some("s"))),
+            (own, "--config-file f", None),
+        ] {
+            let words = std::iter::once("x").chain(line.split_whitespace()).map(OsString::from);
+            let Ok(Order::Run(_, run)) = read(words, personality) else { panic!("{line}") };
+            let api = run.api(personality).map(|api| api.socket);
+            assert_eq!(api, socket.map(|path| path.map(PathBuf::from)), "{personality:?} {line}");
+        }
+        assert!(read(["vmm".into()], own).is_err());
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod doctor;
 mod explain;
 mod listen;
 mod log;
+mod personality;
 mod ps;
 mod receipt;
 mod reports;
@@ -27,6 +28,7 @@ use machine::plan::Plan;
 
 use args::{Failure, Order, RunArgs, VmArgs};
 use log::Logger;
+use personality::Personality;
 use run::What;
 
 /// Exit status for a configuration that is wrong (Firecracker's).
@@ -36,12 +38,13 @@ const BAD_ARGS: u8 = 153;
 
 fn main() -> ExitCode {
     let started = Instant::now();
-    let order = match args::read(std::env::args_os()) {
+    let personality = Personality::of(std::env::args_os().next().as_deref());
+    let order = match args::read(std::env::args_os(), personality) {
         Ok(order) => order,
-        Err(error) => return args::refuse(&error, BAD_ARGS),
+        Err(error) => return args::refuse(&error, personality, BAD_ARGS),
     };
     let done = match order {
-        Order::Run(vm, run) => run_verb(&vm, run, started),
+        Order::Run(vm, run) => run_verb(&vm, run, personality, started),
         Order::Explain(args) => planned(&args.vm, None).map(|(config, plan)| explain::print(&config, &plan, args.json)),
         Order::Schema => Ok(schema::print()),
         Order::Cpu(args) => cpu::run(&args),
@@ -58,10 +61,10 @@ fn main() -> ExitCode {
     })
 }
 
-fn run_verb(vm: &VmArgs, run: RunArgs, started: Instant) -> Result<ExitCode, Failure> {
+fn run_verb(vm: &VmArgs, run: RunArgs, personality: Personality, started: Instant) -> Result<ExitCode, Failure> {
     run.firecracker.refuse()?;
     run.firecracker.warn();
-    let (api, metadata, metrics) = (run.api(), run.metadata()?, Arc::new(Metrics::new()));
+    let (api, metadata, metrics) = (run.api(personality), run.metadata()?, Arc::new(Metrics::new()));
     metrics.watch("mmds", metadata.counts());
     run.firecracker.note(&metrics);
     let log = Logger::start(run.id.as_deref(), &metrics.reports).map_err(Failure::Config)?;
@@ -80,6 +83,7 @@ fn run_verb(vm: &VmArgs, run: RunArgs, started: Instant) -> Result<ExitCode, Fai
         what,
         &run::RunOptions {
             id: run.id,
+            personality,
             timings: run.timings,
             receipt: run.receipt,
             started,

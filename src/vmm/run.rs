@@ -27,6 +27,7 @@ use machine::vcpu;
 
 use crate::listen::{self, ApiOptions, Listening};
 use crate::log::{self, Logger};
+use crate::personality::Personality;
 use crate::receipt::Receipt;
 use crate::reports;
 use crate::runtime::{Place, PlaceError, Record, Runtime};
@@ -42,6 +43,8 @@ const FLUSH: Duration = Duration::from_secs(2);
 pub struct RunOptions {
     /// The VM's name.
     pub id: Option<String>,
+    /// As what the program was started.
+    pub personality: Personality,
     /// Print when each phase of the boot was reached.
     pub timings: Option<TimingsFormat>,
     /// Print what the VM took.
@@ -79,7 +82,7 @@ pub fn run(what: What, options: &RunOptions) -> ExitCode {
                 say(&timings::text(&timeline, format));
             }
             say(&report(options.id.as_deref(), &end));
-            ExitCode::from(end.exit_code())
+            ExitCode::from(options.personality.exit_code(&end))
         }
         Err(error) => {
             say(&format!("vmm: {}\n", chain(&error)));

@@ -1,5 +1,6 @@
 //! Runs the program in a directory of its own.
 
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -39,7 +40,19 @@ impl Room {
 
     /// Runs `vmm` with these arguments, in this directory.
     pub fn vmm(&self, args: &[&str]) -> Outcome {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
+        self.run(Command::new(env!("CARGO_BIN_EXE_vmm")), args)
+    }
+
+    /// The same by a link of the name `firecracker`.
+    pub fn firecracker(&self, args: &[&str]) -> Outcome {
+        let link = self.path().join("firecracker");
+        if !link.exists() {
+            symlink(env!("CARGO_BIN_EXE_vmm"), &link).expect("make a link");
+        }
+        self.run(Command::new(link), args)
+    }
+
+    fn run(&self, mut command: Command, args: &[&str]) -> Outcome {
         command.args(args).current_dir(self.path()).stdin(Stdio::null()).env_clear();
         let output = command.output().expect("run vmm");
         Outcome {

@@ -43,6 +43,21 @@ fn help_and_version_exit_with_0() {
 }
 
 #[test]
+fn as_firecracker_it_tells_that_version_first() {
+    let room = Room::new();
+    let outcome = room.firecracker(&["--version"]);
+    assert_eq!((outcome.status, outcome.err.as_str()), (0, ""));
+    let lines: Vec<_> = outcome.out.lines().collect();
+    assert_eq!(lines, ["Firecracker v1.17.0", concat!("vmm ", env!("CARGO_PKG_VERSION"))]);
+    // Its own verbs are there, and a command line that is wrong is as wrong.
+    assert_eq!(room.firecracker(&["schema"]).status, 0);
+    assert_eq!(room.firecracker(&["--nonsense"]).status, 153);
+    // Without an API there must be a VM.
+    let outcome = room.firecracker(&["--no-api"]);
+    assert_eq!((outcome.status, outcome.err.starts_with("no kernel to boot")), (153, true), "{outcome:?}");
+}
+
+#[test]
 fn firecrackers_documents_and_the_examples_are_accepted() {
     let room = Room::new();
     for file in json_files("tests/data/firecracker").into_iter().chain(json_files("resources/examples")) {

@@ -26,6 +26,13 @@ fn reboot_by_every_register() {
     }
 }
 
+/// Firecracker's guests end so, and its clients take another status for an error.
+#[test]
+fn reboot_as_firecracker() {
+    let vm = Vm::boot("debian12/vmlinux").called("firecracker").args(["--no-api"]).append("reboot=k").run("reboot -f");
+    assert_eq!(vm.start().ends(0).why(), "vmm: the guest asked for a reset");
+}
+
 /// The disk tells the second boot from the first.
 #[test]
 fn reboot_with_restart_boots_again() {

@@ -36,6 +36,8 @@ pub struct Vm {
     stdout: Stdio,
     /// Variables of the monitor's environment.
     env: Vec<(OsString, OsString)>,
+    /// What the program is called.
+    name: Option<&'static str>,
     /// Run as nobody.
     nobody: bool,
     /// The user's side of the terminal that both are.
@@ -51,6 +53,7 @@ impl Vm {
             args: Vec::new(),
             append: Vec::new(),
             env: Vec::new(),
+            name: None,
             stdin,
             stdout,
             nobody: false,
@@ -95,6 +98,12 @@ impl Vm {
         self
     }
 
+    /// The program is called by this name.
+    pub fn called(mut self, name: &'static str) -> Self {
+        self.name = Some(name);
+        self
+    }
+
     /// The monitor runs as the user nobody, who has no rights.
     pub fn nobody(mut self) -> Self {
         self.nobody = true;
@@ -131,6 +140,9 @@ impl Vm {
             command.arg("--ctty").arg(program());
         }
         command.args(&self.args).envs(self.env);
+        if let Some(name) = self.name {
+            command.arg0(name);
+        }
         if !self.append.is_empty() {
             command.arg("--append").arg(self.append.join(" "));
         }

@@ -111,10 +111,11 @@ mod tests {
 
     use super::*;
     use crate::args::{Order, read};
+    use crate::personality::Personality;
 
     fn run(line: &str) -> crate::args::RunArgs {
         let words = std::iter::once("vmm").chain(line.split(' ')).map(OsString::from);
-        match read(words) {
+        match read(words, Personality::Own) {
             Ok(Order::Run(_, run)) => run,
             other => panic!("{line}: {other:?}"),
         }

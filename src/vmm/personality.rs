@@ -1,0 +1,77 @@
+//! Under which name the program was started: as `firecracker` it does what the launchers of Firecracker rely on. Pure; main
+//! thread. Source: Firecracker, src/firecracker/src/main.rs.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use api::routes::FIRECRACKER_VERSION;
+use machine::control::End;
+
+/// Firecracker's own socket.
+const SOCKET: &str = "/run/firecracker.socket";
+
+/// As what the program was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Personality {
+    /// As itself.
+    Own,
+    /// In Firecracker's place.
+    Firecracker,
+}
+
+impl Personality {
+    /// By the last part of the program's name as its starter gave it (`argv[0]`).
+    pub fn of(program: Option<&OsStr>) -> Self {
+        match program.and_then(|program| Path::new(program).file_name()) {
+            Some(name) if name == "firecracker" => Self::Firecracker,
+            _ => Self::Own,
+        }
+    }
+
+    /// The API's socket where the command line names none.
+    pub fn socket(self) -> Option<PathBuf> {
+        (self == Self::Firecracker).then(|| SOCKET.into())
+    }
+
+    /// What `--version` prints before our own line.
+    pub fn version(self) -> Option<String> {
+        (self == Self::Firecracker).then(|| format!("Firecracker v{FIRECRACKER_VERSION}"))
+    }
+
+    /// The process's exit status: a guest of Firecracker's ends by a reset, and that is no error.
+    pub fn exit_code(self, end: &End) -> u8 {
+        match self {
+            Self::Firecracker if end.is_reset() => 0,
+            _ => end.exit_code(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_part_of_the_name_counts() {
+        for (name, personality) in [
+            ("firecracker", Personality::Firecracker),
+            ("/usr/bin/firecracker", Personality::Firecracker),
+            ("./firecracker", Personality::Firecracker),
+            ("/opt/firecracker/vmm", Personality::Own),
+            ("firecracker-2", Personality::Own),
+            ("", Personality::Own),
+        ] {
+            assert_eq!(Personality::of(Some(name.as_ref())), personality, "{name}");
+        }
+        assert_eq!(Personality::of(None), Personality::Own);
+    }
+
+    #[test]
+    fn a_guest_s_reset_is_firecracker_s_regular_end() {
+        assert_eq!(Personality::Firecracker.exit_code(&End::Reset), 0);
+        assert_eq!(Personality::Own.exit_code(&End::Reset), 3);
+        for end in [End::PowerOff, End::Panicked, End::Halted, End::Left, End::Stopped] {
+            assert_eq!(Personality::Firecracker.exit_code(&end), Personality::Own.exit_code(&end), "{end}");
+        }
+    }
+}
