@@ -10,6 +10,8 @@ use api::client::{self, ClientError};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+#[path = "api/document.rs"]
+mod document;
 #[path = "api/operations.rs"]
 mod operations;
 

@@ -131,10 +131,11 @@ pub const ROUTES: &[Route] = &[
         done(api.remote.ask(order))
     }),
     route("PUT", "/actions", |api, call| {
-        let known = ["InstanceStart", "SendCtrlAltDel", "PowerButton", "Reset", "Stop", "FlushMetrics", "CoreDump"];
+        let actions = ["InstanceStart", "SendCtrlAltDel", "PowerButton", "Reset", "Stop", "FlushMetrics", "CoreDump"];
         let mut body = call.object()?;
+        known(&body, &["action_type", "path_on_host"])?;
         let path = body.remove("path_on_host");
-        let action = member(&body, "action_type", &known)?;
+        let action = member(&body, "action_type", &actions)?;
         let order = match (action, path) {
             ("CoreDump", Some(Value::String(path))) => Order::CoreDump { path: path.into() },
             ("CoreDump", _) => return Err("path_on_host is missing: the core file's path".into()),

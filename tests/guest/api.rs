@@ -132,6 +132,16 @@ fn for_before_the_start() -> Vec<(&'static str, &'static str, Value)> {
     requests
 }
 
+/// The keys that docs/api.yaml has for a change of what runs.
+fn changeable(path: &str) -> Vec<String> {
+    let operations = operations::operations();
+    let operation = operations.iter().find(|it| it.takes("PATCH", path)).expect("it is documented");
+    let schema = &operation.said["requestBody"]["content"]["application/json"]["schema"]["$ref"];
+    let place = schema.as_str().and_then(|it| it.strip_prefix('#')).expect("a schema of its own");
+    let document = operations::document();
+    document.pointer(place).and_then(|it| it["properties"].as_object()).expect("properties").keys().cloned().collect()
+}
+
 /// What runs does not change by what is for before the start, nor by a key that nobody knows; and the guest goes on.
 #[test]
 fn what_is_for_before_the_start_is_refused_after_it() {
@@ -161,6 +171,15 @@ fn what_is_for_before_the_start_is_refused_after_it() {
         ] {
             refused("PATCH", path, &body, "strange: unknown key");
         }
+    }
+    for (path, body) in [
+        ("/drives/disk1", json!({ "drive_id": "disk1", "is_read_only": true })),
+        ("/network-interfaces/eth0", json!({ "iface_id": "eth0", "guest_mac": "06:00:ac:10:00:02" })),
+        ("/pmem/m", json!({ "id": "m", "private": true })),
+        ("/serial", json!({ "serial_out_path": "/dev/null" })),
+    ] {
+        let can = format!("can not be changed while the VM exists; what can: {}", changeable(path).join(", "));
+        refused("PATCH", path, &body, &can);
     }
     remote.vm.send("\n");
     remote.vm.ends(0);
