@@ -29,20 +29,6 @@ fn the_document_has_every_endpoint_and_no_other() {
 }
 
 #[test]
-fn the_document_s_references_exist() {
-    let text = include_str!("../../../docs/api.yaml");
-    let schema = machine::config::VmConfig::schema();
-    let mut seen = 0;
-    for line in text.lines() {
-        let Some((_, rest)) = line.split_once("vm.schema.json#/$defs/") else { continue };
-        let name = rest.split('\'').next().unwrap_or_default();
-        assert!(schema["$defs"].get(name).is_some(), "{name}");
-        seen += 1;
-    }
-    assert!(seen > 10);
-}
-
-#[test]
 fn names_in_paths_are_one_part() {
     let form = "/drives/{drive_id}";
     assert_eq!(fits(form, "/drives/a-1"), Some("a-1"));
