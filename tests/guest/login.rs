@@ -1,8 +1,13 @@
 //! A whole distribution: Debian's minbase root, its own init, to the login prompt and back.
 
+use std::process::Command;
+
 use rustix::process::Signal;
 
-use crate::vm::{Running, Vm, copy_of};
+use crate::vm::{Running, Vm, copy_of, program};
+
+/// The API of a Debian, in its folder.
+const SOCKET: &str = "api.sock";
 
 #[test]
 fn debian_12_boots_to_its_login_prompt() {
@@ -37,6 +42,19 @@ fn sigterm_asks_it_to_power_off() {
     assert!(ended.console.contains("reboot: Power down"), "{}", ended.console);
 }
 
+/// `vmm ctl` presses it, too.
+#[test]
+fn a_request_asks_it_to_power_off() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let vm = debian("debian12/vmlinux", folder.path());
+    let mut ctl = Command::new(program());
+    let asked = ctl.arg("ctl").arg(folder.path().join(SOCKET)).arg("power-button").output().expect("run vmm");
+    assert!(asked.status.success(), "{asked:?}");
+    let ended = vm.ends(0);
+    assert_eq!(ended.why(), "vmm: the guest powered off");
+    assert!(ended.console.contains("reboot: Power down"), "{}", ended.console);
+}
+
 /// The same with busybox's init and acpid.
 #[test]
 fn sigint_asks_busybox_to_power_off() {
@@ -52,9 +70,9 @@ fn sigint_asks_busybox_to_power_off() {
 /// Boots a copy of the image to its prompt.
 fn debian(kernel: &str, folder: &std::path::Path) -> Running {
     let root = copy_of("debian12.ext4", folder);
-    let root = root.display().to_string();
+    let [root, socket] = [root, folder.join(SOCKET)].map(|path| path.display().to_string());
     // More grace than anyone needs: how long it takes is not what is tested.
-    let args = ["--rootfs", &root, "--memory", "512M", "--cpus", "2", "--grace", "200"];
+    let args = ["--rootfs", &root, "--memory", "512M", "--cpus", "2", "--grace", "200", "--api-sock", &socket];
     let mut vm = Vm::boot(kernel).args(args).pipe().start();
     vm.expect("login: ");
     vm

@@ -89,6 +89,42 @@ fn a_vm_without_an_api_is_listed() {
     assert_eq!((names.list(), names.path().read_dir().expect("a directory").count()), (vec![], 0));
 }
 
+/// What else `vmm ctl` asks and changes.
+#[test]
+fn a_vm_tells_and_can_be_changed() {
+    let names = Names::new();
+    let folder = folder();
+    let [disk, larger, memory, metrics] = ["disk", "larger", "memory", "metrics"].map(|name| folder.path().join(name));
+    for (file, mib) in [(&disk, 1), (&larger, 2), (&memory, 2)] {
+        std::fs::write(file, vec![0; mib << 20]).expect("a file");
+    }
+    let [data, log] = [("data", &disk), ("log", &memory)].map(|(id, file)| format!("{},id={id}", file.display()));
+    let args = ["--disk", &data, "--pmem", &log, "--metrics-path", &metrics.display().to_string()].map(str::to_owned);
+    let script =
+        "echo READY; while [ $(cat /sys/block/vda/size) = 2048 ]; do usleep 100000; done; echo LARGER; read go";
+    // A stock kernel: its initrd has the drivers of both.
+    let mut vm = names.start(Vm::boot("debian12/vmlinux").args(args).run(script).pipe(), "asked");
+    vm.expect("READY");
+    let runtime = names.path();
+    let mut events = Vm::new().args(["ctl", "asked", "events"]).env("VMM_RUNTIME_DIR", runtime).start();
+    events.expect(r#""event":"started""#);
+    names.ctl(&["asked", "update", "drives/data", &format!("path_on_host={}", larger.display())]);
+    vm.expect("LARGER");
+    names.ctl(&["asked", "update", "pmem/log", r#"rate_limiter={"ops":{"size":10,"refill_time":1000}}"#]);
+    let config: Value = serde_json::from_str(&names.ctl(&["asked", "config"])).expect("JSON");
+    assert_eq!(config["drives"][0]["path_on_host"], larger.display().to_string());
+    assert_eq!(config["pmem"][0]["rate_limiter"]["ops"]["size"], 10);
+    assert!(names.ctl(&["asked", "metrics"]).contains("vmm_block_bytes_in_total{id=\"data\"} "));
+    let lines = || std::fs::read_to_string(&metrics).expect("metrics").lines().count();
+    let before = lines();
+    names.ctl(&["asked", "flush-metrics"]);
+    assert!(lines() > before);
+    vm.send("\n");
+    vm.ends(0);
+    events.expect(r#""event":"exit""#);
+    events.ends(0);
+}
+
 /// The disk counts the boots. `on-reboot` is `exit`: a request is not the guest's own reboot.
 #[test]
 fn a_request_resets_a_guest_that_runs_or_is_paused() {
