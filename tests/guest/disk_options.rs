@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::disk::{checksum, disk, empty, folder, full};
+use crate::metrics::{lines, sum};
 use crate::vm::{Vm, host};
 
 /// A file system of the host, mounted as long as this lives.
@@ -12,12 +13,13 @@ pub struct Mounted(pub PathBuf);
 
 impl Mounted {
     fn tmpfs(at: &Path, size: &str) -> Self {
+        Self::of("tmpfs", at, &format!("size={size}"))
+    }
+
+    /// One in memory.
+    fn of(kind: &str, at: &Path, options: &str) -> Self {
         std::fs::create_dir(at).expect("a mount point");
-        let options = format!("size={size}");
-        host(
-            "mount",
-            &["-t".as_ref(), "tmpfs".as_ref(), "-o".as_ref(), options.as_ref(), "x".as_ref(), at.as_os_str()],
-        );
+        host("mount", &["-t".as_ref(), kind.as_ref(), "-o".as_ref(), options.as_ref(), "x".as_ref(), at.as_os_str()]);
         Self(at.to_owned())
     }
 
@@ -105,6 +107,12 @@ fn discarded_blocks_read_as_zeros() {
 /// Where the host's file system is full, the guest gets I/O errors; what it can still do it does.
 #[test]
 fn a_full_host_disk_is_an_error_in_the_guest() {
+    for engine in ["sync", "async"] {
+        fills_the_host(&format!(",engine={engine}"));
+    }
+}
+
+fn fills_the_host(options: &str) {
     let folder = folder();
     let small = Mounted::tmpfs(&folder.path().join("small"), "4M");
     let image = empty(&small.0, "image", 16 << 20);
@@ -113,11 +121,30 @@ fn a_full_host_disk_is_an_error_in_the_guest() {
         dd if=/dev/urandom of=/dev/vda bs=1M count=8 seek=4 oflag=direct 2>/dev/null || echo full=yes
         blkdiscard -o 0 -l 16777216 /dev/vda && echo discarded=yes
         dd if=/dev/urandom of=/dev/vda bs=1M count=2 seek=4 oflag=direct 2>/dev/null && echo again=yes";
-    let mut vm = Vm::tuned().args(disk(&image, "")).run(script).start();
+    let mut vm = Vm::tuned().args(disk(&image, options)).run(script).start();
     vm.expect_error("No space left on device");
     let ended = vm.ends(0);
     let said = ["first", "full", "discarded", "again"].map(|name| ended.value(name).to_owned());
     assert_eq!(said, ["yes"; 4]);
+}
+
+/// What the host can not give back is refused as unsupported, which Linux passes over; the disk goes on, unchanged.
+#[test]
+fn a_file_system_without_holes_refuses_discards() {
+    for engine in ["sync", "async"] {
+        let folder = folder();
+        let store = Mounted::of("ramfs", &folder.path().join("store"), "mode=700");
+        let image = full(&store.0, "image", 4 << 20);
+        let script = "blkdiscard /dev/vda; echo 3 > /proc/sys/vm/drop_caches
+            echo after=$(md5sum </dev/vda | cut -d' ' -f1)
+            dd if=/dev/vda of=/dev/vda bs=1M count=1 seek=3 conv=fsync 2>/dev/null && echo written=yes";
+        let (before, metrics) = (checksum(&image), folder.path().join("metrics"));
+        let args = ["--metrics-path".into(), metrics.display().to_string()];
+        let vm = Vm::tuned().args(disk(&image, &format!(",engine={engine}"))).args(args);
+        let ended = vm.run(script).start().ends(0);
+        assert_eq!((ended.value("after"), ended.value("written")), (before.as_str(), "yes"));
+        assert_eq!(sum(&lines(&metrics), "block_disk1", "execute_fails"), 1);
+    }
 }
 
 /// Every byte, both ways, in requests of every size; the images on a file system that has O_DIRECT.

@@ -19,3 +19,14 @@ fn the_guest_reads_random_bytes() {
         assert_eq!(ended.number("bytes"), 100_000);
     }
 }
+
+/// 16 KiB, of which 4 are in the bucket: the others wait three seconds.
+#[test]
+fn a_limited_source_takes_its_time() {
+    let limit = r#"entropy={"rate_limiter":{"bandwidth":{"size":4096,"refill_time":1000}}}"#;
+    let script = r#"read up idle < /proc/uptime; echo bytes=$(head -c 16384 /dev/hwrng | wc -c); read now idle < /proc/uptime
+        awk "BEGIN { print \"ms=\" int(($now - $up) * 1000) }""#;
+    let ended = Vm::tuned().args(["--set", limit]).run(script).start().ends(0);
+    assert_eq!(ended.number("bytes"), 16_384);
+    assert!(ended.number("ms") >= 2500, "{} ms", ended.number("ms"));
+}
