@@ -93,7 +93,9 @@ fn what_a_guest_does_is_counted() {
     let kept: u64 = all.iter().filter_map(|line| line["vcpu_0"]["exit_time"]["count"].as_u64()).sum();
     let exits =
         ["exit_io_in", "exit_io_out", "exit_mmio_read", "exit_mmio_write"].map(|kind| sum(&all, "vcpu_0", kind));
-    assert_eq!(kept, exits.iter().sum::<u64>());
+    // The exit that powers off is still under way, or has just ended.
+    let under_way = exits.iter().sum::<u64>() - kept;
+    assert!(under_way <= 1, "{under_way} exits without a time");
     assert!(sum(&all, "uart", "write_count") >= ended.console.len() as u64);
     assert_eq!(sum(&all, "vcpu", "failures"), 0);
     assert!(sum(&all, "interrupts", "triggers") > 0);
