@@ -212,8 +212,7 @@ impl Pair {
     /// Takes the driver's buffers for a frame of `needed` bytes, if it has so many. Returns how many bytes they hold.
     fn take_room(&mut self, needed: u64, mergeable: bool, io: &mut Io<'_>) -> Result<u64, Broken> {
         let mut room = places(&self.chains, io.memory()).last().map_or(0, |(_, range)| range.end);
-        let most = if mergeable { BUFFERS_MAX } else { 1 };
-        while room < needed && self.chains.len() < most {
+        while room < needed && self.chains.len() < most_buffers(mergeable) {
             let Some(held) = io.take(self.queue, self.rooms.pop().unwrap_or_default())? else { break };
             let held_room = held.chain(io.memory()).writable_len();
             if held_room <= HEADER as u64 {
@@ -228,7 +227,7 @@ impl Pair {
     /// Brings a frame to the driver. What no buffers could hold is dropped.
     fn deliver(&mut self, len: u64, gate: &Gate, io: &mut Io<'_>) -> Result<Delivery, Broken> {
         if self.take_room(len, gate.mergeable, io)? < len {
-            if self.chains.len() < if gate.mergeable { BUFFERS_MAX } else { 1 } {
+            if self.chains.len() < most_buffers(gate.mergeable) {
                 return Ok(Delivery::Later);
             }
             self.let_go(io);
@@ -251,15 +250,17 @@ impl Pair {
 
     /// Writes the frame to the first chains that hold it and returns them to the driver.
     fn fill(&mut self, len: u64, io: &mut Io<'_>) -> Result<(), Broken> {
-        let used = places(&self.chains, io.memory()).take_while(|(_, range)| range.start < len).count();
-        let (chains, _) = self.chains.split_at_checked(used).unwrap_or_default();
-        self.frame.write(len, chains, io.memory()).map_err(|_| OUT)?;
         self.used.clear();
-        for (held, (_, range)) in chains.iter().zip(places(chains, io.memory())) {
+        for (held, (_, range)) in self.chains.iter().zip(places(&self.chains, io.memory())) {
+            if range.start >= len {
+                break;
+            }
             let bytes = range.end.min(len).saturating_sub(range.start);
             self.used.push((held.head(), u32::try_from(bytes).unwrap_or(u32::MAX)));
         }
-        self.rooms.extend(self.chains.drain(..used).map(Held::into_room));
+        let (chains, _) = self.chains.split_at_checked(self.used.len()).unwrap_or_default();
+        self.frame.write(len, chains, io.memory()).map_err(|_| OUT)?;
+        self.rooms.extend(self.chains.drain(..self.used.len()).map(Held::into_room));
         io.give_all(self.queue, &self.used)
     }
 
@@ -312,6 +313,11 @@ pub fn may_pass(throttle: Option<&mut Throttle>, bytes: u64, frames: &Frames) ->
         count(&frames.frames_throttled, 1);
     }
     allowed
+}
+
+/// How many of the driver's buffers one frame may take.
+fn most_buffers(mergeable: bool) -> usize {
+    if mergeable { BUFFERS_MAX } else { 1 }
 }
 
 /// Bytes of a frame without its header.
