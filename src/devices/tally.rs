@@ -4,10 +4,17 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Adds `n` to a counter. Only one thread at a time writes it (a device's worker, or who holds the lock of its registers),
-/// so a load and a store do, without a locked instruction.
-pub(crate) fn count(counter: &AtomicU64, n: u64) {
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+/// Adds `n` to a counter; returns the count before. Only one thread at a time writes it (a device's worker, a vCPU's thread,
+/// or who holds the lock of the registers), so a load and a store do, without a locked instruction.
+pub fn count(counter: &AtomicU64, n: u64) -> u64 {
+    let before = counter.load(Ordering::Relaxed);
+    counter.store(before.wrapping_add(n), Ordering::Relaxed);
+    before
+}
+
+/// A time as it is measured: microseconds.
+pub fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// One thing that is measured.

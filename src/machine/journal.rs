@@ -70,9 +70,9 @@ impl Journal {
     /// Notes an event, and that it is now.
     pub fn note(&self, happening: &Happening<'_>) {
         let mut event = event(happening);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = utc_ms();
         let mut kept = self.kept();
-        event["utc_timestamp_ms"] = u64::try_from(now.as_millis()).unwrap_or(u64::MAX).into();
+        event["utc_timestamp_ms"] = now.into();
         event["number"] = (kept.first + kept.lines.len() as u64).into();
         let line = format!("{event}\n");
         kept.bytes += line.len();
@@ -122,6 +122,12 @@ impl AsFd for Journal {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.bell.as_fd()
     }
+}
+
+/// The host's time of day: milliseconds since 1970, UTC.
+pub(crate) fn utc_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn event(happening: &Happening<'_>) -> Value {

@@ -10,14 +10,14 @@ use std::fmt;
 use std::io;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use devices::bus::Bus;
 use devices::tally;
-use devices::tally::Times;
+use devices::tally::{Times, count};
 use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, register_signal_handler, unblock_signal};
@@ -76,7 +76,7 @@ impl ExitCounts {
     /// Counts an access that found no device.
     fn claim(&self, found: bool) {
         if !found {
-            count(&self.unclaimed);
+            count(&self.unclaimed, 1);
         }
     }
 }
@@ -265,7 +265,7 @@ impl Vcpu {
             match self.run_once() {
                 Ok(()) => {}
                 Err(Stop::Kicked) => {
-                    count(&self.exits.kicked);
+                    count(&self.exits.kicked, 1);
                     self.fd.set_kvm_immediate_exit(0);
                     let mut state = State::Running;
                     // Only while it runs: a message that is taken must be obeyed.
@@ -282,7 +282,7 @@ impl Vcpu {
                     return State::Parked;
                 }
                 Err(stop) => {
-                    count(&self.exits.failures);
+                    count(&self.exits.failures, 1);
                     self.events.vcpu_stopped(self.id, stop);
                     return State::Parked;
                 }
@@ -298,23 +298,23 @@ impl Vcpu {
         let begun = Instant::now();
         match exit {
             VcpuExit::IoIn(port, data) => {
-                count(&self.exits.exit_io_in);
+                count(&self.exits.exit_io_in, 1);
                 data.chunks_mut(access_size())
                     .for_each(|access| self.exits.claim(self.buses.io.read(port.into(), access)));
             }
             VcpuExit::IoOut(port, data) => {
-                if count(&self.exits.exit_io_out) == 0 {
+                if count(&self.exits.exit_io_out, 1) == 0 {
                     self.events.timeline().mark(Mark::FirstExit);
                 }
                 data.chunks(access_size())
                     .for_each(|access| self.exits.claim(self.buses.io.write(port.into(), access)));
             }
             VcpuExit::MmioRead(address, data) => {
-                count(&self.exits.exit_mmio_read);
+                count(&self.exits.exit_mmio_read, 1);
                 self.exits.claim(self.buses.mmio.read(address, data));
             }
             VcpuExit::MmioWrite(address, data) => {
-                count(&self.exits.exit_mmio_write);
+                count(&self.exits.exit_mmio_write, 1);
                 self.exits.claim(self.buses.mmio.write(address, data));
             }
             VcpuExit::Intr => return Err(Stop::Kicked),
@@ -345,14 +345,6 @@ fn access_size() -> usize {
         let size = unsafe { (*run.get()).__bindgen_anon_1.io.size };
         usize::from(size).max(1)
     })
-}
-
-/// Counts one; returns the count before.
-fn count(counter: &AtomicU64) -> u64 {
-    // Only this vCPU's thread writes, so a load and a store do.
-    let before = counter.load(Ordering::Relaxed);
-    counter.store(before + 1, Ordering::Relaxed);
-    before
 }
 
 impl fmt::Debug for VcpuHandle {

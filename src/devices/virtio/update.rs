@@ -53,14 +53,7 @@ impl DeviceConfig {
     /// What makes a device of this kind become what this configuration says, where only `keys` are new. Opens the files
     /// that they name.
     pub fn change(&self, keys: &[&str]) -> Result<Change, UpdateError> {
-        if let Some(fixed) = keys.iter().find(|key| !self.live_keys().contains(*key)) {
-            let live = self.live_keys().join(", ");
-            let text = match live.is_empty() {
-                true => format!("{fixed} can not be changed while the VM exists, and nothing else of this device"),
-                false => format!("{fixed} can not be changed while the VM exists; what can: {live}"),
-            };
-            return Err(UpdateError::new(text));
-        }
+        refuse_fixed(keys.iter().copied(), self.live_keys())?;
         let is_new = |key| keys.contains(&key);
         let limits = |key, limits: &Option<RateLimiterConfig>| is_new(key).then(|| limits.unwrap_or_default());
         Ok(match self {
@@ -84,6 +77,16 @@ impl DeviceConfig {
             Self::Fs(_) | Self::Vsock(_) => return Err(UpdateError::new("nothing is to be changed")),
         })
     }
+}
+
+/// Refuses by name what is not among the `live` keys of a device.
+pub fn refuse_fixed<'a>(keys: impl IntoIterator<Item = &'a str>, live: &[&str]) -> Result<(), UpdateError> {
+    let Some(fixed) = keys.into_iter().find(|key| !live.contains(key)) else { return Ok(()) };
+    let what_can = match live.is_empty() {
+        true => ", and nothing else of this device".to_owned(),
+        false => format!("; what can: {}", live.join(", ")),
+    };
+    Err(UpdateError::new(format!("{fixed} can not be changed while the VM exists{what_can}")))
 }
 
 #[cfg(test)]

@@ -4,9 +4,10 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use devices::tally::Gauge;
-use devices::virtio::Change;
+use devices::tally::{Gauge, micros};
 use devices::virtio::balloon::BalloonChange;
+use devices::virtio::update::refuse_fixed;
+use devices::virtio::{Change, UpdateError};
 use serde_json::{Map, Value, json};
 
 use super::mailbox::{Answer, Refusal, Reply, Request, State};
@@ -80,10 +81,8 @@ impl Control<'_> {
     }
 
     /// The serial port's limit is all of it that changes.
-    fn update_serial(&self, patch: &Map<String, Value>, wanted: &SerialConfig) -> Result<(), String> {
-        if let Some(fixed) = patch.keys().find(|key| *key != "rate_limiter") {
-            return Err(format!("{fixed} can not be changed while the VM exists; what can: rate_limiter"));
-        }
+    fn update_serial(&self, patch: &Map<String, Value>, wanted: &SerialConfig) -> Result<(), UpdateError> {
+        refuse_fixed(patch.keys().map(String::as_str), &["rate_limiter"])?;
         if let Some(console) = self.console {
             console.set_limit(wanted.rate_limiter.as_ref());
         }
@@ -139,7 +138,7 @@ impl Control<'_> {
         let wanted = self.config.patched(&place, patch, source, None);
         let wanted = wanted.map_err(|faults| Refusal::Refused(faults.to_string()))?;
         if id == "serial" {
-            self.update_serial(patch, &wanted.serial).map_err(refused)?;
+            self.update_serial(patch, &wanted.serial).map_err(|error| refused(error.to_string()))?;
             *self.config = wanted;
             return Ok(());
         }
@@ -163,5 +162,5 @@ impl Control<'_> {
 
 /// Notes how many microseconds something took.
 fn note(gauge: &Gauge, begun: Instant) {
-    gauge.0.store(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    gauge.0.store(micros(begun.elapsed()), Ordering::Relaxed);
 }

@@ -3,12 +3,11 @@
 //!
 //! Source of the names: Firecracker, src/vmm/src/logger/metrics.rs and the metrics.rs of each device.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use devices::tally::{RANGES, Times, Value as Measured};
+use devices::tally::{RANGES, Times, Value as Measured, micros};
 use serde_json::{Map, Value};
 
 use super::Source;
+use crate::journal::utc_ms;
 
 /// What Firecracker calls what is counted here: group, our name, its name.
 const NAMES: [(&str, &str, &str); 24] = [
@@ -63,9 +62,8 @@ impl Line {
 
     /// The line of now, with `head` in it; its last byte is a line feed.
     pub fn next<'a>(&mut self, head: Map<String, Value>, sources: impl Iterator<Item = &'a Source>) -> Vec<u8> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut line = head;
-        line.insert("utc_timestamp_ms".into(), u64::try_from(now.as_millis()).unwrap_or(u64::MAX).into());
+        line.insert("utc_timestamp_ms".into(), utc_ms().into());
         let mut interrupts = 0;
         for (index, source) in sources.enumerate() {
             if self.seen.len() <= index {
@@ -110,7 +108,7 @@ fn object(source: &Source, seen: &mut Vec<u64>) -> Map<String, Value> {
 /// `{"count": 3, "sum_us": 70, "le_us": {"16": 1, "32": 2}}`: how many took at most so long, range by range.
 fn spread(times: &Times, since: &mut impl FnMut(u64) -> u64) -> Value {
     let ranges: [u64; RANGES] = times.ranges().map(&mut *since);
-    let sum = since(u64::try_from(times.sum().as_micros()).unwrap_or(u64::MAX));
+    let sum = since(micros(times.sum()));
     let named = ranges.iter().enumerate().filter(|(_, count)| **count > 0).map(|(range, count)| {
         let end = Times::end_of(range).map_or("inf".to_owned(), |end| end.to_string());
         (end, Value::from(*count))

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use devices::tally::{Metric, Tally, Value};
+use devices::tally::{Metric, Tally, Value, micros};
 
 /// This process.
 pub struct Process;
@@ -27,7 +27,7 @@ impl Process {
 
 impl Tally for Process {
     fn each(&self, show: &mut dyn FnMut(Metric<'_>)) {
-        let cpu = u64::try_from(Self::cpu_time().as_micros()).unwrap_or(u64::MAX);
+        let cpu = micros(Self::cpu_time());
         let help = "CPU time of all threads, the vCPUs among them, microseconds.";
         show(Metric { name: "cpu_us", help, value: Value::Counter(cpu) });
         let help = "Memory of the process, the guest's touched pages among it, bytes.";

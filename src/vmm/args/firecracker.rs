@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use devices::tally;
-use devices::tally::Gauge;
+use devices::tally::{Gauge, micros};
 use machine::metrics::{Metrics, Process};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -99,10 +99,6 @@ impl FirecrackerArgs {
         }
         startup
     }
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

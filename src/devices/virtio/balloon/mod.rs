@@ -426,7 +426,7 @@ fn release(memory: &GuestRam, (first, pages): (u64, u64), counters: &Counters) {
                 slice.bitmap().mark_dirty(0, slice.len()); // its content has changed
                 counters.moved_out(u64::try_from(slice.len()).unwrap_or(0));
             }
-            _ => count(&counters.failed, 1), // the host's 2 MiB pages can not be given back in parts
+            _ => _ = count(&counters.failed, 1), // the host's 2 MiB pages can not be given back in parts
         }
     }
 }

@@ -175,9 +175,9 @@ impl Block {
             Ok(data) => (VIRTIO_BLK_S_OK, data),
             Err(failure) => {
                 if failure.is_the_drivers() {
-                    counters.refuse()
+                    counters.refuse();
                 } else {
-                    count(&counters.failed, 1)
+                    count(&counters.failed, 1);
                 }
                 (self.explain(&failure), 0)
             }
