@@ -182,19 +182,15 @@ pub const ROUTES: &[Route] = &[
     route("PUT", "/mmds", |api, call| Ok(api.metadata.put(call.json()?).map(|()| Told::Nothing)?)),
     route("PATCH", "/mmds", |api, call| Ok(api.metadata.patch(&call.json()?).map(|()| Told::Nothing)?)),
     route("PUT", "/mmds/config", |api, call| call.set(api, JsonPath::keys(["mmds-config"]))),
-    route("GET", "/balloon", |api, _| match describe(api)?.1["balloon"].take() {
-        Value::Null => Err("there is no balloon".into()),
-        balloon => Ok(Told::Json(balloon)),
-    }),
+    route("GET", "/balloon", |api, _| there(describe(api)?.1["balloon"].take(), "there is no balloon")),
     route("PUT", "/balloon", |api, call| call.set(api, JsonPath::keys(["balloon"]))),
     route("PATCH", "/balloon", |api, call| {
         let body = call.object()?;
         only(&body, &["amount_mib"])?;
         call.update(api, "balloon", body)
     }),
-    route("GET", "/balloon/statistics", |api, _| match balloon(api, "statistics")? {
-        Value::Null => Err("the balloon's statistics are off (stats_polling_interval_s)".into()),
-        statistics => Ok(Told::Json(statistics)),
+    route("GET", "/balloon/statistics", |api, _| {
+        there(balloon(api, "statistics")?, "the balloon's statistics are off (stats_polling_interval_s)")
     }),
     route("PATCH", "/balloon/statistics", |api, call| {
         let body = call.object()?;
@@ -216,13 +212,11 @@ pub const ROUTES: &[Route] = &[
     route("PATCH", "/balloon/hinting/stop", |api, _| done(api.remote.ask(Order::Hint(Hint::Stop)))),
     route("PATCH", "/balloon/reporting/pause", |api, _| done(api.remote.ask(Order::PauseReporting(true)))),
     route("PATCH", "/balloon/reporting/resume", |api, _| done(api.remote.ask(Order::PauseReporting(false)))),
-    route("GET", "/balloon/reporting/status", |api, _| match balloon(api, "reporting")? {
-        Value::Null => Err("free page reporting is off (free_page_reporting)".into()),
-        status => Ok(Told::Json(status)),
+    route("GET", "/balloon/reporting/status", |api, _| {
+        there(balloon(api, "reporting")?, "free page reporting is off (free_page_reporting)")
     }),
-    route("GET", "/balloon/hinting/status", |api, _| match balloon(api, "hinting")? {
-        Value::Null => Err("free page hinting is off (free_page_hinting)".into()),
-        status => Ok(Told::Json(status)),
+    route("GET", "/balloon/hinting/status", |api, _| {
+        there(balloon(api, "hinting")?, "free page hinting is off (free_page_hinting)")
     }),
 ];
 
@@ -268,6 +262,11 @@ impl Api {
             Err(fault) => Response::fault(fault.status, &fault.text),
         }
     }
+}
+
+/// What is there, or the reason why nothing is.
+fn there(value: Value, why_not: &str) -> Outcome {
+    if value.is_null() { Err(why_not.into()) } else { Ok(Told::Json(value)) }
 }
 
 /// What the VM has to tell.

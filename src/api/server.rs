@@ -2,27 +2,24 @@
 //!
 //! Requests are carried out one after another, as the control thread answers them.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread::{Builder, JoinHandle};
-use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use machine::journal::Journal;
+use machine::lock;
 
 use crate::connection::Connection;
 use crate::message::{Request, Response};
 
 /// Most clients at a time. One more takes the place of the one that was silent for longest.
 const CLIENTS_MAX: usize = 256;
-/// How long others, who need it for microseconds, may have the directory of a socket locked.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-const LOCK_RETRY: Duration = Duration::from_millis(1);
 /// Stack of the thread, bytes.
 const STACK: usize = 512 << 10;
 
@@ -80,17 +77,11 @@ pub struct SocketError {
 fn lock_directory(path: &Path) -> io::Result<Option<File>> {
     let directory = path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let Ok(directory) = File::open(directory) else { return Ok(None) };
-    let until = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match directory.try_lock() {
-            Ok(()) => return Ok(Some(directory)),
-            Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(LOCK_RETRY),
-            Err(TryLockError::WouldBlock) => {
-                return Err(io::Error::other(format!("another process has held it for {LOCK_PATIENCE:?}")));
-            }
-            // A file system without locks.
-            Err(TryLockError::Error(_)) => return Ok(None),
-        }
+    match lock::lock(&directory) {
+        Ok(true) => Ok(Some(directory)),
+        Ok(false) => Err(io::Error::other(format!("another process has held it for {:?}", lock::PATIENCE))),
+        // A file system without locks.
+        Err(_) => Ok(None),
     }
 }
 
@@ -211,6 +202,7 @@ fn accept(listener: &UnixListener, clients: &mut Vec<Connection>) {
 mod tests {
     use std::io::{Read, Write};
     use std::sync::{Arc, Mutex};
+    use std::time::{Duration, Instant};
 
     use super::*;
 

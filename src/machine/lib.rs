@@ -14,6 +14,7 @@ pub mod gdb;
 pub mod input;
 pub mod journal;
 pub mod kvm;
+pub mod lock;
 pub mod machine;
 pub mod memory;
 pub mod metrics;

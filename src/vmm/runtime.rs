@@ -9,9 +9,8 @@ use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
+use machine::lock;
 use serde::{Deserialize, Serialize};
 
 use crate::args::instance_id;
@@ -21,9 +20,6 @@ const VARIABLE: &str = "VMM_RUNTIME_DIR";
 /// The file that is locked, and the API's socket.
 const RECORD: &str = "vm.json";
 const SOCKET: &str = "api.sock";
-/// How long the runtime directory may be locked by others, who need it for microseconds.
-const PATIENCE: Duration = Duration::from_secs(5);
-const RETRY: Duration = Duration::from_millis(2);
 /// Longest `vm.json`, bytes.
 const RECORD_MAX: u64 = 4096;
 
@@ -152,16 +148,9 @@ impl Runtime {
     /// Holds the whole directory for as long as the file lives.
     fn lock(&self) -> io::Result<File> {
         let directory = File::open(&self.0)?;
-        let until = Instant::now() + PATIENCE;
-        loop {
-            match directory.try_lock() {
-                Ok(()) => return Ok(directory),
-                Err(TryLockError::WouldBlock) if Instant::now() < until => sleep(RETRY),
-                Err(TryLockError::WouldBlock) => {
-                    return Err(io::Error::other(format!("another process has it locked for {PATIENCE:?}")));
-                }
-                Err(TryLockError::Error(error)) => return Err(error),
-            }
+        match lock::lock(&directory)? {
+            true => Ok(directory),
+            false => Err(io::Error::other(format!("another process has it locked for {:?}", lock::PATIENCE))),
         }
     }
 }

@@ -91,17 +91,9 @@ def memory(path, vm, resident, work):
     return {"plain_kib": plain, "watched_kib": resident("vmm", path, vm, more, use)["beside_kib"]}
 
 
-def cell(values, base, digits=3):
-    """Median, spread, and the median's ratio to that of `base`, in milliseconds."""
-    middle = statistics.median(values)
-    text = f"{middle / 1e6:,.{digits}f} ({(max(values) - min(values)) / 1e6:,.{digits}f})"
-    return text + (f" [{middle / statistics.median(base):.2f}]" if base else "")
-
-
-def table(result):
-    """One row per figure, one column per monitor."""
+def table(result, cell):
+    """One row per figure, in milliseconds, and one column per monitor; `cell` says what is in it."""
     samples = result["samples"]
-    base = samples.get("firecracker", [])
     rows = [
         ("exec to an answer", lambda one: one["answer"]),
         ("first PUT to init", lambda one: one["init"]),
@@ -112,8 +104,9 @@ def table(result):
     rows.append(("PUT of any (medians')", lambda one: statistics.median(one["put"].values())))
     print(f"{'ms':<28}" + "".join(f"{name:>28}" for name in samples))
     for title, figure in rows:
-        of_base = [figure(one) for one in base]
-        print(f"{title:<28}" + "".join(f"{cell([figure(one) for one in ones], of_base):>28}" for ones in samples.values()))
+        millis = {name: [figure(one) / 1e6 for one in ones] for name, ones in samples.items()}
+        of_base = millis.get("firecracker")
+        print(f"{title:<28}" + "".join(f"{cell(ones, of_base, 3):>28}" for ones in millis.values()))
     for name, kib in result.get("memory", {}).items():
         print(f"{name}: beside the guest {kib['plain_kib']} KiB; with API, metrics and log "
               f"{kib['watched_kib'] - kib['plain_kib']} KiB more")

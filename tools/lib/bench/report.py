@@ -47,10 +47,10 @@ def units(job):
     return (IOPS, PER_OP, EXITS_OP) if "-4k-" in job else (RATE, PER_GB, EXITS_MB)
 
 
-def cell(values, base):
+def cell(values, base, digits=None):
     """Median, spread, and the median's ratio to that of `base`."""
     middle, base = statistics.median(values), statistics.median(base) if base else 0
-    digits = 1 if middle >= 10 else 3
+    digits = digits or (1 if middle >= 10 else 3)
     text = f"{middle:,.{digits}f} ({max(values) - min(values):,.{digits}f})"
     return text + (f" [{middle / base:.2f}]" if base else "")
 
@@ -62,7 +62,7 @@ def table(what, result):
     if what == "boot":
         boot(result)
     elif what == "api":
-        api.table(result)
+        api.table(result, cell)
     else:
         jobs(result["samples"])
     for name, count in result["stalls"].items():
