@@ -2,3 +2,5 @@
 //! file-system images that a guest mounts.
 //!
 //! Nothing in here needs KVM: images are pulled, converted and looked at on any Linux, without root.
+
+pub mod erofs;
