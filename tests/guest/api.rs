@@ -26,10 +26,14 @@ impl Remote {
     pub fn start(vm: Vm) -> Self {
         let folder = folder();
         let socket = folder.path().join("api.sock");
-        let vm = vm.args(["--api-sock".as_ref(), socket.as_os_str()]).start();
+        let mut vm = vm.args(["--api-sock".as_ref(), socket.as_os_str()]).start();
         let until = Instant::now() + PATIENCE;
         while !socket.exists() {
             assert!(Instant::now() < until, "no API");
+            if !vm.is_running() {
+                let ended = vm.ends(0); // which says more where that is not so
+                panic!("no API: {}", ended.errors);
+            }
             sleep(Duration::from_millis(10));
         }
         Self { vm, socket, _folder: folder }

@@ -16,6 +16,7 @@ mod disk_kill;
 mod disk_options;
 mod ends;
 mod gdb;
+mod hostile_clients;
 mod lies;
 mod login;
 mod metrics;
