@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use api::routes::FIRECRACKER_VERSION;
 use machine::control::End;
+use machine::stop::VcpuStop;
 
 /// Firecracker's own socket.
 const SOCKET: &str = "/run/firecracker.socket";
@@ -38,11 +39,13 @@ impl Personality {
         (self == Self::Firecracker).then(|| format!("Firecracker v{FIRECRACKER_VERSION}"))
     }
 
-    /// The process's exit status: a guest of Firecracker's ends by a reset, and that is no error.
+    /// The process's exit status: a guest of Firecracker's ends by a reset, and that is no error. Nor is a triple fault, by
+    /// which a kernel resets that is told `reboot=t` (Firecracker, src/vmm/src/vstate/vcpu.rs: KVM_EXIT_SHUTDOWN).
     pub fn exit_code(self, end: &End) -> u8 {
-        match self {
-            Self::Firecracker if end.is_reset() => 0,
-            _ => end.exit_code(),
+        match (self, end) {
+            (Self::Firecracker, End::Vcpu(_, VcpuStop::TripleFault(_))) => 0,
+            (Self::Firecracker, end) if end.is_reset() => 0,
+            (_, end) => end.exit_code(),
         }
     }
 }
@@ -68,8 +71,11 @@ mod tests {
 
     #[test]
     fn a_guest_s_reset_is_firecracker_s_regular_end() {
-        assert_eq!(Personality::Firecracker.exit_code(&End::Reset), 0);
-        assert_eq!(Personality::Own.exit_code(&End::Reset), 3);
+        let by_triple_fault = End::Vcpu(0, VcpuStop::TripleFault(Box::default()));
+        for (end, own) in [(End::Reset, 3), (End::Vcpu(0, VcpuStop::SystemReset), 3), (by_triple_fault, 5)] {
+            assert_eq!(Personality::Firecracker.exit_code(&end), 0, "{end}");
+            assert_eq!(Personality::Own.exit_code(&end), own, "{end}");
+        }
         for end in [End::PowerOff, End::Panicked, End::Halted, End::Left, End::Stopped] {
             assert_eq!(Personality::Firecracker.exit_code(&end), Personality::Own.exit_code(&end), "{end}");
         }

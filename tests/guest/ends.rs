@@ -29,8 +29,11 @@ fn reboot_by_every_register() {
 /// Firecracker's guests end so, and its clients take another status for an error.
 #[test]
 fn reboot_as_firecracker() {
-    let vm = Vm::boot("debian12/vmlinux").called("firecracker").args(["--no-api"]).append("reboot=k").run("reboot -f");
-    assert_eq!(vm.start().ends(0).why(), "vmm: the guest asked for a reset");
+    for (way, why) in [("reboot=k", "vmm: the guest asked for a reset"), ("reboot=t", "triple fault")] {
+        let vm = Vm::boot("debian12/vmlinux").called("firecracker").args(["--no-api"]).append(way).run("reboot -f");
+        let ended = vm.start().ends(0);
+        assert!(ended.why().contains(why), "{}", ended.errors);
+    }
 }
 
 /// The disk tells the second boot from the first.
