@@ -13,6 +13,8 @@ mod child;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzzing;
 pub mod legacy;
+pub mod listener;
+pub mod lock;
 mod log_limit;
 pub mod memory;
 pub mod mmds;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use devices::legacy::console_out::ConsoleOut;
+use devices::listener::Listener;
 use devices::seams::GuestEvent;
 use tracing::{info, warn};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -28,7 +29,7 @@ use self::watch::Watch;
 use crate::config::{LoggerConfig, VmConfig};
 use crate::error::{Doing, HostError};
 use crate::events::Event;
-use crate::gdb::{Gdb, Socket};
+use crate::gdb::Gdb;
 use crate::input::Input;
 use crate::journal::{Happening, Journal};
 use crate::machine::Machine;
@@ -128,7 +129,7 @@ pub struct Surroundings<'a> {
     /// Where requests come from.
     pub mailbox: Option<&'a Mailbox>,
     /// Where gdb finds the guest, which then has not been started: it waits for gdb.
-    pub gdb: Option<Socket>,
+    pub gdb: Option<Listener>,
     /// The machine's configuration; a change of a device while it runs is written here.
     pub config: &'a mut VmConfig,
     /// What is counted: written from time to time, and when it is asked for.

@@ -10,13 +10,11 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
 
+use devices::listener::Listener;
 use gdbstub::common::Signal;
 use gdbstub::conn::Connection;
 use gdbstub::stub::state_machine::GdbStubStateMachine as Stub;
@@ -30,32 +28,6 @@ use target::{Debugged, tid};
 
 /// Longest packet from gdb, bytes: all registers, or a page of memory, in hexadecimal.
 const PACKET: usize = 16 << 10;
-
-/// The socket. Its name goes with it.
-#[derive(Debug)]
-pub struct Socket {
-    listener: UnixListener,
-    path: PathBuf,
-}
-
-impl Socket {
-    /// Makes it. The socket of a process that has ended is replaced.
-    pub fn bind(path: &Path) -> io::Result<Self> {
-        let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-        if is_socket && UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) {
-            fs::remove_file(path)?;
-        }
-        let listener = UnixListener::bind(path)?;
-        listener.set_nonblocking(true)?;
-        Ok(Self { listener, path: path.to_owned() })
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
-    }
-}
 
 /// Answers on their way to gdb.
 #[derive(Default)]
@@ -95,7 +67,7 @@ pub enum Asked {
 
 /// The debugger of a machine.
 pub struct Gdb<'a> {
-    socket: Socket,
+    listener: Listener,
     session: Option<Session<'a>>,
     target: Debugged<'a>,
     /// The whole machine is paused: nothing runs, whatever gdb wants.
@@ -106,14 +78,20 @@ pub struct Gdb<'a> {
 
 impl<'a> Gdb<'a> {
     /// The debugger of a guest that has not run yet: it waits for gdb.
-    pub fn new(socket: Socket, guest: Guest<'a>, block_interrupts: bool) -> Self {
-        info!("the guest waits for gdb: target remote {}", socket.path.display());
-        Self { socket, session: None, target: Debugged::new(guest, block_interrupts), paused: false, late: Vec::new() }
+    pub fn new(listener: Listener, guest: Guest<'a>, block_interrupts: bool) -> Self {
+        info!("the guest waits for gdb: target remote {}", listener.path().display());
+        Self {
+            listener,
+            session: None,
+            target: Debugged::new(guest, block_interrupts),
+            paused: false,
+            late: Vec::new(),
+        }
     }
 
     /// What to wait on for a gdb that comes.
     pub fn listener(&self) -> RawFd {
-        self.socket.listener.as_raw_fd()
+        self.listener.as_raw_fd()
     }
 
     /// What to wait on for the gdb that is here, and whether it is for writing.
@@ -128,8 +106,8 @@ impl<'a> Gdb<'a> {
 
     /// A gdb has come. Stops the guest. Another one is sent away.
     pub fn accept(&mut self) {
-        let Ok((stream, _)) = self.socket.listener.accept() else { return };
-        if self.session.is_some() || stream.set_nonblocking(true).is_err() {
+        let Ok(stream) = self.listener.accept() else { return };
+        if self.session.is_some() {
             return;
         }
         let built = GdbStub::builder(Outbox::default()).packet_buffer_size(PACKET).build().ok();

@@ -14,7 +14,6 @@ pub mod gdb;
 pub mod input;
 pub mod journal;
 pub mod kvm;
-pub mod lock;
 pub mod machine;
 pub mod memory;
 pub mod metrics;
@@ -34,3 +33,5 @@ pub mod x86_64;
 
 /// What the metadata service has to tell: written by the API, read by guests.
 pub use devices::mmds::store as metadata;
+/// Sockets with names, and the locks under which they are taken over: those of devices, the API's, the debugger's.
+pub use devices::{listener, lock};

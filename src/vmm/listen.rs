@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use api::routes::Api;
-use api::server::{Serving, Socket};
+use api::server::{self, Serving};
 use machine::control::Mailbox;
 use machine::error::{Doing, HostError};
 use machine::journal::Journal;
+use machine::listener::Listener;
 use machine::metadata::Store;
 use machine::metrics::Metrics;
 
@@ -38,11 +39,10 @@ pub fn listen(
     journal: &Journal,
 ) -> Result<Listening, HostError> {
     let (mailbox, remote) = Mailbox::new()?;
-    let socket = Socket::bind(path).doing(|| "start the API")?;
+    let listener = Listener::bind(path).doing(|| format!("start the API: --api-sock {}", path.display()))?;
     let id = id.unwrap_or("anonymous-instance").to_owned();
     let api = Api::new(remote, metadata.clone(), metrics.clone(), id, env!("CARGO_PKG_VERSION"));
-    let serving = socket
-        .serve(body_max, journal.clone(), move |request, client| api.serve(request, client))
-        .doing(|| "start the API's thread")?;
+    let serve = move |request: &_, client: &_| api.serve(request, client);
+    let serving = server::serve(listener, body_max, journal.clone(), serve).doing(|| "start the API's thread")?;
     Ok(Listening { mailbox, _serving: serving })
 }

@@ -14,9 +14,9 @@ use machine::config::{Draft, LoggerConfig, OnReboot, VmConfig};
 use machine::control::{self, Answer, Begin, End, Mailbox, Outcome, Refusal, Surroundings};
 use machine::error::{Doing, HostError, chain};
 use machine::events::Events;
-use machine::gdb;
 use machine::input::Input;
 use machine::journal::{Happening, Journal};
+use machine::listener::Listener;
 use machine::machine::Machine;
 use machine::metadata::Store;
 use machine::metrics::Metrics;
@@ -155,7 +155,7 @@ struct Live {
     console: Option<ConsoleOut>,
     input: Option<Input>,
     raw: Option<RawTerminal>,
-    gdb: Option<gdb::Socket>,
+    gdb: Option<Listener>,
 }
 
 impl Stage<'_> {
@@ -191,7 +191,7 @@ impl Stage<'_> {
         let gdb = config
             .gdb
             .as_ref()
-            .map(|path| gdb::Socket::bind(path).doing(|| format!("make the socket {} for gdb", path.display())));
+            .map(|path| Listener::bind(path).doing(|| format!("make the socket {} for gdb", path.display())));
         let gdb = gdb.transpose()?;
         let events = Arc::new(Events::new(self.timeline.clone()).doing(|| "create an event")?);
         let machine = Machine::build(config, &plan, console.clone(), events, &self.options.metadata)?;

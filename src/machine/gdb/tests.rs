@@ -13,7 +13,7 @@ use devices::memory::{Bytes, GuestAddress};
 use kvm_bindings as kvm;
 use kvm_ioctls::VcpuExit;
 
-use super::{Asked, Gdb, Guest, Socket};
+use super::{Asked, Gdb, Guest, Listener};
 use crate::events::{Event, Events};
 use crate::memory::Ram;
 use crate::tiny::{CODE, POINT, START, Tiny};
@@ -105,7 +105,7 @@ fn with_gdb(test: impl FnOnce(&mut Talk<'_>, &Ram)) {
     let events = tiny.events.clone();
     let vcpus = [tiny.start(fd)];
     let guest = Guest::new(&vcpus, tiny.ram.guest());
-    let mut gdb = Gdb::new(Socket::bind(&path).unwrap(), guest, tiny.vm.steps_without_interrupts());
+    let mut gdb = Gdb::new(Listener::bind(&path).unwrap(), guest, tiny.vm.steps_without_interrupts());
     assert!(gdb.is_busy(), "the guest waits");
     let client = UnixStream::connect(&path).unwrap();
     client.set_nonblocking(true).unwrap();

@@ -26,13 +26,14 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use self::connection::{BUF_ALLOC, BUF_ALLOC_OF_MANY, Connection, Phase, Ports};
 use self::packet::{HEADER, HOST_CID, Header, TYPE_STREAM, op};
 use self::receive::Batch;
-use self::socket::{Listener, PATH_MAX};
+use self::socket::PATH_MAX;
 pub use self::state::VsockState;
 use super::chain::Segments;
 use super::io::{Broken, Io};
 use super::pieces::Pieces;
 use super::state::DeviceState;
 use super::{Chain, Device, Facts, OpenError, Source, Stop};
+use crate::listener::{self, Listener};
 use crate::state::StateError;
 
 /// Device id (virtio 1.2, 5).
@@ -122,7 +123,9 @@ impl Vsock {
             tracing::warn!("vsock.vsock_id has no meaning any more and is ignored");
         }
         socket::allow_many_descriptors();
-        let listener = Listener::bind(&config.uds_path)?;
+        let listener = Listener::bind(&config.uds_path).map_err(|error| {
+            OpenError::new(format!("the vsock's socket {} can not be made: {error}", config.uds_path.display()))
+        })?;
         let failed = |error| OpenError::new(format!("the vsock can not watch its sockets: {error}"));
         let epoll = Epoll::new().map_err(failed)?;
         let events = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, LISTENER);
@@ -328,10 +331,17 @@ impl Vsock {
         Ok(())
     }
 
+    /// Where the guest's connections to `port` of the host go.
+    fn path_of(&self, port: u32) -> PathBuf {
+        let mut path = self.listener.path().as_os_str().to_owned();
+        path.push(format!("_{port}"));
+        path.into()
+    }
+
     /// The guest wants to reach a port of the host.
     fn connect(&mut self, header: &Header, ports: Ports) {
         let room = self.connections.len() < MAX_CONNECTIONS;
-        let stream = room.then(|| socket::connect(&self.listener.path_of(ports.host)).ok()).flatten();
+        let stream = room.then(|| listener::connect(&self.path_of(ports.host)).ok()).flatten();
         let watched = stream.and_then(|stream| Some((self.watch(&stream)?, stream)));
         let Some((id, stream)) = watched else { return self.replies.push_back(header.reset()) };
         let mut connection = Connection::accepted(stream, ports, self.buf_alloc());

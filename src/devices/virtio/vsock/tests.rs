@@ -341,6 +341,30 @@ fn the_socket_s_file_comes_and_goes() {
     assert!(path.exists());
 }
 
+/// Many find the socket of a monitor that was killed: one gets it, and none takes it away from who has it already.
+#[test]
+fn a_stale_socket_is_taken_over_by_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("v");
+    for _ in 0..50 {
+        drop(UnixListener::bind(&path).unwrap());
+        let start = std::sync::Barrier::new(4);
+        let open = || {
+            start.wait();
+            Vsock::open(&config(path.clone())).map_err(|error| error.to_string())
+        };
+        let opened: Vec<_> = std::thread::scope(|scope| {
+            let opening: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+            opening.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(opened.iter().flatten().count(), 1);
+        for refused in opened.iter().filter_map(|opened| opened.as_ref().err()) {
+            assert!(refused.contains("another process listens there"), "{refused}");
+        }
+        assert!(UnixStream::connect(&path).is_ok());
+    }
+}
+
 #[test]
 fn connections_outlive_a_pause_and_no_reset() {
     let mut guest = Guest::new();

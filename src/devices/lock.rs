@@ -1,4 +1,4 @@
-//! Files that are held by flock(2) for moments. Main thread.
+//! Files that are held by flock(2) for moments. Control thread.
 
 use std::fs::{File, TryLockError};
 use std::io;
