@@ -4,3 +4,4 @@
 //! Nothing in here needs KVM: images are pulled, converted and looked at on any Linux, without root.
 
 pub mod erofs;
+pub mod layer;
