@@ -5,8 +5,7 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::bus::BusDevice;
-use crate::testing::{RAM, Rig};
-use crate::virtio::Device;
+use crate::testing::{Buffer, RAM, Rig};
 use crate::virtio::registers::offset;
 use crate::virtio::transport::RING_FEATURES;
 
@@ -78,9 +77,8 @@ impl Bytewise<'_> {
     }
 }
 
-/// Lets a driver made of `data` loose on `device`, then has a proper one take over.
-pub fn drive(device: Box<dyn Device>, data: &[u8]) {
-    let mut rig = Rig::new(device);
+/// Lets a driver made of `data` loose on the device of `rig`, then has a proper one take over.
+pub fn drive(mut rig: Rig, data: &[u8]) {
     let mut bytes = Bytewise(data);
     let mut queues = 0_u32; // those that a proper handshake has set up
     for _ in 0..STEPS {
@@ -98,10 +96,9 @@ pub fn drive(device: Box<dyn Device>, data: &[u8]) {
 /// Chains of one queue that are in flight at most: fewer descriptors than any queue has.
 const IN_FLIGHT: usize = 16;
 
-/// Has a driver whose rings are right send requests made of `data` to `device`, while `host` does at the device's other
-/// end what some of the bytes say; then has a proper driver take over.
-pub fn converse(device: Box<dyn Device>, data: &[u8], mut host: impl FnMut(&[u8])) {
-    let mut rig = Rig::new(device);
+/// Has a driver whose rings are right send requests made of `data` to the device of `rig`, while `host` does at the
+/// device's other end, or as its user, what some of the bytes say; then has a proper driver take over.
+pub fn converse(mut rig: Rig, data: &[u8], mut host: impl FnMut(&mut Rig, &[u8])) {
     let mut bytes = Bytewise(data);
     let offered = rig.offered();
     rig.drive(offered);
@@ -118,10 +115,10 @@ pub fn converse(device: Box<dyn Device>, data: &[u8], mut host: impl FnMut(&[u8]
             }
             1..=4 => {
                 let len = usize::from(bytes.byte());
-                host(&bytes.take(len));
+                host(&mut rig, &bytes.take(len));
             }
             5..=7 => rig.settle(),
-            kind => request(&mut rig, &mut bytes, &mut in_flight, kind % 2 == 0),
+            kind => request(&mut rig, &mut bytes, &mut in_flight, kind),
         }
         if rig.needs_reset() {
             rig.drive(offered);
@@ -134,8 +131,9 @@ pub fn converse(device: Box<dyn Device>, data: &[u8], mut host: impl FnMut(&[u8]
     assert!(!rig.needs_reset(), "a driver that sent nothing is refused");
 }
 
-/// One chain of what the device reads, in two parts, and of what it writes.
-fn request(rig: &mut Rig, bytes: &mut Bytewise<'_>, in_flight: &mut [usize], reads: bool) {
+/// One chain of what the device reads, in two parts, and of what it writes. From kind 12 on it has a buffer of whole
+/// sectors, and a byte for a status.
+fn request(rig: &mut Rig, bytes: &mut Bytewise<'_>, in_flight: &mut [usize], kind: u8) {
     let queue = pick(bytes, u32::try_from(in_flight.len()).unwrap_or(0));
     let Some(busy) = usize::try_from(queue).ok().and_then(|queue| in_flight.get_mut(queue)) else { return };
     while rig.take_used(queue).is_some() {
@@ -146,15 +144,19 @@ fn request(rig: &mut Rig, bytes: &mut Bytewise<'_>, in_flight: &mut [usize], rea
     }
     rig.free_all(); // a driver may well write to what is in flight
     let mut chain = Vec::new();
-    if reads {
+    if kind.is_multiple_of(2) {
         let len = usize::from(bytes.byte());
         let data = bytes.take(len);
         let (first, rest) = data.split_at_checked(usize::from(bytes.byte())).unwrap_or((&data, &[]));
         chain.extend([rig.readable(first), rig.readable(rest)]);
     }
-    let room = u32::from(bytes.byte()).saturating_mul(16);
-    if room > 0 || chain.is_empty() {
-        chain.push(rig.writable(room));
+    let room = u32::from(bytes.byte());
+    if kind >= 12 {
+        let sectors = rig.writable(room.saturating_mul(512));
+        chain.push(Buffer { writable: kind > 12, ..sectors });
+        chain.push(rig.writable(1));
+    } else if room > 0 || chain.is_empty() {
+        chain.push(rig.writable(room.saturating_mul(16)));
     }
     rig.post(queue, &chain);
     *busy = busy.saturating_add(1);

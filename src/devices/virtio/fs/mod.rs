@@ -6,6 +6,8 @@
 
 pub mod config;
 mod daemon;
+#[cfg(any(test, feature = "testing"))]
+pub mod stand_in;
 #[cfg(test)]
 pub mod tests;
 
@@ -28,7 +30,7 @@ const VIRTIO_ID_FS: u32 = 26;
 /// pages.
 const QUEUES: usize = 2;
 const QUEUE_SIZE: u16 = 1024;
-/// Longest that a pause or a reset waits for requests that are out.
+/// Longest that virtiofsd may take for an answer, and that a pause or a reset waits for requests that are out.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The token of virtiofsd's log among the sources.
 const LOG: u16 = HANG_UP + 1;
@@ -42,6 +44,8 @@ pub struct Fs {
     tag: String,
     daemon: Helper,
     back_end: BackEnd,
+    /// Longest wait for requests that are out.
+    patience: Duration,
     /// virtiofsd is gone or not to be trusted: requests are answered here.
     dead: bool,
     /// Queues that wait until their ring has room.
@@ -56,14 +60,14 @@ impl Fs {
             OpenError::new(format!("share {} as '{}': {error}", config.path_on_host.display(), config.tag))
         };
         let (mut daemon, stream) = daemon::start(config).map_err(|error| what(&error))?;
-        let back_end = BackEnd::connect(stream, QUEUES)
+        let back_end = BackEnd::connect(stream, QUEUES, PATIENCE)
             .map_err(|error| what(&format!("virtiofsd: {error}; its last words: {}", daemon.last_words())))?;
-        Ok(Self::new(&config.tag, daemon, back_end))
+        Ok(Self::new(&config.tag, daemon, back_end, PATIENCE))
     }
 
-    fn new(tag: &str, daemon: Helper, back_end: BackEnd) -> Self {
+    fn new(tag: &str, daemon: Helper, back_end: BackEnd, patience: Duration) -> Self {
         let (tag, waiting) = (tag.to_owned(), [false; QUEUES]);
-        Self { tag, daemon, back_end, dead: false, waiting, room: Vec::new() }
+        Self { tag, daemon, back_end, patience, dead: false, waiting, room: Vec::new() }
     }
 
     /// virtiofsd can not go on: one line on the host, an error for each request in the guest.
@@ -202,7 +206,7 @@ impl Device for Fs {
     }
 
     fn finish(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
-        let until = Instant::now() + PATIENCE;
+        let since = Instant::now();
         while !self.dead && !self.back_end.is_idle() {
             for queue in 0..QUEUES {
                 self.land(queue, io)?;
@@ -210,7 +214,7 @@ impl Device for Fs {
             if self.dead || self.back_end.is_idle() {
                 break;
             }
-            let left = until.saturating_duration_since(Instant::now());
+            let left = self.patience.saturating_sub(since.elapsed());
             match () {
                 () if self.back_end.is_gone() => self.give_up(&"virtiofsd has ended", io)?,
                 () if left.is_zero() => self.give_up(&"virtiofsd does not finish its requests", io)?,

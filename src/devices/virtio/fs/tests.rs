@@ -1,7 +1,5 @@
 //! A shared directory as a driver sees it, with back ends that work, and with ones that do not (virtio 1.2, 5.11).
 
-use std::process::{Command, Stdio};
-
 use super::*;
 use crate::testing::{Buffer, RAM, Rig, shared_ram};
 use crate::virtio::DeviceConfig;
@@ -11,16 +9,9 @@ use crate::virtio::vhost_user::ring::SLOTS;
 
 const REQUESTS: u32 = 1;
 
-/// A process that stands for virtiofsd where only its life and death matter.
-fn daemon() -> Helper {
-    let child = Command::new("sleep").arg("1000").stderr(Stdio::piped()).spawn().unwrap();
-    Helper::of("sleep", child).unwrap()
-}
-
 fn share(behaviour: Behaviour) -> (Box<Fs>, Fake) {
     let (fake, stream) = Fake::start(behaviour);
-    let back_end = BackEnd::connect(stream, QUEUES).unwrap();
-    (Box::new(Fs::new("src", daemon(), back_end)), fake)
+    (stand_in::share(stream, PATIENCE).unwrap(), fake)
 }
 
 /// A share whose back end answers whatever it is asked.

@@ -6,12 +6,9 @@
 use std::io::{self, Read};
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
-
-/// Longest that a back end may take to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Header flags: the protocol's version; this is an answer; an answer is wanted.
 const VERSION: u32 = 1;
@@ -49,16 +46,18 @@ pub enum Request {
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
+    /// Longest that the back end may take to answer.
+    patience: Duration,
     /// The back end acknowledges what is asked of it (REPLY_ACK).
     pub acknowledges: bool,
 }
 
 impl Connection {
-    /// Takes a connected socket.
-    pub fn new(stream: UnixStream) -> io::Result<Self> {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { stream, acknowledges: false })
+    /// Takes a connected socket, whose other end may take so long to answer.
+    pub fn new(stream: UnixStream, patience: Duration) -> io::Result<Self> {
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        Ok(Self { stream, patience, acknowledges: false })
     }
 
     /// The socket, to hear when the other end is gone.
@@ -95,14 +94,14 @@ impl Connection {
         let len = u32::try_from(payload.len()).map_err(io::Error::other)?;
         let header = words([request as u32, VERSION | flags, len]);
         let whole = [header.as_slice(), payload].concat();
-        let sent = self.stream.send_with_fds(&[whole.as_slice()], fds).map_err(|error| slow(error.into()))?;
+        let sent = self.stream.send_with_fds(&[whole.as_slice()], fds).map_err(|error| self.slow(error.into()))?;
         if sent == whole.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
     /// Every answer that is waited for has 8 bytes.
     fn answer(&mut self, request: Request) -> io::Result<[u8; 8]> {
         let mut message = [0; HEADER + 8];
-        (&self.stream).read_exact(&mut message).map_err(slow)?;
+        self.receive(&mut message).map_err(|error| self.slow(error))?;
         let (header, payload) = message.split_at(HEADER);
         let wanted = words([request as u32, VERSION | REPLY, 8]);
         // A back end may leave NEED_REPLY set in its answer.
@@ -115,14 +114,32 @@ impl Connection {
         }
         payload.try_into().map_err(io::Error::other)
     }
-}
 
-/// A socket's time limit is WouldBlock to std.
-fn slow(error: io::Error) -> io::Error {
-    match error.kind() {
-        io::ErrorKind::WouldBlock => io::Error::other(format!("no answer for {} s", PATIENCE.as_secs())),
-        io::ErrorKind::UnexpectedEof => io::Error::other("it hung up"),
-        _ => error,
+    /// Fills `message`. The socket's time limit is one for each piece of it: however many there are, they come in time.
+    fn receive(&self, message: &mut [u8]) -> io::Result<()> {
+        let since = Instant::now();
+        let mut rest = message;
+        while !rest.is_empty() {
+            let len = match (&self.stream).read(rest) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                done => done?,
+            };
+            rest = rest.get_mut(len..).unwrap_or_default();
+            if !rest.is_empty() && since.elapsed() >= self.patience {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// A socket's time limit is WouldBlock to std.
+    fn slow(&self, error: io::Error) -> io::Error {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => io::Error::other(format!("no answer for {:?}", self.patience)),
+            io::ErrorKind::UnexpectedEof => io::Error::other("it hung up"),
+            _ => error,
+        }
     }
 }
 
@@ -139,12 +156,13 @@ pub fn quads<const N: usize>(numbers: [u64; N]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::sync::mpsc::RecvTimeoutError;
 
     use super::*;
 
     fn pair() -> (Connection, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (Connection::new(ours).unwrap(), theirs)
+        (Connection::new(ours, Duration::from_millis(20)).unwrap(), theirs)
     }
 
     fn answer(theirs: &mut UnixStream, request: u32, flags: u32, value: u64) {
@@ -164,6 +182,22 @@ mod tests {
             answer(&mut theirs, request, flags, 77);
             assert!(ours.ask(Request::GetFeatures).unwrap_err().to_string().contains("GetFeatures is none"));
         }
+    }
+
+    /// A back end that says one byte now and then does not keep the monitor waiting for all of them.
+    #[test]
+    fn an_answer_comes_in_time_or_not_at_all() {
+        let (mut ours, mut theirs) = pair();
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let trickle = std::thread::spawn(move || {
+            while stopped.recv_timeout(Duration::from_millis(5)).is_err_and(|it| it == RecvTimeoutError::Timeout) {
+                theirs.write_all(&[1]).unwrap();
+            }
+        });
+        let said = ours.ask(Request::GetFeatures).unwrap_err().to_string();
+        drop(stop);
+        trickle.join().unwrap();
+        assert_eq!(said, "no answer for 20ms");
     }
 
     #[test]

@@ -8,6 +8,8 @@
 pub mod connection;
 #[cfg(test)]
 pub mod fake;
+#[cfg(any(test, feature = "testing"))]
+pub mod hostile;
 pub mod ring;
 
 use std::io;
@@ -57,9 +59,10 @@ struct Wired {
 }
 
 impl BackEnd {
-    /// Greets the back end on the other side of `stream` and makes `rings` rings for it.
-    pub fn connect(stream: UnixStream, rings: usize) -> io::Result<Self> {
-        let mut connection = Connection::new(stream)?;
+    /// Greets the back end on the other side of `stream`, which may take `patience` for each answer, and makes `rings`
+    /// rings for it.
+    pub fn connect(stream: UnixStream, rings: usize, patience: Duration) -> io::Result<Self> {
+        let mut connection = Connection::new(stream, patience)?;
         let features = connection.ask(Request::GetFeatures)?;
         if features & NEEDED != NEEDED {
             let missing = NEEDED & !features;
