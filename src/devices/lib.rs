@@ -5,8 +5,9 @@
 //! [`Doorbell`](seams::Doorbell) from it, and a [`Notify`](seams::Notify) for what ends or changes the whole VM.
 //! Every length, index and address that a guest wrote is hostile until checked.
 #![warn(clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::cast_possible_truncation)]
+#![warn(clippy::arithmetic_side_effects)] // what can overflow is checked, saturates, or wraps by specification
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
-#![cfg_attr(test, allow(clippy::cast_possible_truncation))]
+#![cfg_attr(test, allow(clippy::cast_possible_truncation, clippy::arithmetic_side_effects))]
 
 pub mod bus;
 mod child;

@@ -11,11 +11,11 @@ const RETRY: Duration = Duration::from_millis(1);
 
 /// Locks `file` for as long as it is open. False when others have held it all the time, [`PATIENCE`] long.
 pub fn lock(file: &File) -> io::Result<bool> {
-    let until = Instant::now() + PATIENCE;
+    let since = Instant::now();
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(true),
-            Err(TryLockError::WouldBlock) if Instant::now() < until => sleep(RETRY),
+            Err(TryLockError::WouldBlock) if since.elapsed() < PATIENCE => sleep(RETRY),
             Err(TryLockError::WouldBlock) => return Ok(false),
             Err(TryLockError::Error(error)) => return Err(error),
         }

@@ -3,6 +3,7 @@
 //! It owns guest RAM, speaks to a virtio device through the MMIO registers as a real driver does, and builds real
 //! rings, right ones or wrong ones. Every wait has a time limit that panics: a test never hangs. Test threads only.
 #![allow(clippy::expect_used, clippy::panic, clippy::missing_panics_doc)] // it is for tests: failing is its job
+#![allow(clippy::arithmetic_side_effects)] // as above
 
 mod rings;
 mod succession;

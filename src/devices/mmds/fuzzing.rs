@@ -2,7 +2,7 @@
 //! requests that are none, frames that are lost, repeated, changed, or of any bytes.
 //!
 //! Tests only. It fails when the service panics, keeps more than it may, or does not serve a proper client afterwards.
-#![allow(clippy::panic, clippy::expect_used)] // it is for tests: failing is its job
+#![allow(clippy::panic, clippy::expect_used, clippy::arithmetic_side_effects)] // it is for tests: failing is its job
 
 use std::net::Ipv4Addr;
 

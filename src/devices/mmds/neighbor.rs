@@ -2,11 +2,11 @@
 //!
 //! A guest may reach the service past a router, whose Ethernet address its frames then have, and need not answer ARP.
 
-use smoltcp::time::{Duration, Instant};
+use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, Ipv4Address};
 
-/// What smoltcp is told, it forgets after a minute.
-const GOOD_FOR: Duration = Duration::from_secs(30);
+/// Microseconds that it counts on what smoltcp was told, which forgets it after a minute.
+const GOOD_FOR: i64 = 30_000_000;
 const ETHERNET_HEADER: usize = 14;
 const ARP: usize = 28;
 
@@ -25,7 +25,9 @@ impl Neighbor {
         }
         frame.set_dst_addr(us.0);
         let sender = frame.src_addr();
-        let is_known = self.0.is_some_and(|(mac, ip, since)| (mac, ip) == (sender, source) && now < since + GOOD_FOR);
+        let is_known = self.0.is_some_and(|(mac, ip, since)| {
+            (mac, ip) == (sender, source) && now.total_micros().saturating_sub(since.total_micros()) < GOOD_FOR
+        });
         if is_known {
             return None;
         }

@@ -67,10 +67,10 @@ fn arguments(config: &UserConfig, mtu: Option<u16>) -> Vec<OsString> {
 
 /// Waits until passt is in the background, or has failed.
 fn ready(mut child: Child) -> io::Result<()> {
-    let until = Instant::now() + START;
+    let since = Instant::now();
     let ended = loop {
         match child.try_wait()? {
-            None if Instant::now() < until => std::thread::sleep(Duration::from_millis(1)),
+            None if since.elapsed() < START => std::thread::sleep(Duration::from_millis(1)),
             ended => break ended,
         }
     };
@@ -100,11 +100,11 @@ fn last_words(text: &str) -> &str {
 
 /// Whether passt will get its port. Older versions go on without one that is in use.
 fn check_port(port: &Publish) -> io::Result<()> {
-    let until = Instant::now() + PORT;
+    let since = Instant::now();
     let error = loop {
         match try_port(port) {
             Ok(()) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && since.elapsed() < PORT => {
                 std::thread::sleep(Duration::from_millis(10));
             }
             Err(error) => break error,

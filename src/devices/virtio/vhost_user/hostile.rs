@@ -1,7 +1,7 @@
 //! A back end that does what arbitrary bytes say, for fuzzing: it answers messages rightly or not, says what nobody asked,
 //! and writes into the rings what it likes. On a thread of its own; [`Hostile::act`] on the test's.
 #![allow(unsafe_code)] // recvmsg(2) with descriptors
-#![allow(clippy::expect_used)] // it is for tests: failing is its job
+#![allow(clippy::expect_used, clippy::arithmetic_side_effects)] // it is for tests: failing is its job
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -71,7 +71,7 @@ impl Hostile {
             3 => shared.write(ring, used_index(), &number.to_le_bytes()),
             _ => {
                 let len = rest.first_chunk().map_or(16, |bytes| u32::from_le_bytes(*bytes));
-                shared.give_back(ring, number % SLOTS.saturating_add(2), len);
+                shared.give_back(ring, number % (SLOTS + 2), len);
             }
         }
         if let Some(mut call) = shared.calls.get(&ring) {

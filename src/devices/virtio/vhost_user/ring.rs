@@ -84,25 +84,25 @@ impl Ring {
         writable: impl Iterator<Item = Segment>,
     ) -> io::Result<()> {
         let slot = self.free.last().copied().ok_or(io::ErrorKind::StorageFull)?;
-        let table = TABLES + usize::from(slot) * TABLE;
-        let mut count = 0_usize;
+        let table = entry(TABLES, slot, TABLE);
+        let mut count = 0_u16;
         let mut buffers = readable.map(|it| (it, 0)).chain(writable.map(|it| (it, WRITE))).peekable();
         while let Some((segment, flags)) = buffers.next() {
             let more = buffers.peek().is_some();
-            let next = u16::try_from(count + 1).map_err(io::Error::other)?;
+            let next = count.saturating_add(1);
             let flags = if more { flags | NEXT } else { flags };
             let descriptor = descriptor(segment.addr.0, segment.len, flags, if more { next } else { 0 });
-            if count >= MAX_SEGMENTS {
+            if usize::from(count) >= MAX_SEGMENTS {
                 return Err(io::ErrorKind::ArgumentListTooLong.into());
             }
-            area.write_slice(&descriptor, table + count * DESC).map_err(io::Error::other)?;
-            count += 1;
+            area.write_slice(&descriptor, entry(table, count, DESC)).map_err(io::Error::other)?;
+            count = next;
         }
         let gpa = self.gpa.saturating_add(u64::try_from(table).map_err(io::Error::other)?);
-        let len = u32::try_from(count * DESC).map_err(io::Error::other)?;
-        area.write_slice(&descriptor(gpa, len, INDIRECT, 0), usize::from(slot) * DESC).map_err(io::Error::other)?;
-        let entry = AVAIL + 4 + 2 * usize::from(self.avail % SLOTS);
-        area.store(slot.to_le(), entry, Ordering::Relaxed).map_err(io::Error::other)?;
+        let len = u32::try_from(entry(0, count, DESC)).map_err(io::Error::other)?;
+        area.write_slice(&descriptor(gpa, len, INDIRECT, 0), entry(0, slot, DESC)).map_err(io::Error::other)?;
+        area.store(slot.to_le(), entry(AVAIL + 4, self.avail % SLOTS, 2), Ordering::Relaxed)
+            .map_err(io::Error::other)?;
         self.avail = self.avail.wrapping_add(1);
         area.store(self.avail.to_le(), AVAIL + 2, Ordering::Release).map_err(io::Error::other)?;
         self.free.pop();
@@ -125,9 +125,9 @@ impl Ring {
         if u16::from_le(index) == self.used {
             return Ok(None);
         }
-        let entry = USED + 4 + 8 * usize::from(self.used % SLOTS);
-        let id: u32 = area.load(entry, Ordering::Relaxed).map_err(|_| Lie)?;
-        let len: u32 = area.load(entry + 4, Ordering::Relaxed).map_err(|_| Lie)?;
+        let returned = entry(USED + 4, self.used % SLOTS, 8);
+        let id: u32 = area.load(returned, Ordering::Relaxed).map_err(|_| Lie)?;
+        let len: u32 = area.load(returned.saturating_add(4), Ordering::Relaxed).map_err(|_| Lie)?;
         let slot = u16::try_from(u32::from_le(id)).map_err(|_| Lie)?;
         let held = self.out.get_mut(usize::from(slot)).and_then(Option::take).ok_or(Lie)?;
         self.used = self.used.wrapping_add(1);
@@ -141,6 +141,11 @@ impl Ring {
         self.free = (0..SLOTS).rev().collect();
         all
     }
+}
+
+/// Where entry `index` is in a part of the area that begins at `part`, with entries of `size` bytes.
+fn entry(part: usize, index: u16, size: usize) -> usize {
+    part.saturating_add(usize::from(index).saturating_mul(size))
 }
 
 fn descriptor(addr: u64, len: u32, flags: u16, next: u16) -> [u8; DESC] {

@@ -46,7 +46,7 @@ impl Batch {
                 .last()
                 .zip(self.written.last())
                 .is_some_and(|(held, written)| held.chain(io.memory()).writable_len() == u64::from(*written));
-        self.order = if brim { (self.order + 1).min(MOST.ilog2()) } else { 0 };
+        self.order = if brim { self.order.saturating_add(1).min(MOST.ilog2()) } else { 0 };
         while self.held.len() > self.written.len() {
             let Some(held) = self.held.pop() else { break };
             self.rooms.push(io.put_back(RX, held));
