@@ -155,3 +155,46 @@ fn part(segments: &[Segment], range: Range<u64>) -> impl Iterator<Item = Segment
         Some(Segment { addr, len: u32::try_from(to.saturating_sub(from)).ok()? })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// A part of a chain is that part of all its bytes, one after the other; those past its end are left out.
+        #[test]
+        fn a_part_is_what_a_byte_stream_has_there(
+            segments in prop::collection::vec((0..1_u64 << 40, 1..9_u32), 0..8),
+            start in 0..80_u64,
+            len in prop_oneof![0..80_u64, Just(u64::MAX)],
+        ) {
+            let segments: Vec<Segment> =
+                segments.into_iter().map(|(addr, len)| Segment { addr: GuestAddress(addr), len }).collect();
+            let range = start..start.saturating_add(len);
+            let addresses = |it: &Segment| (it.addr.0..it.addr.0 + u64::from(it.len)).collect::<Vec<_>>();
+            let whole: Vec<u64> = segments.iter().flat_map(addresses).collect();
+            let wanted: Vec<u64> = (0..).zip(&whole).filter(|(at, _)| range.contains(at)).map(|(_, it)| *it).collect();
+            let parts: Vec<Segment> = part(&segments, range).collect();
+            prop_assert!(parts.iter().all(|it| it.len > 0));
+            prop_assert_eq!(parts.iter().flat_map(addresses).collect::<Vec<_>>(), wanted);
+            prop_assert_eq!(total(&segments), u64::try_from(whole.len()).unwrap());
+        }
+
+        /// Lengths and addresses of any size: no overflow, and never more bytes than were asked for.
+        #[test]
+        fn a_part_of_anything_is_no_larger_than_asked(
+            segments in prop::collection::vec((any::<u64>(), 1..=u32::MAX), 0..8),
+            start in any::<u64>(),
+            end in any::<u64>(),
+        ) {
+            let segments: Vec<Segment> =
+                segments.into_iter().map(|(addr, len)| Segment { addr: GuestAddress(addr), len }).collect();
+            let got: u64 = part(&segments, start..end).map(|it| u64::from(it.len)).sum();
+            prop_assert_eq!(got, end.min(total(&segments)).saturating_sub(start));
+        }
+    }
+}

@@ -58,5 +58,14 @@ pub fn wants_interrupt(queue: &Queue, told: &mut Wrapping<u16>, memory: &GuestRa
     }
     let used_event = u64::from(queue.size()).checked_mul(AVAIL_ELEMENT).and_then(|at| at.checked_add(ELEMENTS));
     let event = Wrapping(load(used_event.and_then(|at| queue.avail_ring().checked_add(at)))?);
-    Ok(now - event - Wrapping(1) < now - before)
+    Ok(passes(event, before, now))
 }
+
+/// Whether the step of an index from `before` to `now` goes past `event` (2.7.10.1).
+fn passes(event: Wrapping<u16>, before: Wrapping<u16>, now: Wrapping<u16>) -> bool {
+    now - event - Wrapping(1) < now - before
+}
+
+#[cfg(test)]
+#[path = "used_tests.rs"]
+mod tests;
