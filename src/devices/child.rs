@@ -14,7 +14,7 @@ use crate::log_limit::LogLimit;
 
 /// Longest line of its log that is kept, bytes.
 const LINE: usize = 512;
-/// Most bytes of its log that last words are looked for in.
+/// Most bytes of its log that are read in one go, and that last words are looked for in.
 const MOST: usize = 64 << 10;
 
 /// A running program. It ends when this is dropped.
@@ -41,11 +41,12 @@ impl Helper {
     }
 
     /// Passes on what it has logged for device `id`. A guest may be able to make it say something without end: most of
-    /// that is dropped.
-    pub fn pass_on(&mut self, id: &str) {
+    /// that is dropped. True when there may be more, and nobody tells of it.
+    pub fn pass_on(&mut self, id: &str) -> bool {
         static LIMIT: LogLimit = LogLimit::new();
         let mut room = [0; LINE];
-        while let Ok(len @ 1..) = self.log.read(&mut room) {
+        for _ in 0..MOST / LINE {
+            let Ok(len @ 1..) = self.log.read(&mut room) else { return false };
             for byte in room.get(..len).unwrap_or_default() {
                 if *byte != b'\n' {
                     if self.line.len() < LINE {
@@ -62,6 +63,7 @@ impl Helper {
                 }
             }
         }
+        true
     }
 
     /// The last thing that it said. It is given a moment to end by itself, so that it is all there.
@@ -111,6 +113,19 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+
+    #[test]
+    fn who_never_stops_talking_is_listened_to_in_parts() {
+        let (told, hears) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let child = Command::new("sh").args(["-c", "yes >&2"]).stderr(Stdio::piped()).spawn().unwrap();
+            let mut helper = Helper::of("yes", child).unwrap();
+            while !helper.pass_on("d") {} // it is slow to begin
+            helper.kill();
+            told.send(()).unwrap();
+        });
+        hears.recv_timeout(crate::testing::PATIENCE).unwrap();
+    }
 
     #[test]
     fn its_last_words_are_its_last_line() {

@@ -29,6 +29,7 @@ const VIRTIO_ID_FS: u32 = 26;
 /// One queue for what must not wait, one for requests (5.11.2). Linux makes requests of 1 MiB where a chain may have 256
 /// pages.
 const QUEUES: usize = 2;
+const URGENT: usize = 0;
 const QUEUE_SIZE: u16 = 1024;
 /// Longest that virtiofsd may take for an answer, and that a pause or a reset waits for requests that are out.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -48,6 +49,8 @@ pub struct Fs {
     patience: Duration,
     /// virtiofsd is gone or not to be trusted: requests are answered here.
     dead: bool,
+    /// virtiofsd has logged more than was read.
+    talks: bool,
     /// Queues that wait until their ring has room.
     waiting: [bool; QUEUES],
     room: Vec<Segments>,
@@ -67,7 +70,7 @@ impl Fs {
 
     fn new(tag: &str, daemon: Helper, back_end: BackEnd, patience: Duration) -> Self {
         let (tag, waiting) = (tag.to_owned(), [false; QUEUES]);
-        Self { tag, daemon, back_end, patience, dead: false, waiting, room: Vec::new() }
+        Self { tag, daemon, back_end, patience, dead: false, talks: false, waiting, room: Vec::new() }
     }
 
     /// virtiofsd can not go on: one line on the host, an error for each request in the guest.
@@ -86,6 +89,14 @@ impl Fs {
             }
         }
         Ok(())
+    }
+
+    /// Passes on what virtiofsd logs. What is left is read when queue `URGENT` is looked at.
+    fn pass_on(&mut self, io: &Io<'_>) {
+        self.talks = self.daemon.pass_on(&self.tag);
+        if self.talks {
+            io.ring(URGENT);
+        }
     }
 
     /// Answers a request with an error.
@@ -184,6 +195,9 @@ impl Device for Fs {
     }
 
     fn kicked(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
+        if self.talks && queue == URGENT {
+            self.pass_on(io);
+        }
         io.listen(queue, false)?;
         self.take_off(queue, io)
     }
@@ -191,7 +205,7 @@ impl Device for Fs {
     fn ready(&mut self, token: u16, io: &mut Io<'_>) -> Result<(), Broken> {
         let queue = usize::from(token);
         match token {
-            LOG => self.daemon.pass_on(&self.tag),
+            LOG => self.pass_on(io),
             HANG_UP if !self.dead && self.back_end.is_gone() => self.give_up(&"virtiofsd has ended", io)?,
             HANG_UP => {}
             _ if self.dead => {}

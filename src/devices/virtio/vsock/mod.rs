@@ -47,6 +47,8 @@ const TX: usize = 1;
 const EVENT: usize = 2;
 /// Most connections: with the bytes kept for each, this bounds the device's memory (some 300 MiB).
 pub const MAX_CONNECTIONS: usize = 4096;
+/// Most names that wait for their turn.
+const QUEUED_MAX: usize = 2 * MAX_CONNECTIONS;
 /// A connection that is made while there are so many others gets the smaller buffer.
 pub const FEW_CONNECTIONS: usize = 256;
 /// Most resets that wait for a place in the guest's ring; then its packets wait, too.
@@ -241,6 +243,10 @@ impl Vsock {
         if let Some(connection) = self.connections.get_mut(&id)
             && !std::mem::replace(&mut connection.queued, true)
         {
+            // Names of connections that are gone stay until their turn comes, which a guest can put off for ever.
+            if self.queued.len() >= QUEUED_MAX {
+                self.queued.retain(|id| self.connections.contains_key(id));
+            }
             self.queued.push_back(id);
         }
     }

@@ -86,6 +86,25 @@ fn without_receive_buffers_nothing_piles_up() {
     }
 }
 
+/// A guest that makes connections and drops them, and never takes a packet.
+#[test]
+fn connections_that_are_gone_do_not_pile_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut vsock = Vsock::open(&config(folder.path().join("v"))).unwrap();
+    let host = UnixListener::bind(folder.path().join("v_2")).unwrap();
+    let request = Header { op: op::REQUEST, ..header((2, 1)) };
+    let ports = Ports { host: 2, guest: 1 };
+    for _ in 0..2 * QUEUED_MAX {
+        vsock.connect(&request, ports);
+        host.accept().unwrap();
+        let id = vsock.by_ports[&ports];
+        vsock.remove(id);
+        assert!(vsock.queued.len() <= QUEUED_MAX);
+    }
+    vsock.connect(&request, ports);
+    assert_eq!(vsock.queued.back(), vsock.by_ports.get(&ports), "and who lives has its turn");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
