@@ -71,6 +71,28 @@ impl Rig {
         head
     }
 
+    /// A driver that never rests: fills the available ring with `head`. What is returned makes it available again so often
+    /// that half of the ring is to be served, and kicks, each time that it is called.
+    pub fn flood(&self, queue: u32, head: u16) -> impl FnMut() + Send + use<> {
+        let size = self.queues.get(&queue).expect("the queue is set up").size;
+        let [avail, used] = [AVAIL, USED].map(|part| rings(queue).saturating_add(part));
+        for entry in 0..u64::from(size) {
+            let at = avail.saturating_add(4).saturating_add(entry.saturating_mul(2));
+            self.memory.write_obj(head.to_le(), GuestAddress(at)).expect("rings are in RAM");
+        }
+        let memory = SharedRam::clone(&self.memory);
+        let index = usize::try_from(queue).unwrap_or(usize::MAX);
+        let doorbell = self.transport.doorbells().get(index).expect("the queue is there");
+        let doorbell = doorbell.try_clone().expect("a descriptor");
+        move || {
+            let index = |ring: u64| GuestAddress(ring.saturating_add(2));
+            let done: u16 = memory.load(index(used), Ordering::Acquire).expect("rings are in RAM");
+            let ahead = u16::from_le(done).wrapping_add(size / 2);
+            memory.store(ahead.to_le(), index(avail), Ordering::Release).expect("rings are in RAM");
+            doorbell.ring();
+        }
+    }
+
     /// Posts a chain through an indirect table, without a kick; returns its head.
     pub fn post_indirect(&mut self, queue: u32, buffers: &[Buffer]) -> u16 {
         let count = u16::try_from(buffers.len()).expect("a small chain");

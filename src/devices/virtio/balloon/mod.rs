@@ -197,7 +197,12 @@ impl Balloon {
 
     /// The driver's answer to the last request for statistics, and the buffer for the next one.
     fn read_statistics(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
-        while let Some(held) = io.take(queue, Default::default())? {
+        loop {
+            if io.is_wanted() {
+                io.ring(queue);
+                return Ok(());
+            }
+            let Some(held) = io.take(queue, Default::default())? else { break };
             // A driver that sends a second buffer gets the first one back.
             if let Some(old) = self.waiting.take() {
                 io.give(queue, old, 0)?;

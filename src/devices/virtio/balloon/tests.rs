@@ -1,9 +1,12 @@
 //! The balloon over the Rig: which pages go, and what the configuration space says.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
 use vm_memory::Bytes;
 
 use super::*;
-use crate::testing::{Buffer, RAM, Rig};
+use crate::testing::{Buffer, PATIENCE, RAM, Rig};
 use crate::virtio::DeviceConfig;
 use crate::virtio::transport::RING_FEATURES;
 
@@ -90,6 +93,30 @@ fn statistics_are_asked_for_again_and_again() {
         assert_eq!(rig.wait_used(2), (head, 0)); // by the timer
     }
     assert!(!rig.needs_reset());
+}
+
+/// A buffer that comes while another one waits sends that one back: without end, where the driver has another CPU for it.
+#[test]
+fn a_driver_that_never_stops_telling_can_be_reset() {
+    let mut rig = rig(STATS_VQ);
+    let buffer = rig.readable(&[0; 10]);
+    let head = rig.post(2, &[buffer]);
+    let mut flood = rig.flood(2, head);
+    let (enough, since) = (AtomicBool::new(false), Instant::now());
+    std::thread::scope(|scope| {
+        let driver = scope.spawn(|| {
+            while !enough.load(Ordering::Relaxed) && since.elapsed() < PATIENCE {
+                flood();
+            }
+            enough.load(Ordering::Relaxed)
+        });
+        while rig.used_idx(2) < 200 && since.elapsed() < PATIENCE {
+            std::thread::yield_now();
+        }
+        rig.begin();
+        enough.store(true, Ordering::Relaxed);
+        assert!(driver.join().unwrap(), "the reset had to wait until the driver rested");
+    });
 }
 
 #[test]
