@@ -2,6 +2,7 @@
 
 mod credit;
 mod lies;
+mod limit;
 mod saved;
 mod streams;
 
