@@ -26,6 +26,7 @@ mod net;
 mod pause;
 mod pmem;
 mod rng;
+mod saved;
 mod screen;
 mod share;
 mod terminal;

@@ -143,14 +143,19 @@ fn segments_are_left_whole_by_the_host_s_kernel() {
     leaves_segments_whole(12, ",vhost");
 }
 
+/// Makes a TAP device that nobody, the user, may use, and that is there until it is removed.
+pub fn lasting_tap(name: &str) {
+    // TUNSETIFF with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR; TUNSETOWNER to nobody; TUNSETPERSIST (linux/if_tun.h).
+    let make = "import fcntl, struct, sys; tun = open('/dev/net/tun', 'r+b', 0)
+fcntl.ioctl(tun, 0x400454ca, struct.pack('16sH22x', sys.argv[1].encode(), 0x5002))
+fcntl.ioctl(tun, 0x400454cc, 65534); fcntl.ioctl(tun, 0x400454cb, 1)";
+    host("python3", &["-c", make, name].map(AsRef::as_ref));
+}
+
 /// The TAP is there before the VM and outlives it, as one that an administrator made for a user without rights.
 #[test]
 fn a_tap_of_somebody_s_own() {
-    // TUNSETIFF with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR; TUNSETOWNER to nobody; TUNSETPERSIST (linux/if_tun.h).
-    let make = "import fcntl, struct; tun = open('/dev/net/tun', 'r+b', 0)
-fcntl.ioctl(tun, 0x400454ca, struct.pack('16sH22x', b'vmmtest16', 0x5002))
-fcntl.ioctl(tun, 0x400454cc, 65534); fcntl.ioctl(tun, 0x400454cb, 1)";
-    host("python3", &["-c", make].map(AsRef::as_ref));
+    lasting_tap("vmmtest16");
     ip("addr add 10.9.16.1/24 dev vmmtest16");
     ip("link set vmmtest16 up");
     let script = guest_side(16) + "ping -c 3 10.9.16.1 | sed -n 's/.* \\([0-9]*\\) packets received.*/received=\\1/p'";

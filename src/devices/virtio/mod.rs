@@ -134,7 +134,7 @@ pub trait Device: Send {
 
     /// What another device of the same configuration must know to go on in this one's place, beside what is in its queues and
     /// what [`Self::started`] finds out. The machine pauses: nothing is in flight.
-    fn save(&self) -> Result<DeviceState, StateError> {
+    fn save(&mut self) -> Result<DeviceState, StateError> {
         Err(StateError::new("this kind of device can not be saved"))
     }
 

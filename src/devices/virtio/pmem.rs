@@ -217,7 +217,7 @@ impl Device for Pmem {
             .map_err(|error| UpdateError::new(format!("create the timer of its limits: {error}")))
     }
 
-    fn save(&self) -> Result<DeviceState, StateError> {
+    fn save(&mut self) -> Result<DeviceState, StateError> {
         check(self.window.writes() != Writes::Private, || {
             "what the guest wrote to it is private, and in no file that could be kept".to_owned()
         })?;

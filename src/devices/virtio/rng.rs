@@ -96,7 +96,7 @@ impl Device for Rng {
             .map_err(|error| UpdateError::new(format!("create the timer of its limits: {error}")))
     }
 
-    fn save(&self) -> Result<DeviceState, StateError> {
+    fn save(&mut self) -> Result<DeviceState, StateError> {
         Ok(DeviceState::Rng(RngState { rate_limiter: Throttle::save(self.throttle.as_ref()) }))
     }
 

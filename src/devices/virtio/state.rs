@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::balloon::BalloonState;
 use super::block::BlockState;
+use super::fs::FsState;
 use super::net::NetState;
 use super::pmem::PmemState;
 use super::rng::RngState;
@@ -77,6 +78,8 @@ pub enum DeviceState {
     Balloon(BalloonState),
     /// Of a disk.
     Block(BlockState),
+    /// Of a shared directory.
+    Fs(FsState),
     /// Of a network interface.
     Net(NetState),
     /// Of a file as memory.

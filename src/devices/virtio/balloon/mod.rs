@@ -365,7 +365,7 @@ impl Device for Balloon {
         Ok(())
     }
 
-    fn save(&self) -> Result<DeviceState, StateError> {
+    fn save(&mut self) -> Result<DeviceState, StateError> {
         Ok(DeviceState::Balloon(self.saved()))
     }
 

@@ -336,7 +336,7 @@ impl Device for Block {
         self.change(change)
     }
 
-    fn save(&self) -> Result<DeviceState, StateError> {
+    fn save(&mut self) -> Result<DeviceState, StateError> {
         let rate_limiter = Throttle::save(self.throttle.as_ref());
         Ok(DeviceState::Block(BlockState { size: self.file.size(), rate_limiter }))
     }

@@ -8,12 +8,14 @@ pub mod config;
 mod daemon;
 #[cfg(any(test, feature = "testing"))]
 pub mod stand_in;
+mod state;
 #[cfg(test)]
 pub mod tests;
 
 use std::time::{Duration, Instant};
 
 use self::config::{ShareConfig, TAG_MAX};
+pub use self::state::FsState;
 use super::chain::Segments;
 use super::io::{Broken, Held, Io, count};
 use super::pieces::mark_dirty;
@@ -238,9 +240,13 @@ impl Device for Fs {
         Ok(())
     }
 
-    /// What the guest has open is known to virtiofsd alone, whose protocol here has no way to hand it over.
-    fn save(&self) -> Result<DeviceState, StateError> {
-        Err(StateError::new("a shared directory can not be saved: virtiofsd keeps what the guest has open to itself"))
+    fn save(&mut self) -> Result<DeviceState, StateError> {
+        self.saved().map(DeviceState::Fs)
+    }
+
+    fn load(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        let DeviceState::Fs(state) = state else { return Err(StateError::other_kind()) };
+        self.become_saved(state)
     }
 
     /// Where requests are still out the device is broken, and only the death of virtiofsd makes sure that it writes nowhere.

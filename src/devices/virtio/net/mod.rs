@@ -434,7 +434,7 @@ impl Device for Net {
         Ok(())
     }
 
-    fn save(&self) -> Result<DeviceState, StateError> {
+    fn save(&mut self) -> Result<DeviceState, StateError> {
         Ok(DeviceState::Net(self.saved()))
     }
 

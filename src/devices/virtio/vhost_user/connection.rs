@@ -22,6 +22,8 @@ const HEADER: usize = 12;
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 /// VHOST_USER_PROTOCOL_F_REPLY_ACK: every message can be acknowledged.
 pub const REPLY_ACK: u64 = 1 << 3;
+/// VHOST_USER_PROTOCOL_F_DEVICE_STATE: the back end hands over what it knows, and takes it.
+pub const DEVICE_STATE: u64 = 1 << 19;
 
 /// VHOST_USER_* requests, by their numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub enum Request {
     GetProtocolFeatures = 15,
     SetProtocolFeatures = 16,
     SetVringEnable = 18,
+    SetDeviceStateFd = 42,
+    CheckDeviceState = 43,
 }
 
 /// A connection to a back end.
@@ -50,6 +54,8 @@ pub struct Connection {
     patience: Duration,
     /// The back end acknowledges what is asked of it (REPLY_ACK).
     pub acknowledges: bool,
+    /// The back end hands over what it knows (DEVICE_STATE).
+    pub moves: bool,
 }
 
 impl Connection {
@@ -57,7 +63,12 @@ impl Connection {
     pub fn new(stream: UnixStream, patience: Duration) -> io::Result<Self> {
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(patience))?;
-        Ok(Self { stream, patience, acknowledges: false })
+        Ok(Self { stream, patience, acknowledges: false, moves: false })
+    }
+
+    /// Longest that the back end may take to answer.
+    pub fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// The socket, to hear when the other end is gone.
@@ -67,7 +78,12 @@ impl Connection {
 
     /// Sends a request whose answer is one number of 64 bits.
     pub fn ask(&mut self, request: Request) -> io::Result<u64> {
-        self.send(request, 0, &[], &[])?;
+        self.ask_with(request, &[], &[])
+    }
+
+    /// The same for a request that says something itself.
+    pub fn ask_with(&mut self, request: Request, payload: &[u8], fds: &[RawFd]) -> io::Result<u64> {
+        self.send(request, 0, payload, fds)?;
         self.answer(request).map(u64::from_ne_bytes)
     }
 

@@ -15,7 +15,7 @@ use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use super::connection::{PROTOCOL_FEATURES, REPLY_ACK};
+use super::connection::{DEVICE_STATE, PROTOCOL_FEATURES, REPLY_ACK};
 use super::{NEEDED, ring::SLOTS};
 
 /// What it does with requests.
@@ -44,8 +44,15 @@ impl Fake {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let behaviour = Arc::new(Mutex::new(behaviour));
         let (shared, socket) = (Arc::clone(&behaviour), theirs.try_clone().unwrap());
-        let served =
-            Served { socket: theirs, behaviour: shared, regions: Vec::new(), rings: HashMap::new(), heard: Vec::new() };
+        let served = Served {
+            socket: theirs,
+            behaviour: shared,
+            regions: Vec::new(),
+            rings: HashMap::new(),
+            heard: Vec::new(),
+            known: 0,
+            coming: None,
+        };
         (Self { behaviour, socket, thread: spawn(|| served.run()) }, ours)
     }
 
@@ -82,6 +89,10 @@ struct Served {
     regions: Vec<(u64, u64, MmapRegion<()>)>,
     rings: HashMap<u32, Vring>,
     heard: Vec<u32>,
+    /// What it knows of its guest: how many requests there were.
+    known: u64,
+    /// By which it is told what another one knew.
+    coming: Option<File>,
 }
 
 impl Served {
@@ -124,7 +135,26 @@ impl Served {
         let mut answer = (flags & 8 != 0).then_some(0);
         match request {
             1 => answer = Some(NEEDED | PROTOCOL_FEATURES),
-            15 => answer = Some(REPLY_ACK),
+            15 => answer = Some(REPLY_ACK | DEVICE_STATE),
+            42 => {
+                let mut file = files.pop().unwrap();
+                assert!(self.rings.is_empty(), "a back end's state is moved while its rings are at rest");
+                match number(0) {
+                    0 => file.write_all(&self.known.to_le_bytes()).unwrap(),
+                    _ => self.coming = Some(file), // after the answer
+                }
+                answer = Some(0x100);
+            }
+            43 => {
+                let mut state = self.known.to_le_bytes().to_vec();
+                if let Some(mut file) = self.coming.take() {
+                    state.clear();
+                    file.read_to_end(&mut state).unwrap();
+                }
+                let known = <[u8; 8]>::try_from(state).map(u64::from_le_bytes);
+                answer = Some(u64::from(known.is_err()));
+                self.known = known.unwrap_or(0);
+            }
             5 => {
                 let regions = files.drain(..).enumerate().map(|(index, file)| {
                     let [gpa, len, host, offset] = [0, 8, 16, 24].map(|at| quad(8 + 32 * index + at));
@@ -172,6 +202,7 @@ impl Served {
         while ring.seen != area.load::<u16>(avail + 2, Ordering::Acquire).unwrap() {
             let slot: u16 = area.read_obj(avail + 4 + 2 * usize::from(ring.seen % SLOTS)).unwrap();
             ring.seen = ring.seen.wrapping_add(1);
+            self.known += 1;
             let table: u64 = area.read_obj(desc + 16 * usize::from(slot)).unwrap();
             let bytes: u32 = area.read_obj(desc + 16 * usize::from(slot) + 8).unwrap();
             let (tables, at) = guest(table);

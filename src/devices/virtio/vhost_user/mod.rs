@@ -10,6 +10,7 @@ pub mod connection;
 pub mod fake;
 #[cfg(any(test, feature = "testing"))]
 pub mod hostile;
+mod moving;
 pub mod ring;
 
 use std::io;
@@ -25,7 +26,7 @@ use vm_memory::{FileOffset, GuestMemoryBackend, GuestMemoryRegion, MmapRegion, V
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use self::connection::{Connection, PROTOCOL_FEATURES, REPLY_ACK, Request, quads, words};
+use self::connection::{Connection, DEVICE_STATE, PROTOCOL_FEATURES, REPLY_ACK, Request, quads, words};
 use self::ring::{AREA, Lie, Ring, SLOTS};
 use super::{Held, Source};
 use crate::memory::GuestRam;
@@ -70,9 +71,10 @@ impl BackEnd {
         }
         connection.tell(Request::SetOwner, &[], &[])?;
         if features & PROTOCOL_FEATURES != 0 {
-            let protocol = connection.ask(Request::GetProtocolFeatures)? & REPLY_ACK;
+            let protocol = connection.ask(Request::GetProtocolFeatures)? & (REPLY_ACK | DEVICE_STATE);
             connection.tell(Request::SetProtocolFeatures, &quads([protocol]), &[])?;
             connection.acknowledges = protocol & REPLY_ACK != 0;
+            connection.moves = protocol & DEVICE_STATE != 0;
         }
         let area = area(rings)?;
         let rings =

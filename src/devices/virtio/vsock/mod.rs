@@ -411,7 +411,7 @@ impl Device for Vsock {
         self.reset_due = false;
     }
 
-    fn save(&self) -> Result<DeviceState, StateError> {
+    fn save(&mut self) -> Result<DeviceState, StateError> {
         Ok(DeviceState::Vsock(self.saved()))
     }
 

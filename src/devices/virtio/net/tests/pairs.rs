@@ -8,17 +8,27 @@ const QUEUE: u32 = 4;
 
 /// An interface of two pairs: what a TAP device with two queues makes.
 fn two(features: u64) -> (Rig, [UnixDatagram; 2]) {
-    let ends = [(); 2].map(|()| UnixDatagram::pair().unwrap());
-    let config = |end: &UnixDatagram| NetConfig { host_fd: Some(end.as_raw_fd()), ..NetConfig::default() };
-    let mut net = Net::open(&config(&ends[0].0)).unwrap();
-    net.pairs.extend(BackEnd::open(&config(&ends[1].0)).unwrap().into_iter().map(|end| Pair::new(end, None, 2)));
-    let mut rig = Rig::new(Box::new(net));
+    let (ours, hosts) = ends();
+    let mut rig = Rig::new(open(&ours));
     rig.drive(RING_FEATURES | features);
-    let hosts = ends.map(|(_, theirs)| {
-        theirs.set_read_timeout(Some(PATIENCE)).unwrap();
-        theirs
-    });
     (rig, hosts)
+}
+
+/// The ends of both pairs, ours and the host's.
+fn ends() -> ([UnixDatagram; 2], [UnixDatagram; 2]) {
+    let [first, second] = [(); 2].map(|()| {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        theirs.set_read_timeout(Some(PATIENCE)).unwrap();
+        (ours, theirs)
+    });
+    ([first.0, second.0], [first.1, second.1])
+}
+
+fn open(ends: &[UnixDatagram; 2]) -> Box<dyn Device> {
+    let config = |end: &UnixDatagram| NetConfig { host_fd: Some(end.as_raw_fd()), ..NetConfig::default() };
+    let mut net = Net::open(&config(&ends[0])).unwrap();
+    net.pairs.extend(BackEnd::open(&config(&ends[1])).unwrap().into_iter().map(|end| Pair::new(end, None, 2)));
+    Box::new(net)
 }
 
 fn use_pairs(rig: &mut Rig, pairs: u16) -> u8 {
@@ -96,4 +106,40 @@ fn a_driver_of_one_pair_finds_the_control_queue_behind_it() {
     rig.post(0, &[buffer]);
     hosts[0].send(&frame(60)).unwrap();
     assert_eq!(rig.wait_used(0).1, 72);
+}
+
+/// Sends one frame and receives one by `pair`.
+fn exchange(rig: &mut Rig, host: &UnixDatagram, pair: u32) {
+    let out = rig.readable(&[pair as u8; HEADER + 60]);
+    rig.request(pair * 2 + 1, &[out]);
+    assert_eq!(received(host), [pair as u8; 60]);
+    let room = rig.writable(100);
+    rig.post(pair * 2, &[room]);
+    rig.kick(pair * 2);
+    host.send(&frame(61)).unwrap();
+    assert_eq!(rig.wait_used(pair * 2).1, 73);
+}
+
+/// Save, load and save again: all rings are where they were, and as many pairs are in use.
+#[test]
+fn a_loaded_interface_has_the_pairs_that_were_in_use() {
+    let (ours, hosts) = ends();
+    let mut rig = Rig::new(open(&ours));
+    rig.drive(RING_FEATURES | CONTROL | MQ);
+    for (in_use, rounds) in [(1, 3), (2, 5), (2, 2), (1, 1)] {
+        rig.free_all();
+        assert_eq!(use_pairs(&mut rig, in_use), 0);
+        for _ in 0..rounds {
+            (0..).zip(&hosts).take(in_use.into()).for_each(|(pair, host)| exchange(&mut rig, host, pair));
+        }
+        rig.pause();
+        let state = rig.save().unwrap();
+        let DeviceState::Net(net) = &state.device else { panic!("{state:?}") };
+        assert_eq!(net.active_pairs, in_use);
+        rig.succeed(|| open(&ours), &state).unwrap();
+        assert_eq!(rig.save().unwrap(), state);
+        rig.resume();
+        (0..).zip(&hosts).take(in_use.into()).for_each(|(pair, host)| exchange(&mut rig, host, pair));
+        assert_eq!(use_pairs(&mut rig, 3), 1, "the control queue is behind both pairs, as before");
+    }
 }
