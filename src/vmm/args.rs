@@ -5,6 +5,7 @@
 
 mod balloon;
 mod disk;
+mod edits;
 mod firecracker;
 mod metadata;
 mod net;

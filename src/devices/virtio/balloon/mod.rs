@@ -1,32 +1,27 @@
 //! virtio memory balloon (virtio 1.2, 5.5): memory that the guest does not use goes back to the host. Worker thread.
 //!
-//! What the guest hands over (inflating), or only reports as free, is taken out of its memory with
-//! madvise(MADV_DONTNEED, or MADV_REMOVE of shared memory): the host has the pages again, and the guest finds zeros
-//! should it use them. Where a page was a private mapping of the kernel's file, it finds the file's bytes; either way
-//! nothing that was ever secret.
-#![allow(unsafe_code)] // madvise(2) of guest memory
+//! What the guest hands over (inflating), or only reports as free, is taken out of its memory (`release.rs`).
 
+mod config;
 mod hinting;
+mod release;
 mod state;
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Permissions};
 use vmm_sys_util::timerfd::TimerFd;
 
+pub use self::config::{BalloonChange, BalloonConfig};
 pub use self::hinting::Hint;
 use self::hinting::Hinting;
+use self::release::{PAGE, Run, release};
 pub use self::state::{BalloonState, HintingState};
 use super::chain::{Chain, Segment};
-use super::io::{Broken, Counters, Held, Io, count};
+use super::io::{Broken, Counters, Held, Io};
 use super::state::DeviceState;
 use super::{Change, Device, Facts, OpenError, Source, Stop, UpdateError};
-use crate::memory::GuestRam;
 use crate::state::StateError;
 
 /// Device id (virtio 1.2, 5).
@@ -37,8 +32,6 @@ const STATS_VQ: u64 = 1 << 1;
 const DEFLATE_ON_OOM: u64 = 1 << 2;
 const HINTING: u64 = 1 << 3;
 const REPORTING: u64 = 1 << 5;
-/// Bytes of a balloon page, whatever the guest's page size (5.5.6).
-const PAGE: u64 = 4096;
 /// Most page numbers of one request, bytes: Linux sends 256 of them.
 const NUMBERS_MAX: u64 = 64 << 10;
 /// Pages of one MiB.
@@ -52,46 +45,6 @@ const ACTUAL: usize = 4;
 
 const INFLATE: usize = 0;
 const DEFLATE: usize = 1;
-
-/// A memory balloon.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct BalloonConfig {
-    /// Memory, MiB, that the guest is asked to give back; less than it has.
-    #[serde(default)]
-    pub amount_mib: u32,
-    /// The guest takes memory back out of the balloon before it kills a process for lack of memory.
-    #[serde(default)]
-    pub deflate_on_oom: bool,
-    /// Seconds between two looks at the guest's memory statistics; 0: none.
-    #[serde(default)]
-    pub stats_polling_interval_s: u16,
-    /// The guest tells which pages are free, and the host takes them until they are used again (in Firecracker this
-    /// must be asked for).
-    #[serde(default = "yes")]
-    pub free_page_reporting: bool,
-    /// The guest can be asked for all pages that are free now, in one go. Linux may use such a page again before the host
-    /// has taken it, and then finds zeros in it: leave this off unless the guest has memory to spare then.
-    #[serde(default)]
-    pub free_page_hinting: bool,
-}
-
-fn yes() -> bool {
-    true
-}
-
-/// What can be changed while the VM exists.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct BalloonChange {
-    /// The new target, MiB.
-    pub amount_mib: Option<u32>,
-    /// Seconds between two looks at the statistics: there must be some before and after.
-    pub stats_polling_interval_s: Option<u16>,
-    /// What becomes of free page hinting.
-    pub hint: Option<Hint>,
-    /// Whether reports of free pages wait.
-    pub pause_reporting: Option<bool>,
-}
 
 /// Names of the statistics by their tags, from 0 (virtio 1.2, 5.5.6.3; linux/virtio_balloon.h).
 const NAMES: [&str; 16] = [
@@ -390,49 +343,6 @@ impl Device for Balloon {
             *to = *from;
         }
         self.actual = u32::from_le_bytes(actual);
-    }
-}
-
-/// Neighbouring page numbers, ascending or descending, that can be released at once: the first and how many.
-#[derive(Debug, Default)]
-struct Run(Option<(u64, u64)>);
-
-impl Run {
-    /// Adds a page; returns the run before, if the page is not its neighbour.
-    fn add(&mut self, page: u64) -> Option<(u64, u64)> {
-        match &mut self.0 {
-            Some((first, len)) if page == first.saturating_add(*len) => *len = len.saturating_add(1),
-            Some((first, len)) if page.saturating_add(1) == *first => (*first, *len) = (page, len.saturating_add(1)),
-            run => return run.replace((page, 1)),
-        }
-        None
-    }
-
-    fn take(&mut self) -> Option<(u64, u64)> {
-        self.0.take()
-    }
-}
-
-/// Gives pages back to the host. Those that are not RAM are passed over.
-fn release(memory: &GuestRam, (first, pages): (u64, u64), counters: &Counters) {
-    let (Some(start), Some(bytes)) = (first.checked_mul(PAGE), pages.checked_mul(PAGE)) else { return };
-    let Ok(len) = usize::try_from(bytes) else { return };
-    let Ok(slices) = GuestMemory::get_slices(memory, GuestAddress(start), len, Permissions::Write) else { return };
-    // What other processes may map as well is a file's: a hole in it is what gives the pages back.
-    let is_file = memory.iter().any(|region| region.file_offset().is_some());
-    let advice = if is_file { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
-    for slice in slices.map_while(Result::ok) {
-        let address = slice.ptr_guard_mut().as_ptr().cast();
-        // SAFETY: the slice is whole pages of guest RAM, which stays mapped while `memory` is borrowed; no Rust
-        // reference into it exists, and the guest gave up what is in it.
-        let done = unsafe { libc::madvise(address, slice.len(), advice) };
-        match done {
-            0 => {
-                slice.bitmap().mark_dirty(0, slice.len()); // its content has changed
-                counters.moved_out(u64::try_from(slice.len()).unwrap_or(0));
-            }
-            _ => _ = count(&counters.failed, 1), // the host's 2 MiB pages can not be given back in parts
-        }
     }
 }
 
