@@ -4,6 +4,7 @@
 //! read yet are kept; meanwhile nothing more is read. One gdb at a time. docs/gdb.md is the user's side.
 
 mod guest;
+mod paging;
 mod points;
 mod registers;
 mod target;

@@ -15,6 +15,7 @@ lab_packages() {
 # The kernel and initrd of the lab, in the cache; keyed by all that goes in.
 lab_prepare() {
     debian_kernel bookworm
+    lab_debug_module
     lab_initrd="$KERNEL_DIR/lab-$(cat "$TOOLS/lib/lab.sh" "$TOOLS/lib/kernel.sh" /bin/busybox | sha256sum | cut -c 1-16).cpio"
     [[ -e $lab_initrd ]] && return
     local tree; tree=$(mktemp -d)
@@ -42,6 +43,32 @@ I
     rm -rf "$tree"
 }
 
+# svm_debug.ko for the lab's kernel, in the cache; sets lab_module. Without the kernel's headers (a cache that is older
+# than what the mirrors have) the lab goes without it, and the tests that load it say so.
+lab_debug_module() {
+    local tree name version headers=linux-headers-${KERNEL_RELEASE} part
+    lab_module="$KERNEL_DIR/svm_debug-$(sha256sum "$TOOLS/lib/lab/svm_debug.c" | cut -c 1-16).ko"
+    [[ -e $lab_module ]] && return
+    need_packages gcc-12 make
+    read -r _ version <<<"$KERNEL_PACKAGE"
+    tree=$(mktemp -d)
+    for name in "$headers" "${headers%-cloud-amd64}-common" linux-kbuild-6.1; do
+        part=$(fetch_deb bookworm "$name" "$version") && dpkg-deb -x "$part" "$tree" && continue
+        say "the lab has no svm_debug.ko, for want of $name $version"
+        rm -rf "$tree"
+        return
+    done
+    # The headers name each other as they would be installed.
+    sed -i "s#include /usr#include $tree/usr#" "$tree/usr/src/$headers/Makefile"
+    mkdir "$tree/module"
+    cp "$TOOLS/lib/lab/svm_debug.c" "$tree/module/"
+    echo 'obj-m := svm_debug.o' >"$tree/module/Kbuild"
+    make -s -C "$tree/usr/src/$headers" M="$tree/module" modules >"$tree/log" 2>&1 || { cat "$tree/log" >&2; die "svm_debug.c does not compile"; }
+    strip --strip-debug -o "$lab_module.new" "$tree/module/svm_debug.ko"
+    mv "$lab_module.new" "$lab_module"
+    rm -rf "$tree"
+}
+
 # What runs first inside, as process 1. Arguments: the folder of this run.
 lab_start_script() {
     local v keep
@@ -50,7 +77,7 @@ lab_start_script() {
     for v in "${!pass[@]}"; do printf 'export %s=%q\n' "$v" "${pass[$v]}"; done
     # /tmp and the like start empty, but for the checkout and the current folder.
     printf 'keep=('; for keep in "$REPO" "$PWD"; do printf '%q ' "$keep"; done
-    printf ')\nmodules=%q shell=%q out=%q cwd=%q size=%q\n' "$KERNEL_DIR/lib/modules" "$shell" "$out" "$PWD" \
+    printf ')\nmodule=%q modules=%q shell=%q out=%q cwd=%q size=%q\n' "$lab_module" "$KERNEL_DIR/lib/modules" "$shell" "$out" "$PWD" \
         "$(if [[ -n $shell ]]; then stty size; fi)"
     cat <<'I'
 umask 022
@@ -64,6 +91,7 @@ mount -t devpts -o mode=620,ptmxmode=666 devpts /dev/pts; mount -t cgroup2 cgrou
 ln -sfn /proc/self/fd /dev/fd; ln -sf fd/0 /dev/stdin; ln -sf fd/1 /dev/stdout; ln -sf fd/2 /dev/stderr
 mount --bind "/lab/root$modules" /lib/modules
 modprobe -a kvm-amd tun vhost_net vhost_vsock loop virtio_net 2>/dev/null
+[[ ! -e /lab/root$module ]] || ln -s "/lab/root$module" /lab/svm_debug.ko
 [[ -z $out ]] || mount -t virtiofs out /lab/out
 chmod 666 /dev/kvm /dev/vhost-net /dev/vhost-vsock; mkdir -p /dev/net; chmod 666 /dev/net/tun
 ip link set lo up

@@ -22,6 +22,7 @@ use kvm_bindings as kvm;
 use kvm_ioctls::VcpuFd;
 
 use super::guest::Guest;
+use super::paging;
 use super::points::{INT3, Points, Replaced, Watched};
 use super::registers::{self, GuestRegisters, X86Guest};
 
@@ -129,7 +130,14 @@ impl<'a> Debugged<'a> {
     /// Where a virtual address is in guest memory, as vCPU `vcpu` sees it.
     fn translate(&self, vcpu: usize, address: u64) -> Option<u64> {
         let found = self.guest.with(vcpu, move |fd| fd.translate_gva(address))?.ok()?;
-        (found.valid != 0).then_some(found.physical_address)
+        if found.valid != 0 {
+            return Some(found.physical_address);
+        }
+        let system = self.guest.with(vcpu, |fd| fd.get_sregs())?.ok()?;
+        paging::find(&system, address, |gpa| {
+            let mut entry = [0; 8];
+            self.guest.read(gpa, &mut entry).then(|| u64::from_le_bytes(entry))
+        })
     }
 
     /// Calls `each` with the guest-physical pieces of a range, each with its place in the range; until one fails. How far
