@@ -2,8 +2,10 @@
 //!
 //! An ELF file in the form of QEMU's dump-guest-memory: a PT_LOAD for each range of RAM by its physical addresses, and, so that
 //! gdb finds the kernel's variables, more of them that say where the kernel's virtual addresses lie in it; a PT_NOTE with an
-//! NT_PRSTATUS for each CPU. Sources: elf(5); Linux, include/uapi/linux/elfcore.h and arch/x86/include/asm/user_64.h; Intel
+//! NT_PRSTATUS for each CPU, and the kernel's own note for crash(8). Sources: elf(5); Linux, include/uapi/linux/elfcore.h and arch/x86/include/asm/user_64.h; Intel
 //! SDM vol. 3A, 4.5 (4-level paging).
+
+mod vmcoreinfo;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -61,7 +63,8 @@ pub fn write(path: &Path, memory: &GuestRam, cpus: &[CpuState]) -> Result<(), Ho
 
 fn write_to(file: &File, memory: &GuestRam, cpus: &[CpuState]) -> io::Result<()> {
     let ram: Vec<_> = memory.iter().map(|region| (region.start_addr().raw_value(), region.len())).collect();
-    let notes: Vec<u8> = cpus.iter().zip(1..).flat_map(|(cpu, id)| note(cpu, id)).collect();
+    let mut notes: Vec<u8> = cpus.iter().zip(1..).flat_map(|(cpu, id)| note(cpu, id)).collect();
+    notes.extend(vmcoreinfo::find(memory).unwrap_or_default());
     let mut segments: Vec<_> =
         ram.iter().map(|(start, len)| Segment { virt: *start, phys: *start, len: *len }).collect();
     segments.extend(cpus.first().map(|cpu| kernel_mappings(memory, &ram, &cpu.system)).unwrap_or_default());

@@ -216,6 +216,24 @@ fn a_gdb_that_is_killed_leaves_a_guest_that_runs() {
     assert!(!dir.path().join("gdb.sock").exists(), "the socket's name is gone");
 }
 
+/// The kernel's own note is in the file: crash(8) reads the release from it, without the kernel's symbols.
+#[test]
+fn crash_knows_the_kernel_of_a_core_file() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (core, api) = (dir.path().join("guest.core"), dir.path().join("api.sock"));
+    let vm = Vm::boot("debian12/vmlinux").args(["--api-sock", &api.display().to_string()]).pipe();
+    let mut vm = vm.run("echo release=$(uname -r)\necho ready\nread line").start();
+    vm.expect("ready");
+    let written =
+        Command::new(program()).arg("ctl").args([api.as_os_str(), "core".as_ref(), core.as_os_str()]).output();
+    assert!(written.expect("a program that runs").status.success());
+    let known = Command::new("crash").arg("--osrelease").arg(&core).output();
+    let known = known.expect("the program crash (tools/test installs it)");
+    vm.send("on\n");
+    let ended = vm.ends(0);
+    assert_eq!(String::from_utf8_lossy(&known.stdout).trim(), ended.value("release"));
+}
+
 #[test]
 fn gdb_reads_a_core_file() {
     let dir = tempfile::tempdir().expect("a directory");
