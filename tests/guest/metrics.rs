@@ -79,6 +79,7 @@ fn what_a_guest_does_is_counted() {
     let receipt = ended.errors.lines().find(|line| line.starts_with("vmm: counted: up ")).expect("a receipt");
     let disks = ["read_bytes", "write_bytes"].map(|name| sum(&all, "block", name));
     let disks = format!(" disks {} bytes read, {} written,", disks[0], disks[1]);
+    assert!(receipt.contains("guest entered ") && receipt.contains("first virtio driver ready "), "{receipt}");
     assert!(receipt.contains(&disks) && receipt.ends_with("exit 0: the guest powered off"), "{receipt}");
     assert!(all.iter().all(|line| line["id"] == "counted" && line["properties"]["test"] == "yes"));
     // The kernel looks for partitions, too.
