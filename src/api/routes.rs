@@ -5,8 +5,11 @@
 //! alone. The `api` thread runs this. Source: Firecracker's swagger file and
 //! src/firecracker/src/api_server/parsed_request.rs; docs/api.yaml is the reference here.
 
+mod keys;
+
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use machine::config::{Edit, JsonPath, Step};
@@ -15,6 +18,7 @@ use machine::metadata::{Store, StoreError};
 use machine::metrics::{Endpoint, Metrics};
 use serde_json::{Map, Value, json};
 
+use self::keys::{is_deprecated, known, member, only};
 use crate::message::{self, Request, Response};
 
 /// The version of Firecracker's API that is spoken.
@@ -243,6 +247,9 @@ impl Api {
             let name = fits(route.path, &request.path).filter(|_| route.method == request.method)?;
             Some((place, route, name))
         });
+        if is_deprecated(request) {
+            self.metrics.deprecated.deprecated_http_api_calls.fetch_add(1, Ordering::Relaxed);
+        }
         let (place, outcome) = match found {
             Some((place, route, name)) => {
                 let upgrade = request.upgrade.as_deref();
@@ -389,27 +396,6 @@ fn describe(api: &Api) -> Result<(State, Value), String> {
         Answer::Described { state, json, .. } => Ok((state, json)),
         _ => Err("the VM does not say what it is".into()),
     }
-}
-
-/// The one member of an object, whose value is one of `known`.
-fn member<'a>(object: &Map<String, Value>, key: &str, known: &[&'a str]) -> Result<&'a str, String> {
-    only(object, &[key])?;
-    let value = object.get(key).ok_or_else(|| format!("{key} is missing"))?;
-    let found = known.iter().find(|name| value.as_str() == Some(**name));
-    found.copied().ok_or_else(|| format!("{key} must be one of {}, not {value}", known.join(", ")))
-}
-
-/// The object has these keys and no others.
-fn only(object: &Map<String, Value>, keys: &[&str]) -> Result<(), String> {
-    known(object, keys)?;
-    let missing = keys.iter().find(|key| !object.contains_key(**key));
-    missing.map_or(Ok(()), |key| Err(format!("{key} is missing")))
-}
-
-/// The object has no keys but these.
-fn known(object: &Map<String, Value>, keys: &[&str]) -> Result<(), String> {
-    let other = object.keys().find(|key| !keys.contains(&key.as_str()));
-    other.map_or(Ok(()), |key| Err(format!("{key}: unknown key; known here: {}", keys.join(", "))))
 }
 
 #[cfg(test)]

@@ -37,6 +37,8 @@ pub enum Value<'a> {
     Gauge(u64),
     /// How long things took.
     Times(&'a Times),
+    /// The same in three numbers.
+    Span(&'a Span),
 }
 
 /// Something that counts.
@@ -135,6 +137,41 @@ impl Times {
     }
 }
 
+/// How long things took in Firecracker's form: the shortest and the longest since the beginning, and all together. One thread
+/// writes.
+#[derive(Debug, Default)]
+pub struct Span {
+    shortest: AtomicU64,
+    longest: AtomicU64,
+    sum: AtomicU64,
+}
+
+impl Measure for Span {
+    fn value(&self) -> Value<'_> {
+        Value::Span(self)
+    }
+}
+
+impl Span {
+    /// One more thing took so long.
+    pub fn record(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let shortest = self.shortest.load(Ordering::Relaxed);
+        if shortest == 0 || nanos < shortest {
+            self.shortest.store(nanos.max(1), Ordering::Relaxed); // 0 stands for none so far
+        }
+        if nanos > self.longest.load(Ordering::Relaxed) {
+            self.longest.store(nanos, Ordering::Relaxed);
+        }
+        count(&self.sum, nanos);
+    }
+
+    /// The shortest, the longest, and the sum.
+    pub fn get(&self) -> [Duration; 3] {
+        [&self.shortest, &self.longest, &self.sum].map(|nanos| Duration::from_nanos(nanos.load(Ordering::Relaxed)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,6 +198,16 @@ mod tests {
             seen.push(format!("{}={value} {}", metric.name, metric.help));
         });
         assert_eq!(seen, ["first=0 The first one, with a long text.", "second=7 The second one."]);
+    }
+
+    #[test]
+    fn a_span_knows_its_ends() {
+        let span = Span::default();
+        assert_eq!(span.get(), [Duration::ZERO; 3]);
+        for micros in [40, 7, 300, 8] {
+            span.record(Duration::from_micros(micros));
+        }
+        assert_eq!(span.get(), [7, 300, 355].map(Duration::from_micros));
     }
 
     #[test]

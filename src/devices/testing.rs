@@ -27,7 +27,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use crate::bus::BusDevice;
 use crate::memory::{GuestRam, SharedRam};
 use crate::seams::{GuestEvent, Notify};
-use crate::tally::Value;
+use crate::tally::{Value, micros};
 use crate::virtio::mmio::MmioTransport;
 use crate::virtio::registers::offset;
 use crate::virtio::worker::Worker;
@@ -202,6 +202,7 @@ impl Rig {
                 found = Some(match metric.value {
                     Value::Counter(value) | Value::Gauge(value) => value,
                     Value::Times(times) => times.ranges().iter().sum(),
+                    Value::Span(span) => span.get().map(micros).iter().sum(),
                 });
             }
         });

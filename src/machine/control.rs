@@ -11,6 +11,7 @@ use std::fmt;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use devices::legacy::console_out::ConsoleOut;
@@ -312,6 +313,9 @@ impl<'a> Control<'a> {
     /// The first signal presses the power button; the second one, or the end of the grace time, kills.
     fn signal(&mut self) -> Option<End> {
         let signal = self.signals.next()?;
+        if signal == libc::SIGHUP {
+            self.metrics.asked.sighup.0.store(1, Ordering::Relaxed);
+        }
         if self.deadline.is_some() || self.grace.is_zero() {
             return Some(End::Killed(signal));
         }

@@ -196,7 +196,8 @@ impl Machine {
             let port = serial.lock().unwrap_or_else(PoisonError::into_inner);
             Source::only("uart", port.tally())
         });
-        self.devices.iter().map(Attached::source).chain(vcpus).chain(serial).collect()
+        let keyboard = Source::only("i8042", self.registers.keyboard_counts());
+        self.devices.iter().map(Attached::source).chain(vcpus).chain(serial).chain([keyboard]).collect()
     }
 
     /// Bytes of the guest's memory that the host has given it; `None` where they can not be counted.

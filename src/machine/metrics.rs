@@ -3,6 +3,7 @@
 //! Who counts does so in atomics of its own ([`devices::tally`]) and never comes here. Any thread reads; the control thread
 //! alone writes lines.
 
+mod firecracker;
 mod line;
 mod output;
 mod process;
@@ -94,6 +95,22 @@ impl Endpoint {
     }
 }
 
+tally! {
+    /// What was asked in words that have a better one by now; named as Firecracker's.
+    pub struct Deprecated {
+        /// Requests with a key that has no meaning any more.
+        pub deprecated_http_api_calls: AtomicU64,
+    }
+}
+
+tally! {
+    /// Signals that ask this process to end; named as Firecracker's.
+    pub struct Asked {
+        /// SIGHUP has come.
+        pub sighup: Gauge,
+    }
+}
+
 /// All that is counted in this process. There is one for all VMs that a process has, one after the other.
 pub struct Metrics {
     /// Those of the process, and those of the VM at hand.
@@ -103,6 +120,10 @@ pub struct Metrics {
     pub latencies: Arc<Latencies>,
     /// What became of log lines and metrics.
     pub reports: Arc<Reports>,
+    /// Requests in old words.
+    pub deprecated: Arc<Deprecated>,
+    /// Signals.
+    pub asked: Arc<Asked>,
 }
 
 #[derive(Default)]
@@ -128,13 +149,16 @@ impl Metrics {
     /// Counts the process itself.
     pub fn new() -> Self {
         let (latencies, reports) = (Arc::<Latencies>::default(), Arc::<Reports>::default());
+        let (deprecated, asked) = (Arc::<Deprecated>::default(), Arc::<Asked>::default());
         let own = vec![
             Source::only("latencies_us", latencies.clone()),
             Source::only("logger", reports.clone()),
             Source::only("process", Arc::new(Process)),
+            Source::only("deprecated_api", deprecated.clone()),
+            Source::only("signals", asked.clone()),
         ];
         let sources = Mutex::new(Sources { process: own, ..Sources::default() });
-        Self { sources, output: Mutex::default(), latencies, reports }
+        Self { sources, output: Mutex::default(), latencies, reports, deprecated, asked }
     }
 
     /// Counts the requests to an endpoint, a method and a path. Before there is a VM.

@@ -7,7 +7,7 @@ use devices::bus::BusDevice;
 use devices::legacy::cmos::Cmos;
 use devices::legacy::console_out::ConsoleOut;
 use devices::legacy::debug_port::DebugPort;
-use devices::legacy::i8042::I8042;
+use devices::legacy::i8042::{I8042, KeyboardCounts};
 use devices::legacy::pm::Pm;
 use devices::legacy::pvpanic::Pvpanic;
 use devices::legacy::serial::{Serial, SerialOut};
@@ -54,6 +54,11 @@ impl Registers {
         attach(layout::DEBUG_PORT, 1, debug.clone())?;
         attach(layout::PVPANIC_PORT, 1, Arc::new(Mutex::new(Pvpanic::new(notify.clone()))))?;
         Ok(Self { serial, power, keyboard, cmos, debug })
+    }
+
+    /// What the keyboard controller counts.
+    pub fn keyboard_counts(&self) -> Arc<KeyboardCounts> {
+        self.keyboard.lock().unwrap_or_else(PoisonError::into_inner).tally()
     }
 
     /// The serial port, where there is one.

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use devices::bus::Bus;
 use devices::tally;
-use devices::tally::{Times, count};
+use devices::tally::{Span, Times, count};
 use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, register_signal_handler, unblock_signal};
@@ -63,6 +63,14 @@ tally! {
         pub exit_mmio_write: AtomicU64,
         /// How long a port or register access kept the vCPU in the monitor.
         pub exit_time: Times,
+        /// The same for I/O port reads alone.
+        pub exit_io_in_agg: Span,
+        /// For I/O port writes.
+        pub exit_io_out_agg: Span,
+        /// For register reads.
+        pub exit_mmio_read_agg: Span,
+        /// For register writes.
+        pub exit_mmio_write_agg: Span,
         /// Accesses to ports and registers that no device has.
         pub unclaimed: AtomicU64,
         /// Times that the vCPU was called out of the guest.
@@ -296,11 +304,12 @@ impl Vcpu {
             errno => Stop::Host(io::Error::from_raw_os_error(errno)),
         })?;
         let begun = Instant::now();
-        match exit {
+        let kind = match exit {
             VcpuExit::IoIn(port, data) => {
                 count(&self.exits.exit_io_in, 1);
                 data.chunks_mut(access_size())
                     .for_each(|access| self.exits.claim(self.buses.io.read(port.into(), access)));
+                &self.exits.exit_io_in_agg
             }
             VcpuExit::IoOut(port, data) => {
                 if count(&self.exits.exit_io_out, 1) == 0 {
@@ -308,22 +317,27 @@ impl Vcpu {
                 }
                 data.chunks(access_size())
                     .for_each(|access| self.exits.claim(self.buses.io.write(port.into(), access)));
+                &self.exits.exit_io_out_agg
             }
             VcpuExit::MmioRead(address, data) => {
                 count(&self.exits.exit_mmio_read, 1);
                 self.exits.claim(self.buses.mmio.read(address, data));
+                &self.exits.exit_mmio_read_agg
             }
             VcpuExit::MmioWrite(address, data) => {
                 count(&self.exits.exit_mmio_write, 1);
                 self.exits.claim(self.buses.mmio.write(address, data));
+                &self.exits.exit_mmio_write_agg
             }
             VcpuExit::Intr => return Err(Stop::Kicked),
             other => {
                 let stop = stop::classify(&other);
                 return Err(stop.with_details(&mut self.fd));
             }
-        }
-        self.exits.exit_time.record(begun.elapsed());
+        };
+        let took = begun.elapsed();
+        kind.record(took);
+        self.exits.exit_time.record(took);
         Ok(())
     }
 

@@ -2,10 +2,15 @@
 //! that its reset commands work. vCPU threads. (vm-superio's has no answers, which costs a probing guest half a second
 //! for every command.)
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
 use serde::{Deserialize, Serialize};
 
 use crate::bus::BusDevice;
 use crate::seams::{GuestEvent, Notify};
+use crate::tally;
+use crate::tally::count;
 
 /// Offset of the data port (0x60).
 pub const DATA: u64 = 0;
@@ -52,10 +57,25 @@ pub struct I8042State {
     pub expect: Expect,
 }
 
+tally! {
+    /// What the controller counts; named as Firecracker's.
+    pub struct KeyboardCounts {
+        /// Bytes that the guest read from it.
+        pub read_count: AtomicU64,
+        /// Bytes that the guest wrote to it.
+        pub write_count: AtomicU64,
+        /// Bytes that were read or written where it has no register.
+        pub error_count: AtomicU64,
+        /// Times that the guest asked it for a reset.
+        pub reset_count: AtomicU64,
+    }
+}
+
 /// The device.
 pub struct I8042 {
     notify: Notify,
     state: I8042State,
+    tally: Arc<KeyboardCounts>,
 }
 
 impl I8042 {
@@ -63,7 +83,22 @@ impl I8042 {
     pub fn new(notify: Notify) -> Self {
         let output_port = NO_RESET | 1 << 1; // A20 is on
         let state = I8042State { command_byte: POWER_ON, output_port, answer: None, expect: Expect::Keyboard };
-        Self { notify, state }
+        Self { notify, state, tally: Arc::default() }
+    }
+
+    /// What it counts.
+    pub fn tally(&self) -> Arc<KeyboardCounts> {
+        self.tally.clone()
+    }
+
+    fn note(&self, offset: u64, counter: &AtomicU64) {
+        let known = offset == DATA || offset == COMMAND;
+        count(if known { counter } else { &self.tally.error_count }, 1);
+    }
+
+    fn reset(&self) {
+        count(&self.tally.reset_count, 1);
+        (self.notify)(GuestEvent::Reset);
     }
 
     /// What is to be kept.
@@ -94,7 +129,7 @@ impl I8042 {
             0xd2 | 0xd3 => self.state.expect = Expect::Echo,
             0xd4 => self.state.expect = Expect::Nothing,
             // Pulse output lines: bit 0 clear pulses the CPU's reset.
-            0xf0..=0xff if command & NO_RESET == 0 => (self.notify)(GuestEvent::Reset),
+            0xf0..=0xff if command & NO_RESET == 0 => self.reset(),
             _ => {}
         }
     }
@@ -105,7 +140,7 @@ impl I8042 {
             Expect::OutputPort => {
                 self.state.output_port = byte;
                 if byte & NO_RESET == 0 {
-                    (self.notify)(GuestEvent::Reset);
+                    self.reset();
                 }
             }
             Expect::Echo => self.state.answer = Some(byte),
@@ -117,6 +152,7 @@ impl I8042 {
 impl BusDevice for I8042 {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         for (offset, byte) in (offset..).zip(data) {
+            self.note(offset, &self.tally.read_count);
             *byte = match offset {
                 DATA => self.state.answer.take().unwrap_or(0),
                 COMMAND if self.state.answer.is_some() => READY | OUTPUT_FULL,
@@ -128,6 +164,7 @@ impl BusDevice for I8042 {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         for (offset, byte) in (offset..).zip(data) {
+            self.note(offset, &self.tally.write_count);
             match offset {
                 DATA => self.data(*byte),
                 COMMAND => self.command(*byte),
@@ -201,5 +238,9 @@ mod tests {
         device.write(DATA, &[0xfe]);
         device.write(DATA, &[0xfe]); // only data now
         assert_eq!(resets.load(Ordering::SeqCst), 2);
+        device.read(COMMAND, &mut [0; 2]);
+        let counted = device.tally();
+        let counted = [&counted.read_count, &counted.write_count, &counted.error_count, &counted.reset_count];
+        assert_eq!(counted.map(|count| count.load(Ordering::SeqCst)), [1, 5, 1, 2]);
     }
 }

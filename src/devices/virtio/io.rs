@@ -14,6 +14,7 @@ use super::used;
 use super::worker::Shared;
 use crate::memory::GuestRam;
 use crate::tally;
+use crate::tally::Times;
 pub(crate) use crate::tally::count;
 
 /// The driver is interrupted after so many requests even while more are waiting, so that it can go on meanwhile.
@@ -60,6 +61,8 @@ tally! {
         pub kicks: AtomicU64,
         /// Used-buffer interrupts sent to the driver.
         pub interrupts: AtomicU64,
+        /// Time that the device's thread took for one kick or one event of its back end, and all that was there to do.
+        pub busy_time: Times,
     }
 }
 

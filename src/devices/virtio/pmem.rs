@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Instant;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ use crate::log_limit::LogLimit;
 use crate::rate_limit::{RateLimiterConfig, RateLimiterState, Throttle};
 use crate::state::{StateError, check};
 use crate::tally;
+use crate::tally::Times;
 use crate::window::{WINDOW_ALIGN, Window, Writes, window_len};
 
 /// Device id (virtio 1.2, 5).
@@ -104,6 +106,8 @@ tally! {
     struct Flushes {
         /// Times the host was told to make data safe.
         flushes: AtomicU64,
+        /// Time that the host took to make data safe.
+        flush_time: Times,
     }
 }
 
@@ -170,7 +174,10 @@ impl Pmem {
             return true; // nothing was written to the file
         }
         count(&self.tally.flushes, 1);
-        match self.file.sync_data() {
+        let begun = Instant::now();
+        let done = self.file.sync_data();
+        self.tally.flush_time.record(begun.elapsed());
+        match done {
             Ok(()) => true,
             Err(error) => {
                 static LIMIT: LogLimit = LogLimit::new();

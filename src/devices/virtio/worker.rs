@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use virtio_queue::Queue;
@@ -277,8 +277,11 @@ impl MutEventSubscriber for Loop {
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if events.data() == MAIL {
+            return self.read_mail(ops);
+        }
+        let begun = Instant::now();
         match events.data() {
-            MAIL => self.read_mail(ops),
             data if data >= SOURCE => {
                 let token = u16::try_from(data.saturating_sub(SOURCE)).unwrap_or(0);
                 self.call(|device, io| device.ready(token, io));
@@ -289,6 +292,7 @@ impl MutEventSubscriber for Loop {
                 self.call(|device, io| device.kicked(queue, io));
             }
         }
+        self.shared.counters.busy_time.record(begun.elapsed());
     }
 }
 

@@ -1,51 +1,11 @@
 //! A line of metrics in Firecracker's shape: `{"utc_timestamp_ms": ..., "block": {...}, "block_rootfs": {...}, ...}`. Counters
 //! are since the line before, gauges are as they are now. Pure but for the clock.
-//!
-//! Source of the names: Firecracker, src/vmm/src/logger/metrics.rs and the metrics.rs of each device.
 
-use devices::tally::{RANGES, Times, Value as Measured, micros};
-use serde_json::{Map, Value};
+use devices::tally::{RANGES, Span, Times, Value as Measured, micros};
+use serde_json::{Map, Value, json};
 
-use super::Source;
+use super::{Source, firecracker};
 use crate::journal::utc_ms;
-
-/// What Firecracker calls what is counted here: group, our name, its name.
-const NAMES: [(&str, &str, &str); 24] = [
-    ("balloon", "bytes_out", "freed_bytes"),
-    ("block", "bytes_in", "read_bytes"),
-    ("block", "bytes_out", "write_bytes"),
-    ("block", "failed", "execute_fails"),
-    ("block", "flushes", "flush_count"),
-    ("block", "kicks", "queue_event_count"),
-    ("block", "moves_in", "read_count"),
-    ("block", "moves_out", "write_count"),
-    ("block", "refused", "invalid_reqs_count"),
-    ("entropy", "bytes_in", "entropy_bytes"),
-    ("entropy", "failed", "entropy_event_fails"),
-    ("entropy", "requests", "entropy_event_count"),
-    ("net", "bytes_in", "rx_bytes_count"),
-    ("net", "bytes_out", "tx_bytes_count"),
-    ("net", "frames_waited", "no_rx_avail_buffer"),
-    ("net", "moves_in", "rx_packets_count"),
-    ("net", "moves_out", "tx_packets_count"),
-    ("pmem", "kicks", "queue_event_count"),
-    ("uart", "bytes_in", "read_count"),
-    ("uart", "bytes_lost", "missed_write_count"),
-    ("uart", "bytes_out", "write_count"),
-    ("vsock", "bytes_in", "rx_bytes_count"),
-    ("vsock", "bytes_out", "tx_bytes_count"),
-    ("vsock", "moves_in", "rx_packets_count"),
-];
-
-/// What Firecracker calls the endpoints in its counts of requests, by the first part of their paths.
-const ENDPOINTS: [(&str, &str); 6] = [
-    ("", "instance_info"),
-    ("drives", "drive"),
-    ("machine-config", "machine_cfg"),
-    ("network-interfaces", "network"),
-    ("version", "vmm_version"),
-    ("vm", "vm"),
-];
 
 /// What the last line said, so that the next one tells what has changed.
 #[derive(Debug, Default)]
@@ -73,7 +33,8 @@ impl Line {
             interrupts += object.get("interrupts").and_then(Value::as_u64).unwrap_or(0);
             put(&mut line, source, object);
         }
-        put_in(&mut line, "interrupts", "triggers", interrupts);
+        put_in(&mut line, "interrupts", "triggers", &interrupts.into());
+        firecracker::complete(&mut line);
         let mut line = Value::from(line).to_string().into_bytes();
         line.push(b'\n');
         line
@@ -93,14 +54,15 @@ fn object(source: &Source, seen: &mut Vec<u64>) -> Map<String, Value> {
         total.wrapping_sub(before)
     };
     source.tally.each(&mut |metric| {
-        let known = NAMES.iter().find(|(group, ours, _)| *group == source.group && *ours == metric.name);
-        let name = known.map_or(metric.name, |(_, _, theirs)| theirs);
         let value = match metric.value {
             Measured::Counter(total) => since(total).into(),
             Measured::Gauge(now) => now.into(),
             Measured::Times(times) => spread(times, &mut since),
+            Measured::Span(span) => ends(span, &mut since),
         };
-        object.insert(name.to_owned(), value);
+        for name in firecracker::names(source.group, metric.name) {
+            object.insert(name.to_owned(), value.clone());
+        }
     });
     object
 }
@@ -114,7 +76,13 @@ fn spread(times: &Times, since: &mut impl FnMut(u64) -> u64) -> Value {
         (end, Value::from(*count))
     });
     let named: Map<_, _> = named.collect();
-    serde_json::json!({ "count": ranges.iter().sum::<u64>(), "sum_us": sum, "le_us": named })
+    json!({ "count": ranges.iter().sum::<u64>(), "sum_us": sum, "le_us": named })
+}
+
+/// `{"min_us": 3, "max_us": 70, "sum_us": 73}`: the ends since the beginning, the sum since the last line.
+fn ends(span: &Span, since: &mut impl FnMut(u64) -> u64) -> Value {
+    let [shortest, longest, sum] = span.get().map(micros);
+    json!({ "min_us": shortest, "max_us": longest, "sum_us": since(sum) })
 }
 
 /// Puts what a source has counted where it belongs: a member under its own name, and into its group's sum.
@@ -127,9 +95,7 @@ fn put(line: &mut Map<String, Value>, source: &Source, object: Map<String, Value
         return put_endpoint(line, member, &object);
     }
     for (name, value) in &object {
-        if let Some(value) = value.as_u64() {
-            put_in(line, source.group, name, value);
-        }
+        put_in(line, source.group, name, value);
     }
     line.insert(format!("{}_{member}", source.group), object.into());
 }
@@ -137,19 +103,28 @@ fn put(line: &mut Map<String, Value>, source: &Source, object: Map<String, Value
 /// `PUT /drives/{drive_id}` is `drive_count` and `drive_fails` of `put_api_requests`.
 fn put_endpoint(line: &mut Map<String, Value>, endpoint: &str, object: &Map<String, Value>) {
     let (method, path) = endpoint.split_once(" /").unwrap_or((endpoint, ""));
-    let part = path.split('/').next().unwrap_or_default();
-    let known = ENDPOINTS.iter().find(|(ours, _)| *ours == part);
-    let name = known.map_or_else(|| part.replace('-', "_"), |(_, theirs)| (*theirs).to_owned());
+    let name = firecracker::endpoint(path);
     for (count, suffix) in [("requests", "count"), ("failed", "fails")] {
-        let value = object.get(count).and_then(Value::as_u64).unwrap_or(0);
-        put_in(line, &format!("{}_api_requests", method.to_lowercase()), &format!("{name}_{suffix}"), value);
+        let value = object.get(count).cloned().unwrap_or_default();
+        put_in(line, &format!("{}_api_requests", method.to_lowercase()), &format!("{name}_{suffix}"), &value);
     }
 }
 
-fn put_in(line: &mut Map<String, Value>, group: &str, name: &str, value: u64) {
+/// Adds to what a group has: numbers are added up, of spans the ends are those of all.
+fn put_in(line: &mut Map<String, Value>, group: &str, name: &str, value: &Value) {
     let group = line.entry(group).or_insert_with(|| Map::new().into());
-    if let Some(group) = group.as_object_mut() {
-        let sum = group.get(name).and_then(Value::as_u64).unwrap_or(0);
-        group.insert(name.to_owned(), sum.wrapping_add(value).into());
-    }
+    let Some(group) = group.as_object_mut() else { return };
+    let before = group.get(name).cloned().unwrap_or_default();
+    let number = |value: &Value, key: &str| value[key].as_u64().unwrap_or(0);
+    let sum = match value.as_u64() {
+        Some(value) => before.as_u64().unwrap_or(0).wrapping_add(value).into(),
+        None if value.get("max_us").is_some() => {
+            let least = [&before, value].map(|it| number(it, "min_us")).into_iter().filter(|min| *min > 0).min();
+            let longest = number(&before, "max_us").max(number(value, "max_us"));
+            let sum = number(&before, "sum_us").wrapping_add(number(value, "sum_us"));
+            json!({ "min_us": least.unwrap_or(0), "max_us": longest, "sum_us": sum })
+        }
+        None => return, // a spread is that of one
+    };
+    group.insert(name.to_owned(), sum);
 }

@@ -3,6 +3,7 @@
 //! Source: prometheus.io, "Exposition formats". Totals since the VM began; sums over members are left to who reads.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use devices::tally::{RANGES, Times, Value};
 
@@ -23,6 +24,7 @@ pub fn text<'a>(sources: impl Iterator<Item = &'a Source>) -> String {
         let label = source.member.as_deref().map(|member| label(source.group, member)).unwrap_or_default();
         source.tally.each(&mut |metric| {
             let (suffix, kind) = match metric.value {
+                Value::Span(_) => return, // a histogram beside it says more
                 Value::Counter(_) => ("_total", "counter"),
                 Value::Gauge(_) => ("", "gauge"),
                 Value::Times(_) => ("_seconds", "histogram"),
@@ -36,6 +38,7 @@ pub fn text<'a>(sources: impl Iterator<Item = &'a Source>) -> String {
             let _ = match metric.value {
                 Value::Counter(value) | Value::Gauge(value) => writeln!(lines, "{name}{} {value}", in_braces(&label)),
                 Value::Times(times) => histogram(lines, &name, &label, times),
+                Value::Span(_) => Ok(()),
             };
         });
     }
@@ -53,6 +56,7 @@ fn has_counted(source: &Source) -> bool {
             Value::Counter(count) => count > 0,
             Value::Gauge(_) => true,
             Value::Times(times) => times.ranges().iter().any(|count| *count > 0),
+            Value::Span(span) => !span.get().iter().all(Duration::is_zero),
         }
     });
     has

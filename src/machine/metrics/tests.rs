@@ -2,7 +2,7 @@
 
 use std::io::{Read, Seek};
 
-use devices::tally::{Metric, Times, Value as Measured};
+use devices::tally::{Metric, Span, Times, Value as Measured};
 
 use super::*;
 
@@ -15,6 +15,8 @@ tally! {
         interrupts: AtomicU64,
         /// How long it took.
         request_time: Times,
+        /// The same for reads.
+        read_agg: Span,
     }
 }
 
@@ -44,6 +46,9 @@ fn lines_tell_what_has_changed() {
     add(&two.bytes_in, 7);
     add(&one.interrupts, 1);
     one.request_time.record(Duration::from_micros(40));
+    for (disk, micros) in [(&one, 30), (&one, 50), (&two, 70)] {
+        disk.read_agg.record(Duration::from_micros(micros));
+    }
     endpoint.asked(true, Duration::ZERO);
     endpoint.asked(false, Duration::ZERO);
     metrics.latencies.pause_vm.0.store(300, Ordering::Relaxed);
@@ -68,10 +73,65 @@ fn lines_tell_what_has_changed() {
     let time = |count, sum, le| json!({ "count": count, "sum_us": sum, "le_us": le });
     assert_eq!(first["block_a"]["request_time"], time(1, 40, json!({ "64": 1 })));
     assert_eq!(second["block_a"]["request_time"], time(0, 0, json!({})));
-    assert_eq!(first["put_api_requests"], json!({ "drive_count": 2, "drive_fails": 1 }));
-    assert_eq!(first["get_api_requests"], json!({ "instance_info_count": 0, "instance_info_fails": 0 }));
+    let ends = |min, max, sum| json!({ "min_us": min, "max_us": max, "sum_us": sum });
+    assert_eq!(
+        ["block_a", "block_b", "block"].map(|it| first[it]["read_agg"].clone()),
+        [ends(30, 50, 80), ends(70, 70, 70), ends(30, 70, 150)]
+    );
+    assert_eq!(second["block"]["read_agg"], ends(30, 70, 0), "the sum is since the line before");
+    let asked = ["drive_count", "drive_fails"].map(|name| first["put_api_requests"][name].as_u64());
+    assert_eq!(asked, [Some(2), Some(1)]);
     assert_eq!([first, second].map(|line| line["latencies_us"]["pause_vm"].clone()), [json!(300), json!(300)]);
     assert!(second["process"]["resident_bytes"].as_u64().unwrap() > 0);
+}
+
+/// Who reads Firecracker's lines finds its groups, though nobody has counted anything.
+#[test]
+fn a_line_has_all_of_firecracker_s_groups() {
+    let (metrics, ..) = metrics();
+    let mut file = tempfile::tempfile().unwrap();
+    metrics.write_to(file.try_clone().unwrap(), None, &BTreeMap::new());
+    metrics.flush();
+    let mut text = String::new();
+    file.rewind().unwrap();
+    file.read_to_string(&mut text).unwrap();
+    let line: Value = serde_json::from_str(&text).unwrap();
+    for name in [
+        "api_server.process_startup_time_us",
+        "balloon.activate_fails",
+        "block_b.activate_fails",
+        "block.write_agg.max_us",
+        "deprecated_api.deprecated_http_api_calls",
+        "entropy.entropy_bytes",
+        "get_api_requests.hotplug_memory_count",
+        "i8042.reset_count",
+        "interrupts.triggers",
+        "latencies_us.full_create_snapshot",
+        "latencies_us.vmm_pause_vm",
+        "logger.missed_log_count",
+        "memory_hotplug.plug_agg.sum_us",
+        "mmds.tx_count",
+        "net.tap_write_agg.min_us",
+        "patch_api_requests.machine_cfg_fails",
+        "pmem.queue_event_count",
+        "put_api_requests.cpu_cfg_count",
+        "seccomp.num_faults",
+        "signals.sigill",
+        "uart.flush_count",
+        "vcpu.exit_io_in_agg.sum_us",
+        "vmm.panic_count",
+        "vsock.tx_packets_count",
+    ] {
+        let value = name.split('.').fold(&line, |value, key| &value[key]);
+        assert_eq!(value.as_u64(), Some(0), "{name} in {text}");
+    }
+    assert!(line.get("read_agg").is_none() && line["api_server"].get("read_agg").is_none());
+}
+
+#[test]
+fn endpoints_are_named_as_firecracker_s() {
+    let named = ["drives/{drive_id}", "hotplug/memory", "cpu-config", "boot-source", ""].map(firecracker::endpoint);
+    assert_eq!(named, ["drive", "hotplug_memory", "cpu_cfg", "boot_source", "instance_info"]);
 }
 
 #[test]

@@ -78,6 +78,7 @@ impl Block {
         let begun = Instant::now();
         let chain = held.chain(io.memory());
         let (status_at, request) = self.read(&chain)?;
+        let kind = request.as_ref().ok().and_then(Request::direction);
         let outcome = match request {
             Err(failure) => Err(failure),
             Ok(request) if !self.allow(&request) => {
@@ -99,7 +100,7 @@ impl Block {
             }
         };
         let used = self.answer(&chain, status_at, outcome, io.counters())?;
-        self.tally.request_time.record(begun.elapsed());
+        self.tally.answered(kind, begun.elapsed());
         io.give(queue, held, used).map(Begun::Answered)
     }
 
@@ -207,7 +208,7 @@ impl Block {
             }
         }
         let used = self.answer(&chain, job.status_at, outcome, counters)?;
-        self.tally.request_time.record(job.begun.elapsed());
+        self.tally.answered(job.request.direction(), job.begun.elapsed());
         io.give(job.queue, job.held, used)
     }
 }

@@ -12,7 +12,7 @@ mod transfer;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
@@ -36,7 +36,7 @@ use crate::log_limit::LogLimit;
 use crate::rate_limit::{RateLimiterState, Throttle};
 use crate::state::{StateError, check};
 use crate::tally;
-use crate::tally::Times;
+use crate::tally::{Span, Times};
 
 /// Device id (virtio 1.2, 5).
 const VIRTIO_ID_BLOCK: u32 = 2;
@@ -84,6 +84,24 @@ tally! {
         flushes: AtomicU64,
         /// Time from when a request was taken from its queue until it was answered.
         request_time: Times,
+        /// The same for reads alone.
+        read_agg: Span,
+        /// For writes.
+        write_agg: Span,
+        /// Times that a request had to wait for the rate limiter.
+        throttled: AtomicU64,
+    }
+}
+
+impl Tally {
+    /// A request was answered; of what kind, where it made sense.
+    fn answered(&self, kind: Option<Direction>, took: Duration) {
+        self.request_time.record(took);
+        match kind {
+            Some(Direction::Read) => self.read_agg.record(took),
+            Some(Direction::Write) => self.write_agg.record(took),
+            None => {}
+        }
     }
 }
 
@@ -146,13 +164,14 @@ impl Block {
     fn serve(&mut self, chain: &Chain<'_>, counters: &Counters) -> Result<Served, Broken> {
         let begun = Instant::now();
         let (status_at, request) = self.read(chain)?;
+        let kind = request.as_ref().ok().and_then(Request::direction);
         let outcome = match request {
             Err(failure) => Err(failure),
             Ok(request) if !self.allow(&request) => return Ok(Served::Later),
             Ok(request) => self.run(&request, chain, status_at, counters),
         };
         let answered = self.answer(chain, status_at, outcome, counters);
-        self.tally.request_time.record(begun.elapsed());
+        self.tally.answered(kind, begun.elapsed());
         answered.map(Served::Done)
     }
 
@@ -166,7 +185,13 @@ impl Block {
 
     /// Whether the limits let a request through now.
     fn allow(&mut self, request: &Request) -> bool {
-        self.throttle.as_mut().is_none_or(|throttle| throttle.allow(request.bytes()))
+        let Some(throttle) = &mut self.throttle else { return true };
+        let waits_already = throttle.is_waiting();
+        let allowed = throttle.allow(request.bytes());
+        if !allowed && !waits_already {
+            count(&self.tally.throttled, 1);
+        }
+        allowed
     }
 
     /// Writes the status byte, and says how many bytes of the chain were written.

@@ -9,6 +9,7 @@ use virtio_bindings::virtio_blk::{
 
 use super::file::SECTOR;
 use crate::virtio::Chain;
+use crate::virtio::pieces::Direction;
 
 /// struct virtio_blk_req: type, reserved, sector.
 pub const HEADER: u64 = 16;
@@ -96,6 +97,15 @@ pub struct Disk {
 }
 
 impl Request {
+    /// Which way its data goes, where it has any.
+    pub fn direction(&self) -> Option<Direction> {
+        match self {
+            Self::In { .. } => Some(Direction::Read),
+            Self::Out { .. } => Some(Direction::Write),
+            _ => None,
+        }
+    }
+
     /// Reads the request of `chain`, which has `room` writable bytes before its status byte.
     pub fn read(chain: &Chain<'_>, room: u64, disk: Disk) -> Result<Self, Failure> {
         let mut header = [0; 16];

@@ -27,6 +27,7 @@ fn what_was_done_is_counted() {
         assert_eq!(rig.counted("requests"), 3, "{}", device.name);
         assert_eq!((rig.counted("interrupts"), rig.counted("broken")), (3, 0), "{}", device.name);
         assert!(rig.counted("kicks") > 0, "{}", device.name);
+        assert!(rig.counted("busy_time") >= rig.counted("kicks"), "{}", device.name);
     });
 }
 

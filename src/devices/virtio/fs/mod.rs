@@ -12,6 +12,7 @@ mod state;
 #[cfg(test)]
 pub mod tests;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::config::{ShareConfig, TAG_MAX};
@@ -20,11 +21,14 @@ use super::chain::Segments;
 use super::io::{Broken, Held, Io, count};
 use super::pieces::mark_dirty;
 use super::state::DeviceState;
+use super::vhost_user::ring::Done;
 use super::vhost_user::{BackEnd, HANG_UP};
 use super::{Chain, Device, Facts, OpenError, Source, Stop};
 use crate::child::Helper;
 use crate::memory::{GuestMemoryBackend, GuestRam};
 use crate::state::StateError;
+use crate::tally;
+use crate::tally::{Tally, Times};
 
 /// Device id (virtio 1.2, 5).
 const VIRTIO_ID_FS: u32 = 26;
@@ -56,6 +60,15 @@ pub struct Fs {
     /// Queues that wait until their ring has room.
     waiting: [bool; QUEUES],
     room: Vec<Segments>,
+    tally: Arc<Answers>,
+}
+
+tally! {
+    /// What a share counts of its own.
+    struct Answers {
+        /// Time from when a request was taken from its queue until virtiofsd's answer was given back.
+        request_time: Times,
+    }
 }
 
 impl Fs {
@@ -72,7 +85,8 @@ impl Fs {
 
     fn new(tag: &str, daemon: Helper, back_end: BackEnd, patience: Duration) -> Self {
         let (tag, waiting) = (tag.to_owned(), [false; QUEUES]);
-        Self { tag, daemon, back_end, patience, dead: false, talks: false, waiting, room: Vec::new() }
+        let (room, tally) = (Vec::new(), Arc::default());
+        Self { tag, daemon, back_end, patience, dead: false, talks: false, waiting, room, tally }
     }
 
     /// virtiofsd can not go on: one line on the host, an error for each request in the guest.
@@ -110,11 +124,11 @@ impl Fs {
     }
 
     /// Hands one request to virtiofsd.
-    fn hand_over(&mut self, queue: usize, held: Held, io: &mut Io<'_>) -> Result<(), Broken> {
+    fn hand_over(&mut self, queue: usize, held: Held, since: Instant, io: &mut Io<'_>) -> Result<(), Broken> {
         if self.dead || !is_ram(&held.chain(io.memory()), io.memory()) {
             return self.refuse(queue, held, io);
         }
-        match self.back_end.put(queue, held, io.memory()) {
+        match self.back_end.put(queue, (held, since), io.memory()) {
             Ok(()) => Ok(()),
             Err(_) => Err(Broken("a request does not fit into the back end's ring")),
         }
@@ -123,16 +137,18 @@ impl Fs {
     /// Gives the driver what virtiofsd has done in ring `queue`.
     fn land(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
         let mut any = false;
+        let now = Instant::now(); // one reading for all that are there
         loop {
             match self.back_end.take(queue) {
                 Ok(None) => break,
-                Ok(Some((held, said))) => {
+                Ok(Some(Done { held, since, said })) => {
                     let chain = held.chain(io.memory());
                     let written = u32::try_from(chain.writable_len()).map_or(said, |most| said.min(most));
                     mark_dirty(io.memory(), chain.writable_part(0..written.into()));
                     io.counters().moved_out(chain.readable_len());
                     io.counters().moved_in(written.into());
                     self.room.push(io.give(queue, held, written)?);
+                    self.tally.request_time.record(now.saturating_duration_since(since));
                     any = true;
                 }
                 Err(lie) => return self.give_up(&lie, io),
@@ -144,6 +160,7 @@ impl Fs {
     /// Takes requests from the driver while the ring has room.
     fn take_off(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
         let mut any = false;
+        let now = Instant::now();
         loop {
             if io.is_wanted() {
                 io.ring(queue);
@@ -162,7 +179,7 @@ impl Fs {
                 }
                 break;
             };
-            self.hand_over(queue, held, io)?;
+            self.hand_over(queue, held, now, io)?;
             any = true;
         }
         if any
@@ -182,7 +199,8 @@ impl Device for Fs {
         let config = tag.chain(1_u32.to_le_bytes()).collect();
         let mut sources = self.back_end.sources();
         sources.push(Source { token: LOG, fd: self.daemon.log() });
-        Facts { virtio_id: VIRTIO_ID_FS, queue_sizes: vec![QUEUE_SIZE; QUEUES], config, sources, ..Facts::default() }
+        let (queue_sizes, tally) = (vec![QUEUE_SIZE; QUEUES], Some(self.tally.clone() as Arc<dyn Tally>));
+        Facts { virtio_id: VIRTIO_ID_FS, queue_sizes, config, sources, tally, ..Facts::default() }
     }
 
     fn started(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {

@@ -56,6 +56,8 @@ fn requests_are_answered_by_the_back_end() {
         assert_eq!(rig.request(REQUESTS, &sent), 16);
         assert_eq!(answer(&rig, &sent), (0, unique));
     }
+    rig.settle(); // an answer is there before its time is noted
+    assert_eq!(rig.counted("request_time"), 3 * u64::from(SLOTS));
 }
 
 /// More than the ring has room for, posted at once, wait for their turn.

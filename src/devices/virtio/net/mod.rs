@@ -21,6 +21,7 @@ mod vhost;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_ERR, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA,
@@ -168,6 +169,7 @@ impl Net {
     fn transmit(&mut self, pair: usize, io: &mut Io<'_>) -> Result<(), Broken> {
         let queue = pair.saturating_mul(2).saturating_add(1);
         let (counters, mut sent) = (io.counters(), 0_usize);
+        let begun = Instant::now();
         io.drain_while(queue, |chain| {
             if sent == TURN {
                 return Ok(Served::Later);
@@ -175,6 +177,9 @@ impl Net {
             sent = sent.saturating_add(1);
             Ok(self.send(pair, chain, counters))
         })?;
+        if sent > 0 {
+            self.gate.frames.tap_write_agg.record(begun.elapsed());
+        }
         if sent == TURN {
             io.ring(queue);
         }

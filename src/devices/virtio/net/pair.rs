@@ -16,6 +16,7 @@ use super::{FRAME_MAX, HEADER};
 use crate::mmds::Service;
 use crate::rate_limit::Throttle;
 use crate::tally;
+use crate::tally::Span;
 use crate::virtio::chain::Segments;
 use crate::virtio::io::{Broken, Held, Io, count};
 
@@ -40,6 +41,8 @@ tally! {
         pub frames_filtered: AtomicU64,
         /// Times that a frame had to wait for a rate limiter.
         pub frames_throttled: AtomicU64,
+        /// How long the frames of one kick of the driver took on their way to the host.
+        pub tap_write_agg: Span,
     }
 }
 

@@ -16,7 +16,7 @@ pub mod ring;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::net::{RecvFlags, recv};
@@ -27,7 +27,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::connection::{Connection, DEVICE_STATE, PROTOCOL_FEATURES, REPLY_ACK, Request, quads, words};
-use self::ring::{AREA, Lie, Ring, SLOTS};
+use self::ring::{AREA, Done, Lie, Ring, SLOTS};
 use super::{Held, Source};
 use crate::memory::GuestRam;
 
@@ -146,13 +146,13 @@ impl BackEnd {
     }
 
     /// Puts a request into ring `index`, which has room.
-    pub fn put(&mut self, index: usize, held: Held, memory: &GuestRam) -> io::Result<()> {
+    pub fn put(&mut self, index: usize, (held, since): (Held, Instant), memory: &GuestRam) -> io::Result<()> {
         let area = part(&self.area, index)?;
         let wired = self.rings.get_mut(index).ok_or(io::ErrorKind::NotFound)?;
         let chain = held.chain(memory);
         let (readable, writable) = (chain.readable_part(0..u64::MAX), chain.writable_part(0..u64::MAX));
         let (readable, writable) = (readable.collect::<Vec<_>>(), writable.collect::<Vec<_>>());
-        wired.ring.put(&area, held, readable.into_iter(), writable.into_iter())
+        wired.ring.put(&area, (held, since), readable.into_iter(), writable.into_iter())
     }
 
     /// Tells the back end of what was put into ring `index`, unless it looks by itself.
@@ -162,7 +162,7 @@ impl BackEnd {
     }
 
     /// The next request of ring `index` that is done, and how many bytes the back end says to have written.
-    pub fn take(&mut self, index: usize) -> Result<Option<(Held, u32)>, Lie> {
+    pub fn take(&mut self, index: usize) -> Result<Option<Done>, Lie> {
         let area = part(&self.area, index).map_err(|_| Lie)?;
         self.rings.get_mut(index).map_or(Ok(None), |wired| wired.ring.take(&area))
     }

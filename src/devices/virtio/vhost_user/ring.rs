@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::atomic::{Ordering, fence};
+use std::time::Instant;
 
 use vm_memory::{Bytes, VolatileSlice};
 
@@ -36,13 +37,25 @@ pub const AREA: usize = TABLES + SLOTS as usize * TABLE;
 #[error("it returned a request that it did not have")]
 pub struct Lie;
 
+/// A request that the back end has done.
+#[derive(Debug)]
+pub struct Done {
+    /// The guest's.
+    pub held: Held,
+    /// When it was taken from the guest's ring.
+    pub since: Instant,
+    /// How many bytes the back end says to have written.
+    pub said: u32,
+}
+
 /// A ring and the requests in it.
 #[derive(Debug)]
 pub struct Ring {
     /// Address of its area as a back end sees it, in the space of guest-physical addresses.
     gpa: u64,
     free: Vec<u16>,
-    out: Vec<Option<Held>>,
+    /// What is out, and since when.
+    out: Vec<Option<(Held, Instant)>>,
     avail: u16,
     used: u16,
 }
@@ -79,7 +92,7 @@ impl Ring {
     pub fn put(
         &mut self,
         area: &VolatileSlice<'_>,
-        held: Held,
+        (held, since): (Held, Instant),
         readable: impl Iterator<Item = Segment>,
         writable: impl Iterator<Item = Segment>,
     ) -> io::Result<()> {
@@ -107,7 +120,7 @@ impl Ring {
         area.store(self.avail.to_le(), AVAIL + 2, Ordering::Release).map_err(io::Error::other)?;
         self.free.pop();
         if let Some(place) = self.out.get_mut(usize::from(slot)) {
-            *place = Some(held);
+            *place = Some((held, since));
         }
         Ok(())
     }
@@ -119,8 +132,8 @@ impl Ring {
         u16::from_le(flags) & NO_NOTIFY == 0
     }
 
-    /// The next request that the back end has done, and how many bytes it says to have written.
-    pub fn take(&mut self, area: &VolatileSlice<'_>) -> Result<Option<(Held, u32)>, Lie> {
+    /// The next request that the back end has done.
+    pub fn take(&mut self, area: &VolatileSlice<'_>) -> Result<Option<Done>, Lie> {
         let index: u16 = area.load(USED + 2, Ordering::Acquire).map_err(|_| Lie)?;
         if u16::from_le(index) == self.used {
             return Ok(None);
@@ -129,15 +142,15 @@ impl Ring {
         let id: u32 = area.load(returned, Ordering::Relaxed).map_err(|_| Lie)?;
         let len: u32 = area.load(returned.saturating_add(4), Ordering::Relaxed).map_err(|_| Lie)?;
         let slot = u16::try_from(u32::from_le(id)).map_err(|_| Lie)?;
-        let held = self.out.get_mut(usize::from(slot)).and_then(Option::take).ok_or(Lie)?;
+        let (held, since) = self.out.get_mut(usize::from(slot)).and_then(Option::take).ok_or(Lie)?;
         self.used = self.used.wrapping_add(1);
         self.free.push(slot);
-        Ok(Some((held, u32::from_le(len))))
+        Ok(Some(Done { held, since, said: u32::from_le(len) }))
     }
 
     /// Takes all requests back from a back end that is gone.
     pub fn take_all(&mut self) -> Vec<Held> {
-        let all = self.out.iter_mut().filter_map(Option::take).collect();
+        let all = self.out.iter_mut().filter_map(|slot| Some(slot.take()?.0)).collect();
         self.free = (0..SLOTS).rev().collect();
         all
     }
