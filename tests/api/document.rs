@@ -1,101 +1,20 @@
 //! docs/api.yaml against the program: what it refers to, the keys of bodies, what is in answers. A VM that is not started has
 //! them all; the keys of changes of running devices are those of the configuration, which is checked here, and an unknown one
-//! is refused by a running VM in tests/guest/api.rs.
+//! is refused by a running VM in tests/guest/api.rs; answers of a running VM are in tests/guest/document.rs.
 
 use serde_json::{Map, Value, json};
 
-use crate::operations::{Operation, document, operations};
+use crate::operations::{Operation, operations};
+use crate::schema::Documents;
 use crate::{NOT_STARTED, Waiting};
 
-/// How docs/api.yaml names the schema of the configuration, which the code writes (`vmm schema`).
-const CONFIG: &str = "../resources/schema/vm.schema.json";
 /// A key that nothing has.
 const STRANGE: &str = "strange";
 
-/// docs/api.yaml, and the schema that it refers to.
-struct Documents {
-    api: Value,
-    config: Value,
-}
-
-impl Documents {
-    fn read() -> Self {
-        // In its own file `#` is that file.
-        let config = include_str!("../../resources/schema/vm.schema.json").replace("\"#/", &format!("\"{CONFIG}#/"));
-        Self { api: document(), config: serde_json::from_str(&config).expect("JSON") }
-    }
-
-    fn find(&self, reference: &str) -> Option<&Value> {
-        let (document, place) = match reference.strip_prefix(CONFIG) {
-            Some(place) => (&self.config, place),
-            None => (&self.api, reference),
-        };
-        document.pointer(place.strip_prefix('#')?)
-    }
-
-    /// The schema that is meant where this one stands.
-    fn follow<'a>(&'a self, schema: &'a Value) -> &'a Value {
-        match schema["$ref"].as_str() {
-            Some(reference) => self.follow(self.find(reference).unwrap_or_else(|| panic!("{reference} is nowhere"))),
-            None => schema,
-        }
-    }
-
-    /// What of this schema is not so in this value. It knows the words that the two documents use for what there is; the limits
-    /// of numbers and texts are the configuration's own checks.
-    fn faults(&self, schema: &Value, value: &Value, place: &str) -> Vec<String> {
-        let schema = self.follow(schema);
-        if let Some(kinds) = ["anyOf", "oneOf"].iter().find_map(|word| schema[*word].as_array()) {
-            let fits = kinds.iter().any(|kind| self.faults(kind, value, place).is_empty());
-            return if fits { Vec::new() } else { vec![format!("{place}: {value} is of no kind that is known")] };
-        }
-        let is_of = |kind: &str| match kind {
-            "null" => value.is_null(),
-            "boolean" => value.is_boolean(),
-            "integer" => value.is_u64() || value.is_i64(),
-            "string" => value.is_string(),
-            "array" => value.is_array(),
-            "object" => value.is_object(),
-            _ => panic!("{place}: a kind {kind}"),
-        };
-        let is_right = match &schema["type"] {
-            Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).any(is_of),
-            kind => kind.as_str().is_none_or(is_of),
-        };
-        let is_one = schema["enum"].as_array().is_none_or(|known| known.contains(value));
-        let is_it = schema.get("const").is_none_or(|only| only == value);
-        let mut faults = Vec::new();
-        if !(is_right && is_one && is_it) {
-            faults.push(format!("{place}: {value} is not {schema}"));
-        }
-        for (number, item) in value.as_array().into_iter().flatten().enumerate() {
-            faults.extend(self.faults(&schema["items"], item, &format!("{place}[{number}]")));
-        }
-        if let Some(members) = value.as_object() {
-            faults.extend(self.members(schema, members, place));
-        }
-        faults
-    }
-
-    fn members(&self, schema: &Value, members: &Map<String, Value>, place: &str) -> Vec<String> {
-        let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        let mut faults: Vec<_> =
-            required.filter(|key| !members.contains_key(*key)).map(|key| format!("{place}.{key} is missing")).collect();
-        for (key, value) in members {
-            // A schema that does not say a word of members allows any; one that names some allows no other.
-            match schema["properties"].get(key).or(schema.get("additionalProperties").filter(|it| it.is_object())) {
-                Some(schema) => faults.extend(self.faults(schema, value, &format!("{place}.{key}"))),
-                None if schema.get("properties").is_none() && schema["additionalProperties"] != false => {}
-                None => faults.push(format!("{place}.{key} is not known")),
-            }
-        }
-        faults
-    }
-
-    /// The schema of what an operation takes.
-    fn body<'a>(&'a self, operation: &'a Operation) -> Option<&'a Value> {
-        operation.said["requestBody"]["content"]["application/json"].get("schema").map(|schema| self.follow(schema))
-    }
+/// The schema of what an operation takes.
+fn body<'a>(documents: &'a Documents, operation: &'a Operation) -> Option<&'a Value> {
+    let schema = operation.said["requestBody"]["content"]["application/json"].get("schema");
+    schema.map(|schema| documents.follow(schema))
 }
 
 /// All references of a document.
@@ -199,7 +118,7 @@ fn bodies_are_as_the_document_says() {
     let vm = full();
     let mut early = Vec::new();
     for operation in &all {
-        let Some(schema) = documents.body(operation) else { continue };
+        let Some(schema) = body(&documents, operation) else { continue };
         let Some(keys) = schema["properties"].as_object() else {
             assert!(operation.path == "/mmds", "{} takes anything", operation.path);
             continue;
@@ -215,8 +134,10 @@ fn bodies_are_as_the_document_says() {
         let strange = refused(json!({ STRANGE: 1 }));
         if operation.method == "PATCH" && strange == NOT_STARTED {
             early.push(path);
-            let put =
-                all.iter().find(|it| it.method == "PUT" && it.path == operation.path).and_then(|it| documents.body(it));
+            let put = all
+                .iter()
+                .find(|it| it.method == "PUT" && it.path == operation.path)
+                .and_then(|it| body(&documents, it));
             let known = put.unwrap_or_else(|| panic!("PUT {}", operation.path))["properties"].as_object().unwrap();
             assert!(keys.keys().all(|key| known.contains_key(key)), "{keys:?}");
             continue;

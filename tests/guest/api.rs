@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 #[path = "../api/operations.rs"]
-mod operations;
+pub mod operations;
+#[path = "../api/schema.rs"]
+pub mod schema;
 
 use crate::disk::{checksum, disk, empty, folder, full};
 use crate::vm::{PATIENCE, Running, Vm, base64, guest};

@@ -14,6 +14,7 @@ mod cpus_memory;
 mod disk;
 mod disk_kill;
 mod disk_options;
+mod document;
 mod ends;
 mod gdb;
 mod hostile_clients;

@@ -7,6 +7,7 @@ use api::client;
 use serde_json::{Value, json};
 
 use crate::api::Remote;
+use crate::api::schema::Documents;
 use crate::disk::{checksum, disk, folder, full};
 use crate::vm::{PATIENCE, Vm};
 
@@ -135,9 +136,11 @@ fn a_vm_s_life_is_told() {
     let following = std::thread::spawn(move || {
         client::follow(&socket, |line| said.send(serde_json::from_str(line).expect("JSON")).expect("a listener"))
     });
+    let documents = Documents::read();
     let next = |name: &str| -> Value {
         let event: Value = hear.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no event {name}"));
         assert_eq!(event["event"], name, "{event}");
+        assert_eq!(documents.faults(&json!({ "$ref": "#/components/schemas/Event" }), &event, "event"), [""; 0]);
         event
     };
     assert_eq!(next("started")["number"], 0);
