@@ -17,6 +17,18 @@ const FRESH: &str = "dmesg -c >/dev/null";
 /// Shows, and counts, what it says of time that went wrong.
 const LATE: &str = "dmesg | grep -i -e 'lockup' -e 'stall' -e 'unstable' -e 'backward' >/tmp/late; cat /tmp/late; echo late=$(wc -l </tmp/late)";
 
+/// On one CPU, which the mask `$1` names, looks at CLOCK_MONOTONIC (nanoseconds) and CLOCK_REALTIME (seconds) until the end:
+/// neither ever goes back.
+const KEEP: &str = r"keep() {
+    read pid rest </proc/self/stat; taskset -p $1 $pid >/dev/null || echo no CPU $1 >>/tmp/bad
+    was=0; then=0; looks=0
+    while [ ! -e /tmp/stop ]; do
+        { read line; read line; read now at up rest; } </proc/timer_list; now=$(date +%s); looks=$((looks + 1))
+        [ $up -gt $was ] && [ $now -ge $then ] || echo back on $1: $was $up $then $now >>/tmp/bad
+        was=$up; then=$now
+    done; echo looks$1=$looks
+}";
+
 /// Fails where the guest found something wrong.
 fn nothing_was_wrong(ended: &Ended) {
     let [bad, late] = ["bad", "late"].map(|name| ended.number(name));
@@ -30,16 +42,9 @@ fn a_thousand_pauses_leave_no_trace() {
     let script = format!(
         r"{FRESH}
         dd if=/dev/urandom of=/tmp/noise bs=64k count=1 2>/dev/null; sum=$(md5sum </tmp/noise)
+        {KEEP}
         work() {{ while [ ! -e /tmp/stop ]; do [ $(md5sum </tmp/noise | cut -c1-32) = $1 ] || echo wrong >>/tmp/bad; done; }}
-        keep() {{
-            was=0; then=0; looks=0
-            while [ ! -e /tmp/stop ]; do
-                read up rest </proc/uptime; up=${{up%.*}}${{up#*.}}; now=$(date +%s); looks=$((looks + 1))
-                [ $up -ge $was ] && [ $now -ge $then ] || echo back $was $up $then $now >>/tmp/bad
-                was=$up; then=$now
-            done; echo looks=$looks
-        }}
-        work ${{sum%% *}} & work ${{sum%% *}} & keep & >>/tmp/bad
+        >/tmp/bad; work ${{sum%% *}} & work ${{sum%% *}} & keep 1 & keep 2 &
         echo READY; read go; touch /tmp/stop; wait; cat /tmp/bad; echo bad=$(wc -l </tmp/bad); {LATE}"
     );
     let mut remote = Remote::start(Vm::boot("debian12/vmlinux").args(["--cpus", "2"]).run(&script).pipe());
@@ -51,27 +56,33 @@ fn a_thousand_pauses_leave_no_trace() {
     remote.vm.send("\n");
     let ended = remote.vm.ends(0);
     nothing_was_wrong(&ended);
-    assert!(ended.number("looks") > 10, "{}", ended.console);
+    assert!(ended.number("looks1") > 10 && ended.number("looks2") > 10, "{}", ended.console);
 }
 
-/// A pause that is longer than the watchdog's patience: the guest is told that it was stopped (KVM_KVMCLOCK_CTRL).
+/// Pauses that are longer than the watchdog's patience: the guest is told that it was stopped (KVM_KVMCLOCK_CTRL), or both of
+/// its CPUs would be stuck for it.
 #[test]
 fn a_long_pause_is_no_lockup() {
-    const THRESHOLD: u64 = 5; // seconds; the watchdog barks after twice that
+    const THRESHOLD: u64 = 3; // seconds; the watchdog barks after twice that
     let script = format!(
         r"{FRESH}
         echo {THRESHOLD} > /proc/sys/kernel/watchdog_thresh; echo watched=$(cat /proc/sys/kernel/soft_watchdog)
-        while [ ! -e /tmp/stop ]; do :; done & while [ ! -e /tmp/stop ]; do :; done &
-        echo READY; read go; sleep 1; touch /tmp/stop; echo bad=0; {LATE}"
+        {KEEP}
+        >/tmp/bad; keep 1 & keep 2 &
+        echo READY; read go; sleep 1; touch /tmp/stop; wait; cat /tmp/bad; echo bad=$(wc -l </tmp/bad); {LATE}"
     );
     let mut remote = Remote::start(Vm::boot("debian12/vmlinux").args(["--cpus", "2"]).run(&script).pipe());
     remote.vm.expect("READY");
-    remote.set_state("Paused");
-    sleep(Duration::from_secs(3 * THRESHOLD));
-    remote.set_state("Resumed");
+    for _ in 0..2 {
+        remote.set_state("Paused");
+        sleep(Duration::from_secs(3 * THRESHOLD));
+        remote.set_state("Resumed");
+        sleep(Duration::from_secs(1));
+    }
     remote.vm.send("\n");
     let ended = remote.vm.ends(0);
     assert_eq!(ended.number("watched"), 1);
+    assert!(ended.number("looks1") > 1 && ended.number("looks2") > 1, "{}", ended.console);
     nothing_was_wrong(&ended);
 }
 
