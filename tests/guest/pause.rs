@@ -4,12 +4,15 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
 
 use crate::api::Remote;
-use crate::disk::noise;
+use crate::disk::{empty, folder, noise};
 use crate::net::{guest_side, ip, md5, receiver};
-use crate::vm::{Ended, Vm};
+use crate::user_net::{DHCP, uplink};
+use crate::vm::{Ended, PATIENCE, Vm, guest};
 use crate::vsock::{dial, pattern, vsock};
 
 /// Forgets what the kernel said while it booted.
@@ -158,4 +161,91 @@ fn a_connection_to_the_guest_outlives_pauses() {
     assert_eq!(host.read_to_end(&mut Vec::new()).expect("the end"), 0);
     remote.vm.expect(&format!("echoed={}", 50 * 40_000));
     remote.vm.ends(0);
+}
+
+/// How much of the balloon the guest has given.
+fn balloon(remote: &Remote) -> u64 {
+    let told = remote.call("GET", "/balloon/statistics", Value::Null);
+    told["actual_mib"].as_u64().unwrap_or_else(|| panic!("{told}"))
+}
+
+/// A file as memory, a shared directory, the random source, the console, the balloon, and passt, all at work in one guest,
+/// which counts what is not as it was; the balloon is told to grow and to shrink in the pauses, too.
+#[test]
+fn a_pause_with_every_other_device_at_work_loses_nothing() {
+    const PIECES: usize = 12;
+    const PIECE: usize = 64 << 10;
+    const OUT: usize = 2 << 20;
+    let folder = folder();
+    let image = empty(folder.path(), "memory", 4 << 20);
+    let shared = tempfile::tempdir().expect("a directory");
+    let script = DHCP.to_owned()
+        + &format!(
+            r#"{FRESH}; mkdir /work; mount -t tmpfs work /work; cd /work; dd if=/dev/urandom of=noise bs=64k count=32 2>/dev/null; sum=$(md5sum <noise)
+            same() {{ [ "$(md5sum)" = "$sum" ] || echo $1 $2 >>bad; }}
+            memory() {{ dd if=noise of=/dev/pmem0 bs=64k seek=$1 conv=fsync 2>/dev/null
+                dd if=/dev/pmem0 bs=64k skip=$1 count=32 iflag=direct 2>/dev/null | same memory $1; }}
+            share() {{ cp noise /share/$1; sync; echo 3 >/proc/sys/vm/drop_caches; same share $1 </share/$1; }}
+            random() {{ [ $(head -c 500 /dev/hwrng | wc -c) = 500 ] || echo random >>bad; }}
+            work() {{ i=0; while [ ! -e stop ]; do $1 $((i % 2 * 32)); i=$((i + 1)); done; echo $1=$i; }}
+            >bad; work memory & work share & work random &
+            mkfifo open; exec 3<>open; dd if=/dev/urandom of=out bs=1M count=2 2>/dev/null
+            {{ cat out; until [ -e sent ]; do usleep 100000; done; }} | {{ nc $router 7122 >/dev/null; touch sent; }} &
+            nc $router 7121 <&3 >in & network=$!
+            echo READY; n=0; while read word && [ $word != end ]; do n=$((n + 1)); echo heard $word; done
+            wait $network; touch stop; wait; echo heard=$n; cat bad; echo bad=$(wc -l <bad); {LATE}
+            echo sum=$sum; echo out=$(md5sum <out | cut -d' ' -f1); echo in=$(md5sum <in | cut -d' ' -f1)"#
+        );
+    uplink();
+    let listen = |port| TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, port)).expect("listening");
+    let (to_us, to_guest) = (receiver(listen(7122), OUT), listen(7121));
+    let share = format!("{}:src,virtiofsd={}", shared.path().display(), guest("virtiofsd/rust/virtiofsd").display());
+    let pmem = image.display().to_string();
+    let devices = ["--pmem", &pmem, "--share", &share, "--balloon", "0,stats=1", "--net", "user"];
+    let vm = Vm::boot("debian12/vmlinux").args(devices).args(["--cpus", "2", "--memory", "384M"]);
+    // It is longer than a kernel's command line can be.
+    std::fs::write(shared.path().join("script"), script).expect("a shared script");
+    let script = "mkdir /share; mount -t virtiofs src /share && . /share/script";
+    let mut remote = Remote::start(vm.run(script).pipe());
+    remote.vm.expect("READY");
+    let (mut guest, _) = to_guest.accept().expect("the guest calls");
+    let bytes = noise(PIECES * PIECE);
+    for (round, piece) in bytes.chunks(PIECE).enumerate() {
+        let (before, after) = piece.split_at(PIECE / 2);
+        let target = |mib: usize| remote.call("PATCH", "/balloon", json!({ "amount_mib": mib }));
+        target(round % 3 * 16);
+        guest.write_all(before).expect("sending");
+        remote.set_state("Paused");
+        target(64 - round % 4 * 16);
+        let before = balloon(&remote);
+        remote.vm.send(&format!("word{round}\n"));
+        sleep(Duration::from_millis(20));
+        assert_eq!(balloon(&remote), before, "nothing happens in a pause");
+        remote.set_state("Resumed");
+        guest.write_all(after).expect("sending");
+        remote.vm.expect(&format!("heard word{round}\n"));
+    }
+    drop(guest);
+    for mib in [64, 0] {
+        remote.call("PATCH", "/balloon", json!({ "amount_mib": mib }));
+        let until = Instant::now() + PATIENCE;
+        while balloon(&remote) != mib {
+            assert!(Instant::now() < until, "the balloon has {} MiB, not {mib}", balloon(&remote));
+            sleep(Duration::from_millis(100));
+        }
+    }
+    remote.vm.send("end\n");
+    let ended = remote.vm.ends(0);
+    nothing_was_wrong(&ended);
+    let received = to_us.join().unwrap_or_else(|_| panic!("{}\n{}", ended.console, ended.errors));
+    assert_eq!((ended.value("out"), ended.value("in")), (md5(&received).as_str(), md5(&bytes).as_str()));
+    assert_eq!(ended.number("heard"), PIECES as u64);
+    for name in ["memory", "share", "random"] {
+        assert!(ended.number(name) > 1, "{}", ended.console);
+    }
+    let image = std::fs::read(&image).expect("the file as memory");
+    let files = ["0", "32"].map(|name| std::fs::read(shared.path().join(name)).expect("a shared file"));
+    let halves = image.chunks(2 << 20).chain(files.iter().map(Vec::as_slice));
+    let sum = ended.value("sum").split(' ').next().unwrap_or_default();
+    assert_eq!(halves.map(md5).collect::<Vec<_>>(), [sum; 4]);
 }

@@ -42,7 +42,7 @@ fn vm(options: &str) -> Vm {
 }
 
 /// Asks for an address; `$router` is the host's name then.
-const DHCP: &str = r#"ip link set lo up; ip link set eth0 up
+pub const DHCP: &str = r#"ip link set lo up; ip link set eth0 up
 printf '%s\n' '#!/bin/sh' '[ $1 = bound ] || exit 0' 'ip addr add $ip/$mask dev $interface' \
     'ip route add default via $router' 'echo router=$router >/tmp/lease' >/tmp/bound; chmod +x /tmp/bound
 udhcpc -i eth0 -s /tmp/bound -n -q -t 30 -T 1 >/dev/null 2>&1; . /tmp/lease
