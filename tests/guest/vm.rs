@@ -62,9 +62,11 @@ impl Vm {
         }
     }
 
-    /// A kernel of tools/guest and the initrd that goes with it: `debian12/bzImage`.
+    /// A kernel of tools/guest and the initrd that goes with it: `debian12/bzImage`. The variable GUEST_KERNEL names
+    /// another one for every VM, so that tests of devices meet the drivers of more than one Linux.
     pub fn boot(kernel: &str) -> Self {
-        let image = guest(kernel);
+        let other = std::env::var("GUEST_KERNEL").ok().filter(|name| !name.is_empty());
+        let image = guest(other.as_deref().unwrap_or(kernel));
         let initrd = image.with_file_name("initrd");
         Self::new().args(["--kernel".into(), image, "--initrd".into(), initrd])
     }
