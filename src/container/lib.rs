@@ -3,5 +3,7 @@
 //!
 //! Nothing in here needs KVM: images are pulled, converted and looked at on any Linux, without root.
 
+pub mod digest;
 pub mod erofs;
 pub mod layer;
+pub mod reference;
