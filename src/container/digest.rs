@@ -39,6 +39,11 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// Of all that this has seen.
+    pub(crate) fn finished(hash: Sha256) -> Self {
+        Self(hash.finalize().into())
+    }
+
     /// The digits, without the algorithm: the name of a blob's file.
     pub fn hex(&self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -129,7 +134,7 @@ impl<R> Digesting<R> {
 
     /// Digest and size of what was read.
     pub fn finish(self) -> (Digest, u64) {
-        (Digest(self.hash.finalize().into()), self.size)
+        (Digest::finished(self.hash), self.size)
     }
 }
 

@@ -3,7 +3,15 @@
 //!
 //! Nothing in here needs KVM: images are pulled, converted and looked at on any Linux, without root.
 
+pub mod add;
 pub mod digest;
+pub mod document;
 pub mod erofs;
+pub mod export;
+mod fetch;
 pub mod layer;
+mod packing;
+pub mod progress;
 pub mod reference;
+pub mod source;
+pub mod store;
