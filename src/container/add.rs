@@ -21,6 +21,8 @@ const AT_ONCE: usize = 4;
 pub struct Added {
     /// In the store.
     pub image: Image,
+    /// Those that it was given now.
+    pub names: Vec<Name>,
     /// Whether its first name meant it before.
     pub was_there: bool,
     /// Keeps it from being removed.
@@ -45,7 +47,7 @@ pub fn add(store: &Store, source: &dyn Source, names: &[Name], progress: &Progre
     for name in &names {
         store.set_name(name, &descriptor)?;
     }
-    Ok(Added { image: store.image(&descriptor.digest)?, was_there, lease })
+    Ok(Added { image: store.image(&descriptor.digest)?, names, was_there, lease })
 }
 
 fn descriptor(found: &Found) -> Descriptor {

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use crate::digest::Digest;
 use crate::document::{Descriptor, DocumentError};
-use crate::reference::Name;
-use crate::store::StoreError;
+use crate::reference::{Name, Reference};
+use crate::store::{Store, StoreError};
 pub use docker::DockerArchive;
 pub use layout::Layout;
 
@@ -28,6 +28,19 @@ pub trait Source: Sync {
     fn may_break(&self) -> bool {
         false
     }
+}
+
+/// The image that is meant, wherever it is.
+pub fn open(store: &Store, reference: &Reference) -> Result<Box<dyn Source>, SourceError> {
+    Ok(match reference {
+        Reference::Registry(name) => {
+            return Err(SourceError::Refused(format!("{name} is in a registry: get it by `vmm image pull`")));
+        }
+        Reference::Layout(place) => Box::new(Layout::directory(place)?),
+        Reference::OciArchive(place) => Box::new(archive::oci(store, place)?),
+        Reference::DockerArchive(place) => Box::new(archive::docker(store, place)?),
+        Reference::Stdin => archive::stdin(store)?,
+    })
 }
 
 /// A manifest, and what it says of itself.

@@ -1,8 +1,10 @@
 //! Where images are kept: a directory that several commands use at once, and that a `kill -9` leaves whole.
 //!
-//!     oci-layout index.json blobs/sha256/HEX    an OCI image layout: any tool for those reads it
-//!     layers/HEX.erofs                          layers as file-system images, by the digest of their unpacked tar
-//!     work/                                     what is being made (part.rs) and what is in use (lease.rs)
+//! ```text
+//! oci-layout index.json blobs/sha256/HEX    an OCI image layout: any tool for those reads it
+//! layers/HEX.erofs                          layers as file-system images, by the digest of their unpacked tar
+//! work/                                     what is being made (part.rs) and what is in use (lease.rs)
+//! ```
 //!
 //! A file is made in `work/` under a lock, verified, flushed to disk and renamed, so that what has its final name is
 //! whole. The index is written last. What nobody refers to is removed under the store's lock (sweep.rs).
@@ -26,7 +28,7 @@ use rustix::fs::OFlags;
 use crate::digest::Digest;
 use crate::document::{DOCUMENT_MAX, Descriptor};
 pub use error::StoreError;
-pub use find::Image;
+pub use find::{Image, Listed};
 pub use index::Entry;
 pub use lease::Lease;
 pub use part::{Claim, Part};

@@ -24,6 +24,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cpu::CpuArgs;
 use crate::ctl::CtlArgs;
+use crate::image::ImageArgs;
 use crate::listen::ApiOptions;
 use crate::personality::Personality;
 use crate::ps::PsArgs;
@@ -81,6 +82,8 @@ enum Verb {
     Ctl(CtlArgs),
     /// List the VMs that were started with --id
     Ps(PsArgs),
+    /// Images of containers: add them to the store, look at them, remove them
+    Image(ImageArgs),
     /// Print what a guest would see of its CPUs
     Cpu(CpuArgs),
     /// Print the JSON Schema of the configuration
@@ -169,6 +172,8 @@ pub enum Order {
     Ctl(CtlArgs),
     /// `vmm ps`.
     Ps(PsArgs),
+    /// `vmm image`.
+    Image(ImageArgs),
     /// `vmm cpu`.
     Cpu(CpuArgs),
     /// `vmm schema`.
@@ -204,6 +209,7 @@ pub fn read(args: impl IntoIterator<Item = OsString>, personality: Personality) 
         Some(Verb::Doctor(args)) => Order::Doctor(args),
         Some(Verb::Ctl(args)) => Order::Ctl(args),
         Some(Verb::Ps(args)) => Order::Ps(args),
+        Some(Verb::Image(args)) => Order::Image(args),
         Some(Verb::Cpu(args)) => Order::Cpu(args),
         Some(Verb::Schema) => Order::Schema,
     })
@@ -247,6 +253,7 @@ mod tests {
         assert!(matches!(order("cpu dump --config f"), Ok(Order::Cpu(_))));
         assert!(matches!(order("ctl a.sock pause"), Ok(Order::Ctl(_))));
         assert!(matches!(order("ps --json"), Ok(Order::Ps(_))));
+        assert!(matches!(order("image ls"), Ok(Order::Image(_))));
         assert!(order("ctl a.sock").is_err() && order("ctl a.sock fly").is_err());
     }
 

@@ -6,6 +6,7 @@ mod cpu;
 mod ctl;
 mod doctor;
 mod explain;
+mod image;
 mod listen;
 mod log;
 mod personality;
@@ -15,6 +16,7 @@ mod reports;
 mod run;
 mod runtime;
 mod schema;
+mod table;
 mod terminal;
 mod timings;
 
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Order::Cpu(args) => cpu::run(&args),
         Order::Ctl(args) => Ok(ctl::run(&args)),
         Order::Ps(args) => Ok(ps::run(&args)),
+        Order::Image(args) => Ok(image::run(&args)),
         Order::Doctor(args) => Ok(doctor::print(&args)),
     };
     done.unwrap_or_else(|failure| {

@@ -2,7 +2,6 @@
 //!
 //! Source: Linux, Documentation/filesystems/proc.rst (stat, statm).
 
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
@@ -15,6 +14,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::runtime::{Record, Runtime};
+use crate::table;
 
 /// How long a VM may take to say its state. All are asked at the same time.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -144,7 +144,7 @@ fn show(lines: &[Line], json: bool) -> ExitCode {
 }
 
 fn table(lines: &[Line]) -> String {
-    let head = ["ID", "PID", "STATE", "UP", "CPU", "CPU%", "RESIDENT", "VCPUS", "MEMORY"].map(str::to_owned);
+    let head = ["ID", "PID", "STATE", "UP", "CPU", "CPU%", "RESIDENT", "VCPUS", "MEMORY"].map(str::to_owned).to_vec();
     let rows = lines.iter().map(|line| {
         let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
         [
@@ -158,22 +158,10 @@ fn table(lines: &[Line]) -> String {
             or_dash(line.vcpu_count.map(|count| count.to_string())),
             or_dash(line.mem_size_mib.map(|size| format!("{size}M"))),
         ]
+        .to_vec()
     });
-    let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
-    let mut text = String::new();
-    for row in &rows {
-        for (column, cell) in row.iter().enumerate() {
-            let width = rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
-            let gap = if column == 0 { "" } else { "  " };
-            // Writing to a String can not fail. Names and states stand left, numbers right.
-            let _ = match column {
-                0 | 2 => write!(text, "{gap}{cell:width$}"),
-                _ => write!(text, "{gap}{cell:>width$}"),
-            };
-        }
-        text.push('\n');
-    }
-    text
+    // Names and states stand left, numbers right.
+    table::table(&std::iter::once(head).chain(rows).collect::<Vec<_>>(), &[1, 3, 4, 5, 6, 7, 8])
 }
 
 /// `1d02h`, `2h03m`, `4m05s` or `6.7s`.

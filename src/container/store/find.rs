@@ -23,6 +23,9 @@ pub struct Image {
     pub config: Config,
 }
 
+/// An image by one of its names, and why it can not be used if it can not.
+pub type Listed = (Name, Result<Image, StoreError>);
+
 impl Image {
     /// What it needs of the store: manifest, configuration, blobs of layers, and layers.
     pub fn digests(&self) -> BTreeSet<Digest> {
@@ -91,11 +94,11 @@ impl Store {
         Ok(Image { names: entries.into_iter().map(|entry| entry.name).collect(), descriptor, manifest, config })
     }
 
-    /// All images, each once.
-    pub fn images(&self) -> Result<Vec<Result<Image, (Entry, StoreError)>>, StoreError> {
+    /// All images, each once, with one of its names.
+    pub fn images(&self) -> Result<Vec<Listed>, StoreError> {
         let mut seen = BTreeSet::new();
         let entries = self.entries()?.into_iter().filter(|entry| seen.insert(entry.manifest.digest));
-        Ok(entries.map(|entry| self.image(&entry.manifest.digest).map_err(|error| (entry, error))).collect())
+        Ok(entries.map(|entry| (entry.name, self.image(&entry.manifest.digest))).collect())
     }
 
     /// Manifest and configuration, verified.

@@ -61,8 +61,8 @@ fn add(store: &Store, title: &str, layers: &[&str]) -> Descriptor {
 
 /// What is named is whole: every blob has its digest, every layer its contents.
 fn is_whole(store: &Store) {
-    for image in store.images().unwrap() {
-        let image = image.map_err(|(_, error)| error).unwrap();
+    for (_, image) in store.images().unwrap() {
+        let image = image.unwrap();
         for (layer, diff_id) in image.manifest.layers.iter().zip(&image.config.rootfs.diff_ids) {
             let mut text = String::new();
             store.open_blob(layer).unwrap().read_to_string(&mut text).unwrap();

@@ -1,0 +1,83 @@
+//! `vmm image rm` and `vmm image prune`.
+
+use clap::Args;
+use container::reference::Name;
+use container::store::{Store, StoreError, Swept};
+
+use crate::table::size;
+
+/// What `vmm image rm` takes.
+#[derive(Debug, Clone, Args)]
+#[command(max_term_width = 110, arg_required_else_help = true)]
+pub struct RmArgs {
+    /// Name, digest, or the beginning of a digest
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<String>,
+    /// By a digest, remove all names of the image, however many; what is not there is no fault
+    #[arg(short, long)]
+    force: bool,
+}
+
+/// What `vmm image prune` takes.
+#[derive(Debug, Clone, Args)]
+#[command(max_term_width = 110)]
+pub struct PruneArgs {
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// Removes names, then what nobody refers to. One image that can not be removed does not keep the others.
+pub fn run(store: &Store, args: &RmArgs) -> Result<(), String> {
+    let mut faults = Vec::new();
+    for text in &args.images {
+        match remove(store, text, args.force) {
+            Ok(names) => {
+                for name in names {
+                    super::print(&format!("Untagged: {name}\n"))?;
+                }
+            }
+            Err(why) => faults.push(why),
+        }
+    }
+    if faults.len() < args.images.len() {
+        store.sweep().map_err(|error| error.to_string())?;
+    }
+    if faults.is_empty() { Ok(()) } else { Err(faults.join("\n")) }
+}
+
+fn remove(store: &Store, text: &str, force: bool) -> Result<Vec<Name>, String> {
+    let told = |error: StoreError| error.to_string();
+    let digest = match store.find_digest(text) {
+        Err(StoreError::Unknown(_)) if force => return Ok(Vec::new()),
+        digest => digest.map_err(told)?,
+    };
+    let entries = store.entries().map_err(told)?.into_iter().filter(|entry| entry.manifest.digest == digest);
+    let all: Vec<_> = entries.map(|entry| entry.name).collect();
+    let named: Vec<_> = all.iter().filter(|name| text.parse().as_ref() == Ok(*name)).cloned().collect();
+    let names = match () {
+        () if !named.is_empty() => named,
+        () if all.len() == 1 || force => all,
+        () => {
+            let names: Vec<_> = all.iter().map(Name::familiar).collect();
+            return Err(format!(
+                "`{text}` has several names: remove them by these, or all with --force: {}",
+                names.join(", ")
+            ));
+        }
+    };
+    store.remove_names(&names, &digest).map_err(told)
+}
+
+/// Removes what nobody refers to, and says how much it was.
+pub fn prune(store: &Store, args: &PruneArgs) -> Result<(), String> {
+    let Swept { blobs, layers, leftovers, bytes } = store.sweep().map_err(|error| error.to_string())?;
+    if args.json {
+        let document = serde_json::json!({"blobs": blobs, "layers": layers, "leftovers": leftovers, "bytes": bytes});
+        return super::print_json(&document);
+    }
+    super::print(&format!(
+        "Removed {blobs} blobs, {layers} layers and {leftovers} leftovers: {} ({bytes} bytes)\n",
+        size(bytes)
+    ))
+}
