@@ -2,5 +2,11 @@
 
 #[path = "image/local.rs"]
 mod local;
+#[path = "image/proxy.rs"]
+mod proxy;
+#[path = "image/registry.rs"]
+mod registry;
+#[path = "image/server.rs"]
+mod server;
 #[path = "image/support.rs"]
 mod support;

@@ -2,16 +2,19 @@
 //! at all; what has come stays for the next try.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read};
 use std::sync::Mutex;
 use std::thread;
 
 use crate::digest::Digest;
 use crate::document::{Config, Descriptor, Manifest};
 use crate::fetch::{Stop, fetch};
-use crate::progress::Progress;
+use crate::layer::{self, Compression, Limits};
+use crate::progress::{Bar, Progress};
 use crate::reference::Name;
 use crate::source::{Found, Source, SourceError};
-use crate::store::{Image, Lease, Store};
+use crate::store::{Claim, Image, Lease, Part, Store};
 
 /// Most layers that come at the same time.
 const AT_ONCE: usize = 4;
@@ -84,7 +87,7 @@ fn layers(
             scope.spawn(|| {
                 let next = || waiting.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).pop();
                 while let Some((blob, diff_id)) = next() {
-                    if let Err(error) = layer(store, source, blob, diff_id, progress, &stop) {
+                    if let Err(error) = add_layer(store, source, blob, diff_id, progress, &stop) {
                         stop.now();
                         // The first is the reason for the others.
                         failed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert(error);
@@ -98,7 +101,7 @@ fn layers(
 }
 
 /// One layer: its blob, and its file-system image.
-fn layer(
+fn add_layer(
     store: &Store,
     source: &dyn Source,
     blob: &Descriptor,
@@ -108,7 +111,57 @@ fn layer(
 ) -> Result<(), SourceError> {
     let bar = progress.bar(blob.digest.short(), blob.size);
     fetch(store, source, blob, &bar, stop)?;
+    if let Claim::Part(part) = store.claim_layer(diff_id, &|| bar.say("waiting"))? {
+        bar.say("converting");
+        if let Err(error) = convert(store, blob, diff_id, &part, &bar, stop) {
+            part.discard();
+            return Err(error);
+        }
+        part.finish()?;
+    }
     bar.done("complete");
-    let _ = diff_id;
     Ok(())
+}
+
+/// Makes a layer's file-system image of its blob.
+fn convert(
+    store: &Store,
+    blob: &Descriptor,
+    diff_id: &Digest,
+    part: &Part,
+    bar: &Bar,
+    stop: &Stop,
+) -> Result<(), SourceError> {
+    // What a dead process had left is not gone on with.
+    part.reset()?;
+    let standard = Limits::default();
+    let limits = Limits { bytes: store.room()?.min(standard.bytes), ..standard };
+    // A manifest that was read has only layers whose compression is known.
+    let kind = blob.compression().unwrap_or(Compression::None);
+    let input = Watched { file: store.open_blob(blob)?, read: 0, bar, stop };
+    let fault = |fault| SourceError::Layer { blob: blob.digest, fault };
+    let converted = layer::convert(input, kind, part.file(), &limits).map_err(fault)?;
+    let found = Digest::from(converted.diff_id);
+    if found != *diff_id {
+        return Err(SourceError::Digest { what: "an unpacked layer", wanted: *diff_id, found });
+    }
+    Ok(())
+}
+
+/// A blob that is read, and seen to be.
+struct Watched<'a> {
+    file: File,
+    read: u64,
+    bar: &'a Bar,
+    stop: &'a Stop,
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.stop.check().map_err(io::Error::other)?;
+        let count = self.file.read(into)?;
+        self.read += count as u64;
+        self.bar.at(self.read);
+        Ok(count)
+    }
 }

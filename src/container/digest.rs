@@ -96,6 +96,12 @@ impl TryFrom<String> for Digest {
     }
 }
 
+impl From<[u8; 32]> for Digest {
+    fn from(sum: [u8; 32]) -> Self {
+        Self(sum)
+    }
+}
+
 impl From<Digest> for String {
     fn from(digest: Digest) -> Self {
         digest.to_string()

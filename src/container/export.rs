@@ -8,8 +8,9 @@ use std::io::{self, Read, Seek, Write};
 use serde_json::json;
 use tar::{Builder, Header};
 
-use crate::digest::Digesting;
-use crate::document::{Descriptor, Index, OCI_INDEX, Packing, REF_NAME};
+use crate::digest::{Digest, Digesting};
+use crate::document::{Descriptor, Index, OCI_INDEX, REF_NAME};
+use crate::layer::{Compression, Uncompressed};
 use crate::reference::{Name, Selector};
 use crate::store::{Image, Store, StoreError};
 
@@ -72,14 +73,14 @@ fn docker(store: &Store, image: &Image, names: &[Name], tar: &mut Builder<impl W
         let name = format!("{}.tar", diff_id.hex());
         if seen.insert(*diff_id) {
             let file = store.open_blob(blob)?;
-            match blob.packing() {
-                Some(Packing::Plain) | None => stream(tar, &name, blob.size, file)?,
+            match blob.compression() {
+                Some(Compression::None) | None => stream(tar, &name, blob.size, file)?,
                 // Its size stands before it, and is known after it.
-                Some(packing) => {
+                Some(kind) => {
                     let mut unpacked = store.scratch()?;
-                    let mut through = Digesting::new(packing.unpack(file)?.take(store.room()?));
-                    io::copy(&mut through, &mut unpacked)?;
-                    let (found, size) = through.finish();
+                    let mut layer = Uncompressed::new(file, kind, store.room()?)?;
+                    let size = io::copy(&mut layer, &mut unpacked)?;
+                    let found = Digest::from(layer.finish()?);
                     if found != *diff_id {
                         let why = format!("unpacks to {found} instead of {diff_id}");
                         return Err(StoreError::Damaged { path: store.blob_path(&blob.digest), why }.into());

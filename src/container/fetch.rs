@@ -33,7 +33,8 @@ impl Stop {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    fn check(&self) -> Result<(), SourceError> {
+    /// Whether to go on.
+    pub fn check(&self) -> Result<(), SourceError> {
         if self.0.load(Ordering::Relaxed) { Err(SourceError::Stopped) } else { Ok(()) }
     }
 }
@@ -83,20 +84,40 @@ pub fn fetch(store: &Store, source: &dyn Source, blob: &Descriptor, bar: &Bar, s
         return Ok(());
     };
     bar.say("fetching");
-    let resumed = part.size()?;
-    store.check_room(blob.size.saturating_sub(resumed))?;
-    let mut filling = Filling::of(&part, blob, bar, stop)?;
-    let mut found = filling.fill(source)?;
-    if found != blob.digest && resumed > 0 {
-        // What a dead process had left may have been wrong.
-        filling.start_over()?;
-        found = filling.fill(source)?;
-    }
+    let found = match fill(store, source, blob, &part, bar, stop) {
+        // It will not become what it should be by going on.
+        Err(error @ SourceError::Size { .. }) => {
+            part.discard();
+            return Err(error);
+        }
+        found => found?,
+    };
     if found != blob.digest {
         part.discard();
         return Err(SourceError::Digest { what: "a blob", wanted: blob.digest, found });
     }
     Ok(part.finish()?)
+}
+
+/// Fetches what is missing of a part. The digest of all of it.
+fn fill(
+    store: &Store,
+    source: &dyn Source,
+    blob: &Descriptor,
+    part: &Part,
+    bar: &Bar,
+    stop: &Stop,
+) -> Result<Digest, SourceError> {
+    let resumed = part.size()?;
+    store.check_room(blob.size.saturating_sub(resumed))?;
+    let mut filling = Filling::of(part, blob, bar, stop)?;
+    let found = filling.fill(source)?;
+    if found == blob.digest || resumed == 0 {
+        return Ok(found);
+    }
+    // What a dead process had left may have been wrong.
+    filling.start_over()?;
+    filling.fill(source)
 }
 
 /// A part, as far as it is there.

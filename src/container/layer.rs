@@ -25,7 +25,7 @@ use std::io::{BufReader, Read, Seek, Write};
 pub use error::{Fault, LayerError};
 pub use stream::Compression;
 
-use stream::Uncompressed;
+pub(crate) use stream::Uncompressed;
 use unpack::Unpack;
 
 /// What a layer may cost. What is beyond is a [`Fault::TooMuch`].

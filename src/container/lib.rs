@@ -10,7 +10,6 @@ pub mod erofs;
 pub mod export;
 mod fetch;
 pub mod layer;
-mod packing;
 pub mod progress;
 pub mod reference;
 pub mod source;

@@ -8,7 +8,7 @@ mod name;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-pub use name::{Name, NameError, Selector};
+pub use name::{DEFAULT_REGISTRY, Name, NameError, Selector};
 
 /// Where an image is.
 #[derive(Debug, Clone, PartialEq, Eq)]

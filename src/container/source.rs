@@ -4,6 +4,7 @@
 pub mod archive;
 mod docker;
 mod layout;
+pub mod registry;
 mod resolve;
 mod tarball;
 
@@ -13,10 +14,12 @@ use std::time::Duration;
 
 use crate::digest::Digest;
 use crate::document::{Descriptor, DocumentError};
+use crate::layer::LayerError;
 use crate::reference::{Name, Reference};
 use crate::store::{Store, StoreError};
 pub use docker::DockerArchive;
 pub use layout::Layout;
+pub use registry::{Options, Registry};
 
 /// One image, somewhere.
 pub trait Source: Sync {
@@ -31,11 +34,9 @@ pub trait Source: Sync {
 }
 
 /// The image that is meant, wherever it is.
-pub fn open(store: &Store, reference: &Reference) -> Result<Box<dyn Source>, SourceError> {
+pub fn open(store: &Store, reference: &Reference, options: &Options) -> Result<Box<dyn Source>, SourceError> {
     Ok(match reference {
-        Reference::Registry(name) => {
-            return Err(SourceError::Refused(format!("{name} is in a registry: get it by `vmm image pull`")));
-        }
+        Reference::Registry(name) => Box::new(Registry::to_pull(name, options)?),
         Reference::Layout(place) => Box::new(Layout::directory(place)?),
         Reference::OciArchive(place) => Box::new(archive::oci(store, place)?),
         Reference::DockerArchive(place) => Box::new(archive::docker(store, place)?),
@@ -111,6 +112,14 @@ pub enum SourceError {
     /// The other end will not.
     #[error("{0}")]
     Refused(String),
+    /// It can not be made a file-system image.
+    #[error("layer {}: {fault}", blob.short())]
+    Layer {
+        /// The layer's blob.
+        blob: Digest,
+        /// What is wrong with it.
+        fault: LayerError,
+    },
     /// It has no name of its own, and was given none.
     #[error("the image has no name: give it one")]
     NoName,

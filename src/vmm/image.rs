@@ -26,6 +26,8 @@ pub struct ImageArgs {
 /// What to do with images.
 #[derive(Debug, Clone, Subcommand)]
 enum ImageVerb {
+    /// Add an image from a registry to the store
+    Pull(come::PullArgs),
     /// Add an image from a directory, an archive or standard input to the store
     Import(come::ImportArgs),
     /// List the images of the store
@@ -38,6 +40,8 @@ enum ImageVerb {
     History(show::HistoryArgs),
     /// Write an image to an archive
     Export(export::ExportArgs),
+    /// Send an image to a registry
+    Push(export::PushArgs),
     /// Remove what no image needs, and what commands that were killed have left
     Prune(remove::PruneArgs),
 }
@@ -46,12 +50,14 @@ enum ImageVerb {
 pub fn run(args: &ImageArgs) -> ExitCode {
     let store = Store::of_this_user().map_err(|error| error.to_string());
     let done = store.and_then(|store| match &args.verb {
+        ImageVerb::Pull(args) => come::pull(&store, args),
         ImageVerb::Import(args) => come::import(&store, args),
         ImageVerb::Ls(args) => list::run(&store, args),
         ImageVerb::Rm(args) => remove::run(&store, args),
         ImageVerb::Inspect(args) => show::inspect(&store, args),
         ImageVerb::History(args) => show::history(&store, args),
         ImageVerb::Export(args) => export::run(&store, args),
+        ImageVerb::Push(args) => export::push(&store, args),
         ImageVerb::Prune(args) => remove::prune(&store, args),
     });
     match done {

@@ -1,13 +1,12 @@
 //! Images from directories and archives, and all that is done with them in the store.
 
 use std::fs::File;
-use std::io::Write;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Room, cut, done, one_line, refused};
+use crate::support::{Room, cut, done, noise, one_line, refused};
 
 #[test]
 fn an_image_is_the_same_from_everywhere() {
@@ -137,7 +136,7 @@ fn bad_images_are_one_line_and_leave_nothing() {
         ("import oci:layout:v2", "there is no image `v2`, but v1"),
         ("import oci-archive:docker.tar", "docker-archive:"),
         ("import docker-archive:text", "no tar"),
-        ("import text", "vmm image pull"),
+        ("import text", "vmm image pull text"),
         ("import oci:layout:v1 ../x", "column 1"),
     ] {
         let output = room.image(line).output().expect("run it");
@@ -202,15 +201,4 @@ fn commands_at_once_and_killed_ones_do_no_harm() {
         room.done(&format!("rm --force killed{round}:1"));
         assert_eq!((room.files("blobs/sha256").len(), room.files("layers").len(), room.files("work").len()), (0, 0, 0));
     }
-}
-
-/// Bytes that do not become fewer by compression.
-fn noise(count: usize) -> Vec<u8> {
-    let mut state = 1u64;
-    let mut bytes = Vec::with_capacity(count);
-    while bytes.len() < count {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        bytes.write_all(&state.to_be_bytes()[..2]).expect("memory");
-    }
-    bytes
 }

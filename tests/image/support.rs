@@ -1,5 +1,8 @@
 //! A directory with a store and images in it, and what runs there.
 
+use std::fs::Permissions;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -66,6 +69,12 @@ impl Room {
         self.run(&format!("umoci insert --image layout:{tag} {file} {target}"));
     }
 
+    /// A program in this directory.
+    pub fn program(&self, name: &str, script: &str) {
+        std::fs::write(self.path(name), script).expect("a file");
+        std::fs::set_permissions(self.path(name), Permissions::from_mode(0o755)).expect("to make it run");
+    }
+
     /// The files of a directory of the store.
     pub fn files(&self, directory: &str) -> Vec<PathBuf> {
         let entries = self.store().join(directory).read_dir().expect("a directory of the store");
@@ -112,4 +121,15 @@ pub fn one_line(output: Output) -> String {
 pub fn cut(path: &Path, bytes: u64) {
     let file = std::fs::OpenOptions::new().write(true).open(path).expect("the file");
     file.set_len(bytes).expect("cut it");
+}
+
+/// Bytes that do not become fewer by compression.
+pub fn noise(count: usize) -> Vec<u8> {
+    let mut state = 1u64;
+    let mut bytes = Vec::with_capacity(count);
+    while bytes.len() < count {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        bytes.write_all(&state.to_be_bytes()[..2]).expect("memory");
+    }
+    bytes
 }

@@ -64,8 +64,10 @@ pub fn each<R: BufRead>(
         let padding = stored.wrapping_neg() % BLOCK;
         let mut contents = Contents { source: &mut source, left: stored, sparse };
         take(&entry, &mut contents)?;
-        contents.left = contents.left.checked_add(padding).ok_or_else(|| at(Fault::Field("size")))?;
+        contents.left.checked_add(padding).ok_or_else(|| at(Fault::Field("size")))?;
         contents.skip().map_err(at)?;
+        // umoci leaves out the zeros that fill the last block when nothing follows; Go's reader does not miss them.
+        io::copy(&mut source.by_ref().take(padding), &mut io::sink()).map_err(LayerError::read)?;
         before = text(&entry.path);
         head.clear();
     }

@@ -9,8 +9,7 @@ use super::docker::{self, DockerArchive};
 use super::layout::Layout;
 use super::tarball::Tarball;
 use super::{Source, SourceError};
-use crate::document::Packing;
-use crate::packing::MAGIC;
+use crate::layer::{Compression, Uncompressed};
 use crate::reference::Place;
 use crate::store::{Store, StoreError};
 
@@ -53,12 +52,12 @@ fn open(store: &Store, path: &Path) -> Result<Tarball, SourceError> {
 fn plain(store: &Store, file: File, path: &Path) -> Result<File, SourceError> {
     let fault = |error: io::Error| SourceError::io("read", path, error);
     let mut magic = Vec::new();
-    (&file).take(MAGIC).read_to_end(&mut magic).map_err(fault)?;
+    (&file).take(4).read_to_end(&mut magic).map_err(fault)?;
     (&file).seek(SeekFrom::Start(0)).map_err(fault)?;
-    match Packing::of_magic(&magic) {
+    match Compression::of_first_bytes(&magic) {
         _ if magic.is_empty() => Err(SourceError::form(path, "this is empty; it should be a tar with an image")),
-        Packing::Plain => Ok(file),
-        packing => spool(store, packing.unpack(file).map_err(fault)?, path),
+        Compression::None => Ok(file),
+        kind => spool(store, Uncompressed::new(file, kind, u64::MAX).map_err(fault)?, path),
     }
 }
 

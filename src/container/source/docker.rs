@@ -12,8 +12,8 @@ use super::resolve;
 use super::tarball::{MemberReader, Tarball};
 use super::{Found, Source, SourceError};
 use crate::digest::{Digest, Digesting};
-use crate::document::{Config, Descriptor, DocumentError, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Packing};
-use crate::packing::MAGIC;
+use crate::document::{Config, Descriptor, DocumentError, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
+use crate::layer::Compression;
 use crate::reference::{Name, Place};
 
 /// Where the images are listed.
@@ -106,12 +106,12 @@ fn document(tar: &Tarball, name: &str, path: &std::path::Path) -> Result<Vec<u8>
 /// What a layer is. A plain tar has the digest that the configuration names; others are read for theirs.
 fn layer(mut member: MemberReader, diff_id: &Digest) -> io::Result<Descriptor> {
     let mut magic = Vec::new();
-    member.by_ref().take(MAGIC).read_to_end(&mut magic)?;
+    member.by_ref().take(4).read_to_end(&mut magic)?;
     member.seek(SeekFrom::Start(0))?;
-    let (media_type, packed) = match Packing::of_magic(&magic) {
-        Packing::Plain => (OCI_LAYER, false),
-        Packing::Gzip => ("application/vnd.oci.image.layer.v1.tar+gzip", true),
-        Packing::Zstd => ("application/vnd.oci.image.layer.v1.tar+zstd", true),
+    let (media_type, packed) = match Compression::of_first_bytes(&magic) {
+        Compression::None => (OCI_LAYER, false),
+        Compression::Gzip => ("application/vnd.oci.image.layer.v1.tar+gzip", true),
+        Compression::Zstd => ("application/vnd.oci.image.layer.v1.tar+zstd", true),
     };
     let size = member.size();
     let digest = if packed {

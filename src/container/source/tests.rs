@@ -349,6 +349,65 @@ fn a_bomb_stops_at_the_store_s_limit() {
     assert_eq!(store.used().unwrap(), 0);
 }
 
+/// A layout whose image has this one layer, and a configuration that says something else of it.
+fn layout_of(layer: &[u8], media_type: &str, diff_id: Digest) -> Files {
+    let config = json!({"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": [diff_id]}});
+    let config = config.to_string().into_bytes();
+    let layers = [descriptor(media_type, layer)];
+    let manifest = json!({"schemaVersion": 2, "config": descriptor(OCI_CONFIG, &config), "layers": layers});
+    let manifest = manifest.to_string().into_bytes();
+    let index = json!({"schemaVersion": 2, "manifests": [descriptor(OCI_MANIFEST, &manifest)]}).to_string();
+    vec![("index.json".to_owned(), index.into_bytes()), blob(&manifest), blob(&config), blob(layer)]
+}
+
+#[test]
+fn a_layer_becomes_a_file_system_image_once() {
+    let room = Room::new();
+    let (plain, gzip) = (layer("text"), "application/vnd.oci.image.layer.v1.tar+gzip");
+    let added = room.add(&room.layout(&layout_of(&gzipped(&plain), gzip, Digest::of(&plain)), None).unwrap()).unwrap();
+    let path = room.store.layer_path(&added.image.config.rootfs.diff_ids[0]);
+    let made = path.metadata().unwrap().modified().unwrap();
+    // EROFS, include/uapi or fs/erofs/erofs_fs.h: the superblock is at 1024.
+    assert_eq!(std::fs::read(&path).unwrap()[1024..1028], 0xE0F5_E1E2_u32.to_le_bytes());
+    let other = room.layout(&layout_of(&plain, OCI_LAYER, Digest::of(&plain)), None).unwrap();
+    assert_ne!(room.add(&other).unwrap().image.descriptor, added.image.descriptor);
+    assert_eq!(path.metadata().unwrap().modified().unwrap(), made);
+}
+
+#[test]
+fn layers_that_can_not_be_unpacked_are_refused() {
+    let room = Room::new();
+    let (plain, gzip) = (layer("text"), "application/vnd.oci.image.layer.v1.tar+gzip");
+    let packed = gzipped(&plain);
+    let refused = |layer: &[u8], media_type: &str, diff_id: Digest| {
+        room.refused(room.layout(&layout_of(layer, media_type, diff_id), None))
+    };
+    assert!(refused(&packed, gzip, Digest::of(b"?")).starts_with("an unpacked layer has the digest"));
+    let short = Digest::of(&packed[..50]).short();
+    assert!(refused(&packed[..50], gzip, Digest::of(&plain)).starts_with(&format!("layer {short}: the layer")));
+    assert!(refused(&[b'x'; 1024], OCI_LAYER, Digest::of(&[b'x'; 1024])).contains("no tar"));
+    let climbing = tarred_by_hand("../../etc/passwd");
+    assert!(refused(&climbing, OCI_LAYER, Digest::of(&climbing)).contains("etc/passwd"));
+    // More than the store may have, of next to nothing.
+    let limited = Store::open(&room.room.path().join("limited"), Some(1 << 20)).unwrap();
+    let bomb = layer(&"0".repeat(8 << 20));
+    let source = room.layout(&layout_of(&gzipped(&bomb), gzip, Digest::of(&bomb)), None).unwrap();
+    let why = add(&limited, &source, &[], &Progress::silent()).unwrap_err().to_string();
+    assert!(why.contains("is too much"), "{why}");
+    limited.sweep().unwrap();
+    assert_eq!(limited.used().unwrap(), 0);
+}
+
+/// A tar with a file of this name, which the library would not write.
+fn tarred_by_hand(name: &str) -> Vec<u8> {
+    let mut head = header(1);
+    head.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+    head.set_cksum();
+    let mut tar = Builder::new(Vec::new());
+    tar.append(&head, &b"x"[..]).unwrap();
+    tar.into_inner().unwrap()
+}
+
 /// What a layer reads as, whichever way it is packed.
 #[test]
 fn a_layer_s_blob_is_read_from_anywhere() {

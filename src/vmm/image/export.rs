@@ -1,4 +1,4 @@
-//! `vmm image export`.
+//! `vmm image export` and `vmm image push`: images that leave the store.
 
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -6,8 +6,12 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use container::export::{Kind, export};
+use container::progress::Progress;
 use container::reference::Name;
+use container::source::Registry;
 use container::store::Store;
+
+use super::come::RegistryArgs;
 
 /// What `vmm image export` takes.
 #[derive(Debug, Clone, Args)]
@@ -22,6 +26,23 @@ pub struct ExportArgs {
     /// A tar of an OCI layout, or as `docker save` writes it
     #[arg(long, value_name = "FORMAT", default_value = "oci-archive")]
     format: Format,
+}
+
+/// What `vmm image push` takes.
+#[derive(Debug, Clone, Args)]
+#[command(max_term_width = 110, arg_required_else_help = true)]
+pub struct PushArgs {
+    /// Name, digest, or the beginning of a digest
+    #[arg(value_name = "IMAGE")]
+    image: String,
+    /// The name in the registry [default: IMAGE]
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+    #[command(flatten)]
+    registry: RegistryArgs,
+    /// Print the name only
+    #[arg(short, long)]
+    quiet: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -54,6 +75,21 @@ pub fn run(store: &Store, args: &ExportArgs) -> Result<(), String> {
         let _ = std::fs::remove_file(&part);
     }
     written
+}
+
+/// Pushes to a registry.
+pub fn push(store: &Store, args: &PushArgs) -> Result<(), String> {
+    let (image, _lease) = store.hold(&args.image).map_err(|error| error.to_string())?;
+    let text = args.name.as_ref().unwrap_or(&args.image);
+    let name: Name = text.strip_prefix("docker://").unwrap_or(text).parse().map_err(|error| format!("{error}"))?;
+    let progress = if args.quiet { Progress::silent() } else { Progress::on_terminal() };
+    let registry = Registry::to_push(&name, &args.registry.options());
+    let pushed = registry.and_then(|registry| registry.push(store, &image, &progress));
+    pushed.map_err(|error| format!("{}: {error}", name.familiar()))?;
+    if !args.quiet {
+        eprintln!("Digest: {}", image.descriptor.digest);
+    }
+    super::print(&format!("{name}\n"))
 }
 
 fn file_writer(file: &File) -> impl Write {
