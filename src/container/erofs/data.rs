@@ -167,7 +167,8 @@ impl<'a, W: Write + Seek> FileWriter<'a, W> {
         if holes && !self.data.tail.is_empty() {
             // A chunk-based file has nothing beside its inode but the index: its end is a part of the last chunk.
             let tail = std::mem::take(&mut self.data.tail);
-            if !is_zero(&tail) {
+            // Behind what the chunk has in the image lies the next file: zeros must be there, too.
+            if self.place.is_some() || !is_zero(&tail) {
                 self.at = self.tail_start;
                 self.settle()?;
                 self.blocks.append(&tail)?;
@@ -283,6 +284,14 @@ mod tests {
         assert_eq!((data.storage(), taken), (Storage::Plain { first: 1 }, 32));
         let (data, taken) = store(2 * CHUNK, &[(&[], 10), (&[1], 2 * CHUNK as u64 - 11)]);
         assert_eq!((data.chunks().collect::<Vec<_>>(), taken), (vec![Some(1), None], 16));
+    }
+
+    #[test]
+    fn zeros_at_the_end_of_a_chunk_that_has_a_place_are_in_the_image() {
+        let (data, taken) = store(CHUNK + 4096 + 5, &[(&[], CHUNK as u64), (&[1; 4096], 5)]);
+        assert_eq!((data.chunks().collect::<Vec<_>>(), taken), (vec![None, Some(1)], 2));
+        let (data, taken) = store(2 * CHUNK + 4096 + 5, &[(&[1; CHUNK], CHUNK as u64 + 4096 + 5)]);
+        assert_eq!((data.chunks().collect::<Vec<_>>(), taken), (vec![Some(1), None, None], 16));
     }
 
     #[test]
