@@ -18,6 +18,7 @@ mod document;
 mod ends;
 mod gdb;
 mod hostile_clients;
+mod layers;
 mod lies;
 mod login;
 mod metrics;
