@@ -41,7 +41,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { bytes: 64 << 30, entries: 2_000_000, memory: 256 << 20 }
+        Self { bytes: 64 << 30, entries: 1_000_000, memory: 256 << 20 }
     }
 }
 

@@ -19,7 +19,7 @@ pub struct LayerError {
 pub enum Fault {
     /// It ends early, or its compression is wrong, or the input failed.
     #[error("cannot be read: {0}")]
-    Read(#[source] io::Error),
+    Read(io::Error),
     /// The tar's structure.
     #[error("is no tar: {0}")]
     Tar(String),
@@ -110,11 +110,7 @@ impl fmt::Display for LayerError {
     }
 }
 
-impl std::error::Error for LayerError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        std::error::Error::source(&self.fault)
-    }
-}
+impl std::error::Error for LayerError {} // its sentence has all of the chain
 
 /// A path for people: long ones cut, what is no text escaped.
 pub(super) fn text(path: &[u8]) -> String {
