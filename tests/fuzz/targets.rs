@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     ("device", device),
     ("disk", disk),
     ("balloon", balloon),
@@ -30,6 +30,7 @@ pub const TARGETS: [Target; 10] = [
     ("mmds", mmds),
     ("vsock", vsock),
     ("api", api),
+    ("layer", layer),
     ("config", config),
 ];
 
@@ -159,6 +160,11 @@ pub fn mmds(data: &[u8]) {
 /// A client of the API, before the start of a VM and after it.
 pub fn api(data: &[u8]) {
     ::api::fuzzing::converse(data);
+}
+
+/// A layer of an image; what is made of it is read back.
+pub fn layer(data: &[u8]) {
+    container::layer::fuzzing::unpack(data);
 }
 
 /// Packets of the guest, and host processes that connect, listen, speak and hang up.
