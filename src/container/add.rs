@@ -10,7 +10,7 @@ use std::thread;
 use crate::digest::Digest;
 use crate::document::{Config, Descriptor, Manifest};
 use crate::fetch::{Stop, fetch};
-use crate::layer::{self, Compression, Limits};
+use crate::layer::{self, Compression, Fault, LayerError, Limits};
 use crate::progress::{Bar, Progress};
 use crate::reference::Name;
 use crate::source::{Found, Source, SourceError};
@@ -135,11 +135,17 @@ fn convert(
     // What a dead process had left is not gone on with.
     part.reset()?;
     let standard = Limits::default();
-    let limits = Limits { bytes: store.room()?.min(standard.bytes), ..standard };
+    let room = store.room()?;
+    let limits = Limits { bytes: room.min(standard.bytes), ..standard };
     // A manifest that was read has only layers whose compression is known.
     let kind = blob.compression().unwrap_or(Compression::None);
     let input = Watched { file: store.open_blob(blob)?, read: 0, bar, stop };
-    let fault = |fault| SourceError::Layer { blob: blob.digest, fault };
+    let fault = |fault: LayerError| match fault.fault {
+        Fault::TooMuch { limit, .. } if limit == room => {
+            SourceError::Room { blob: blob.digest, store: store.path().to_owned(), room }
+        }
+        _ => SourceError::Layer { blob: blob.digest, fault },
+    };
     let converted = layer::convert(input, kind, part.file(), &limits).map_err(fault)?;
     let found = Digest::from(converted.diff_id);
     if found != *diff_id {

@@ -120,6 +120,20 @@ pub enum SourceError {
         /// What is wrong with it.
         fault: LayerError,
     },
+    /// A layer unpacks to more than may come in.
+    #[error(
+        "layer {} unpacks to more than the {room} bytes for which the store {} has room (`vmm image prune` makes room; VMM_STORE_LIMIT is the limit)",
+        blob.short(),
+        store.display()
+    )]
+    Room {
+        /// The layer's blob.
+        blob: Digest,
+        /// The store's directory.
+        store: PathBuf,
+        /// Bytes that may come in.
+        room: u64,
+    },
     /// It has no name of its own, and was given none.
     #[error("the image has no name: give it one")]
     NoName,

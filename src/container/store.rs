@@ -41,8 +41,9 @@ const LIMIT_VARIABLE: &str = "VMM_STORE_LIMIT";
 /// What every layout says of itself, and where.
 const LAYOUT_FILE: &str = "oci-layout";
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
-/// Without a limit, the share of the file system that is left free.
+/// Without a limit, what is left free of the file system: a share of it, and of a large one so many bytes.
 const RESERVE_PERCENT: u64 = 5;
+const RESERVE_MAX: u64 = 1 << 30;
 
 /// The store of a user.
 #[derive(Debug, Clone)]
@@ -156,7 +157,7 @@ impl Store {
         let system = rustix::fs::statvfs(&self.root);
         let system = system.map_err(|error| StoreError::io("look at", &self.root, error.into()))?;
         let bytes = |blocks: u64| blocks.saturating_mul(system.f_frsize);
-        let reserve = bytes(system.f_blocks) / 100 * RESERVE_PERCENT;
+        let reserve = (bytes(system.f_blocks) / 100 * RESERVE_PERCENT).min(RESERVE_MAX);
         let free = bytes(system.f_bavail);
         Ok(match self.limit {
             Some(limit) => limit.saturating_sub(self.used()?).min(free),
