@@ -205,7 +205,12 @@ fn files(config: &VmConfig) -> Vec<FileUse> {
     }
     for drive in &config.drives {
         let mode = if drive.is_read_only { FileMode::Read } else { FileMode::ReadWrite };
-        add(&drive.path_on_host, mode, format!("drive {}", drive.drive_id));
+        if let Some(path) = &drive.path_on_host {
+            add(path, mode, format!("drive {}", drive.drive_id));
+        }
+        for (number, part) in (1..).zip(&drive.partitions) {
+            add(&part.path_on_host, FileMode::Read, format!("drive {}, partition {number}", drive.drive_id));
+        }
     }
     for pmem in &config.pmem {
         let mode = if pmem.writes_file() { FileMode::ReadWrite } else { FileMode::Read };

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use devices::virtio::DeviceConfig;
+use devices::virtio::block::config::DriveConfig;
 use machine::config::VmConfig;
 use machine::plan::{FileMode, PlacedWindow, Plan, RegionKind};
 use serde_json::{Value, json};
@@ -123,7 +124,7 @@ fn what(config: &DeviceConfig) -> String {
             let queues = drive.num_queues.unwrap_or(1);
             format!(
                 "{} ({mode}, {:?}, {:?}, queues: {queues}{direct}{limited}{root})",
-                drive.path_on_host.display(),
+                image(drive),
                 drive.cache_type,
                 drive.io_engine
             )
@@ -155,6 +156,15 @@ fn what(config: &DeviceConfig) -> String {
         }
         DeviceConfig::Rng(_) => "getrandom(2)".to_owned(),
         DeviceConfig::Vsock(vsock) => format!("CID {}, {}", vsock.guest_cid, vsock.uds_path.display()),
+    }
+}
+
+/// What a disk is made of.
+fn image(drive: &DriveConfig) -> String {
+    match (&drive.path_on_host, drive.partitions.as_slice()) {
+        (Some(path), _) => path.display().to_string(),
+        (None, [one]) => format!("1 partition of {}", one.path_on_host.display()),
+        (None, parts) => format!("{} partitions of files", parts.len()),
     }
 }
 

@@ -105,7 +105,7 @@ fn wrong_answers_are_found() {
     assert_eq!(faults(fault, json!({ "more": 1 })), ["it.fault_message is missing", "it.more is not known"]);
     assert!(faults(fault, json!({ "fault_message": 1 }))[0].starts_with("it.fault_message: 1 is not "));
     let config = |value: Value| faults("#/components/schemas/Config", value);
-    assert_eq!(config(json!({ "drives": [{ "drive_id": "a" }] })), ["it.drives[0].path_on_host is missing"]);
+    assert_eq!(config(json!({ "drives": [{ "path_on_host": "a" }] })), ["it.drives[0].drive_id is missing"]);
     assert_eq!(config(json!({ "vsock": { "x": 1 } })), ["it.vsock: {\"x\":1} is of no kind that is known"]);
     assert_eq!(config(json!({ "on-reboot": "dance" })).len(), 1);
 }

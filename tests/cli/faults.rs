@@ -195,6 +195,16 @@ fn each_fault_of_a_document_is_one_line() {
             "vm.json:4: drives[1].is_root_device: drives[0] is the root device already".into(),
         ),
         (
+            drive(", \"is_read_only\": true,\n\"partitions\": [{\"path_on_host\": \"disk\"}]"),
+            "vm.json:3: drives[0].path_on_host: is in the way of `partitions`, whose files make up the disk; remove one of \
+             the two"
+                .into(),
+        ),
+        (
+            with("\"drives\": [{\"drive_id\": \"a\", \"is_read_only\": true, \"partitions\": [\n{\"path_on_host\": \".\"}]}]"),
+            "vm.json:4: drives[0].partitions[0].path_on_host: . is a directory, not a disk image or a block device".into(),
+        ),
+        (
             with("\"drives\": [{\"drive_id\": \"a\", \"path_on_host\": \".\"}]"),
             "vm.json:3: drives[0].path_on_host: . is a directory, not a disk image or a block device".into(),
         ),
@@ -273,7 +283,7 @@ fn all_faults_come_together_and_the_file_decides_the_status() {
             "vm.json:4: machine-config.mem: unknown key; did you mean `mem_size_mib`?",
             "vm.json:5: metrics.metrics_path: is missing (File or FIFO to write to)",
             "--set drives[0].x: unknown key; known here: cache_type, direct, drive_id, io_engine, is_read_only, \
-             is_root_device, num_queues, partuuid, path_on_host, rate_limiter",
+             is_root_device, num_queues, partitions, partuuid, path_on_host, rate_limiter",
             "--log-level: must be \"Off\", \"Error\", \"Warning\", \"Info\", \"Debug\" or \"Trace\", not \"loud\"",
             "--memory: must be at least 32, not 1",
             "--disk .: path_on_host: . is a directory, not a disk image or a block device",

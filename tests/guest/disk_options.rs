@@ -254,3 +254,45 @@ fn the_root_may_be_a_partition() {
     vm.expect("\n131072\n");
     vm.ends(0);
 }
+
+/// Layers of an image: each is a partition of one disk, in each kernel, and two VMs have them at once.
+#[test]
+fn files_are_the_partitions_of_one_disk() {
+    let folder = folder();
+    let file_system = empty(folder.path(), "base.ext4", 4 << 20);
+    host("mke2fs", &["-q".as_ref(), "-t".as_ref(), "ext4".as_ref(), file_system.as_os_str()]);
+    host("debugfs", &["-w", "-R", "mkdir /here", &file_system.display().to_string()].map(std::ffi::OsStr::new));
+    // One of whole blocks, and one that the guest sees with zeros behind it.
+    let (whole, broken) = (full(folder.path(), "whole", 3 << 20), full(folder.path(), "broken", (1 << 20) + 5001));
+    let files = [&file_system, &whole, &broken];
+    let sums = files.map(|path| {
+        let mut bytes = std::fs::read(path).expect("the file");
+        bytes.resize(bytes.len().next_multiple_of(4096), 0);
+        let padded = folder.path().join("padded");
+        std::fs::write(&padded, bytes).expect("what the guest sees");
+        checksum(&padded)
+    });
+    let parts = serde_json::json!([
+        { "path_on_host": &file_system, "name": "base" }, { "path_on_host": &whole }, { "path_on_host": &broken, "name": "ü" }
+    ]);
+    let drive = serde_json::json!({ "drive_id": "layers", "partitions": parts, "is_read_only": true });
+    let set = format!("drives[+]={drive}");
+    let script = r"
+        for n in 1 2 3; do echo sum$n=$(md5sum < /dev/vda$n | cut -d' ' -f1); done
+        echo parts=$(ls -d /sys/block/vda/vda* | wc -l) ro=$(cat /sys/block/vda/ro)
+        echo name=$(sed -n s/PARTNAME=//p /sys/block/vda/vda1/uevent)
+        mkdir -p /mnt; mount -t ext4 -o ro,noload /dev/vda1 /mnt && echo mounted=$(ls -d /mnt/here)
+        echo READY; read go";
+    let start = |kernel| Vm::boot(kernel).args(["--set", &set]).pipe().run(script).start();
+    let mut both = ["tuned/vmlinux", "debian13/vmlinux"].map(start);
+    for vm in &mut both {
+        vm.expect("READY");
+    }
+    for mut vm in both {
+        vm.send("\n");
+        let ended = vm.ends(0);
+        assert_eq!(["sum1", "sum2", "sum3"].map(|name| ended.value(name)), sums.each_ref().map(String::as_str));
+        assert_eq!((ended.value("parts"), ended.value("name")), ("3 ro=1", "base"));
+        assert_eq!(ended.value("mounted"), "/mnt/here");
+    }
+}

@@ -118,12 +118,12 @@ impl<'a> Chain<'a> {
 
     /// The readable bytes of `range`, as pieces.
     pub fn readable_part(&self, range: Range<u64>) -> impl Iterator<Item = Segment> + Clone + 'a {
-        part(self.readable, range)
+        part(self.readable.iter().copied(), range)
     }
 
     /// The writable bytes of `range`, as pieces.
     pub fn writable_part(&self, range: Range<u64>) -> impl Iterator<Item = Segment> + Clone + 'a {
-        part(self.writable, range)
+        part(self.writable.iter().copied(), range)
     }
 }
 
@@ -140,9 +140,13 @@ fn length(segment: Segment) -> Result<usize, Fault> {
     usize::try_from(segment.len).map_err(|_| Fault)
 }
 
-fn part(segments: &[Segment], range: Range<u64>) -> impl Iterator<Item = Segment> + Clone + '_ {
+/// The bytes of `range` among those of `segments`, as pieces.
+pub fn part<S>(segments: S, range: Range<u64>) -> impl Iterator<Item = Segment> + Clone
+where
+    S: Iterator<Item = Segment> + Clone,
+{
     let mut begin = 0_u64;
-    segments.iter().filter_map(move |segment| {
+    segments.filter_map(move |segment| {
         let end = begin.saturating_add(u64::from(segment.len));
         let (from, to) = (range.start.max(begin), range.end.min(end));
         let skip = from.saturating_sub(begin);

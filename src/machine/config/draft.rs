@@ -161,7 +161,7 @@ mod tests {
                 "drives[drive_id=a]",
                 json!({ "drive_id": "a", "path_on_hots": "x" }),
                 "PUT /x: path_on_hots: unknown key; did you mean `path_on_host`?\n\
-                 PUT /x: path_on_host: is missing (Raw image file or block device on the host)",
+                 PUT /x: path_on_host: is missing (Raw image file or block device on the host; or give `partitions`)",
             ),
             (
                 "boot-source",

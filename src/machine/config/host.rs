@@ -12,6 +12,7 @@ use kvm_ioctls::Kvm;
 
 use super::fault::Problem;
 use super::path::JsonPath;
+use super::validate::drive_files;
 use super::{TemplateName, VmConfig};
 use crate::boot::{KernelError, identify};
 use crate::cpu;
@@ -72,8 +73,10 @@ impl VmConfig {
         let initrd = boot.initrd_path.as_ref().and_then(|path| bad_image(path));
         add(JsonPath::keys(["boot-source", "initrd_path"]), initrd);
         for (index, drive) in self.drives.iter().enumerate() {
-            let path = JsonPath::keys(["drives"]).index(index).key("path_on_host");
-            add(path, bad_disk(&drive.path_on_host, drive.is_read_only).or_else(|| self.shared_disk(index)));
+            for (path, file) in drive_files(index, drive) {
+                let bad = bad_disk(file, drive.is_read_only).or_else(|| bad_partition(drive, file));
+                add(path, bad.or_else(|| self.shared_disk(index, file)));
+            }
         }
         for (index, pmem) in self.pmem.iter().enumerate() {
             let path = JsonPath::keys(["pmem"]).index(index).key("path_on_host");
@@ -115,22 +118,25 @@ impl VmConfig {
     }
 
     /// Whether a drive's file is that of an earlier drive, and one of them writes.
-    fn shared_disk(&self, index: usize) -> Option<String> {
-        let file = |drive: &DriveConfig| drive.path_on_host.metadata().ok().map(|found| (found.dev(), found.ino()));
+    fn shared_disk(&self, index: usize, path: &Path) -> Option<String> {
+        let file = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
         let (drive, earlier) = (self.drives.get(index)?, self.drives.get(..index)?);
-        let same = |other: &&DriveConfig| file(other).is_some() && file(other) == file(drive);
+        let this = file(path)?;
+        let same = |other: &&DriveConfig| other.files().any(|other| file(other) == Some(this));
         let writes = |other: &&DriveConfig| !(other.is_read_only && drive.is_read_only);
         let other = earlier.iter().filter(writes).find(same)?;
-        Some(format!("{} is drive {}'s file too; both must be read-only", drive.path_on_host.display(), other.drive_id))
+        Some(format!("{} is drive {}'s file too; both must be read-only", path.display(), other.drive_id))
     }
 
     /// Whether a pmem device's file is that of a drive or of an earlier one, and one of them writes.
     fn shared_pmem(&self, index: usize) -> Option<String> {
         let pmem = self.pmem.get(index)?;
-        let drives =
-            self.drives.iter().map(|drive| ("drive", &drive.drive_id, &drive.path_on_host, !drive.is_read_only));
+        let drives = self
+            .drives
+            .iter()
+            .flat_map(|drive| drive.files().map(move |path| ("drive", &drive.drive_id, path, !drive.is_read_only)));
         let earlier = self.pmem.iter().take(index);
-        let earlier = earlier.map(|other| ("pmem", &other.id, &other.path_on_host, other.writes_file()));
+        let earlier = earlier.map(|other| ("pmem", &other.id, other.path_on_host.as_path(), other.writes_file()));
         let file = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
         let this = file(&pmem.path_on_host)?;
         let (device, id, ..) = drives
@@ -190,6 +196,13 @@ fn bad_disk(path: &Path, read_only: bool) -> Option<String> {
             Err(error) => Some(refused(path, &error)),
         },
     }
+}
+
+/// What is wrong with a file that shall be a partition, as far as any other disk's may be so.
+fn bad_partition(drive: &DriveConfig, path: &Path) -> Option<String> {
+    let empty = |found: Metadata| found.is_file() && found.len() == 0;
+    let refused = !drive.partitions.is_empty() && path.metadata().is_ok_and(empty);
+    refused.then(|| format!("{} is empty; a partition has at least one byte", path.display()))
 }
 
 fn bad_directory(path: &Path) -> Option<String> {
@@ -334,6 +347,37 @@ mod tests {
         for (first, second) in [(false, false), (true, false), (false, true)] {
             assert_eq!(shared(first, second), [wanted.as_str()]);
         }
+    }
+
+    #[test]
+    fn partitions_are_looked_at_one_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        write_kernel(&dir.path().join("kernel"));
+        fs::write(path("empty"), "").unwrap();
+        fs::write(path("one"), "x").unwrap();
+        let part = |name: &str| json!({ "path_on_host": path(name) });
+        let drives = json!([
+            { "drive_id": "w", "path_on_host": path("one") },
+            { "drive_id": "a", "partitions": [part("one"), part("empty"), part("none"), part("kernel")], "is_read_only": true }
+        ]);
+        let pmem = json!([{ "id": "m", "path_on_host": path("kernel") }]);
+        let boot = json!({ "kernel_image_path": path("kernel") });
+        assert_eq!(
+            problems(json!({ "boot-source": boot, "drives": drives, "pmem": pmem }), &PLENTY),
+            [
+                format!(
+                    "drives[1].partitions[0].path_on_host: {} is drive w's file too; both must be read-only",
+                    path("one")
+                ),
+                format!(
+                    "drives[1].partitions[1].path_on_host: {} is empty; a partition has at least one byte",
+                    path("empty")
+                ),
+                format!("drives[1].partitions[2].path_on_host: {} does not exist", path("none")),
+                format!("pmem[0].path_on_host: {} is drive a's file too; both must only read it", path("kernel")),
+            ]
+        );
     }
 
     #[test]

@@ -234,7 +234,7 @@ mod tests {
                 "vm.json:5: machine-config.mem_size_mib: must be a whole number, not \"128M\"",
                 "vm.json:7: memory-hotplug: `memory-hotplug` (Firecracker's) is not in this version of vmm",
                 "vm.json:9: drives[0].drive_id: `a b` contains ' '; letters, digits, `-` and `_` are allowed",
-                "vm.json:10: drives[1].path_on_host: is missing (Raw image file or block device on the host)",
+                "vm.json:10: drives[1].path_on_host: is missing (Raw image file or block device on the host; or give `partitions`)",
                 "vm.json:12: drives2: unknown key; did you mean `drives`?",
                 "--set serial.enabled: must be true or false, not 7",
             ]
@@ -267,7 +267,7 @@ mod tests {
             one("drives[+].is_read_only", json!(true), "--set drives[+].is_read_only"),
             [
                 "--set drives[+].is_read_only: drives[0].drive_id: is missing (Name of the drive, unique in the VM)",
-                "--set drives[+].is_read_only: drives[0].path_on_host: is missing (Raw image file or block device on the host)",
+                "--set drives[+].is_read_only: drives[0].path_on_host: is missing (Raw image file or block device on the host; or give `partitions`)",
             ]
         );
         assert_eq!(one("nothing.here", json!(1), "--set nothing.here").len(), 1);

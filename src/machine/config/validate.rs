@@ -1,5 +1,6 @@
 //! What a well-typed configuration may still say wrong. Pure: no look at the host.
 
+mod image;
 mod logger;
 mod mmds;
 mod net;
@@ -11,6 +12,7 @@ use devices::virtio::block::config::MAX_QUEUES;
 use devices::virtio::fs::config::TAG_MAX;
 use devices::virtio::vsock::VsockConfig;
 
+pub(super) use self::image::drive_files;
 use super::fault::Problem;
 use super::path::JsonPath;
 use super::{HugePages, VmConfig};
@@ -116,6 +118,8 @@ impl VmConfig {
             if let Some(queues) = drive.num_queues.filter(|queues| !(1..=MAX_QUEUES).contains(queues)) {
                 wrong("num_queues", format!("must be 1 to {MAX_QUEUES}, not {queues}"));
             }
+            image::check(drive, &path, problems);
+            let mut wrong = |key, text: String| problems.push(Problem::new(path.key(key), text));
             match names.entry(drive.drive_id.as_str()) {
                 std::collections::hash_map::Entry::Vacant(free) => _ = free.insert(index),
                 std::collections::hash_map::Entry::Occupied(first) => {
@@ -194,9 +198,8 @@ impl VmConfig {
 
     /// Every path of a host's file, with its place.
     fn paths(&self) -> impl Iterator<Item = (JsonPath, &std::path::Path)> {
-        let drives = self.drives.iter().enumerate().map(|(index, drive)| {
-            (JsonPath::keys(["drives"]).index(index).key("path_on_host"), Some(&drive.path_on_host))
-        });
+        let drives = self.drives.iter().enumerate();
+        let drives = drives.flat_map(|(index, drive)| drive_files(index, drive));
         let single = [
             (JsonPath::keys(["boot-source", "kernel_image_path"]), Some(&self.boot_source.kernel_image_path)),
             (JsonPath::keys(["boot-source", "initrd_path"]), self.boot_source.initrd_path.as_ref()),
@@ -219,11 +222,11 @@ impl VmConfig {
         });
         single
             .into_iter()
-            .chain(drives)
             .chain(pmem)
             .chain(shares)
             .chain(programs)
             .filter_map(|(path, file)| Some((path, file?.as_path())))
+            .chain(drives)
     }
 }
 

@@ -277,7 +277,6 @@ mod tests {
                 "disk: unknown key; known here: balloon, boot-source, cpu-config, drives, entropy, gdb, logger, machine-config, metrics, mmds-config, network-interfaces, on-reboot, pmem, serial, shares, vsock",
                 "drives[0].drive: unknown key; did you mean `drive_id`?",
                 "drives[0].drive_id: is missing (Name of the drive, unique in the VM)",
-                "drives[0].path_on_host: is missing (Raw image file or block device on the host)",
                 "machine-config.vcpus: unknown key; did you mean `vcpu_count`?",
             ]
         );

@@ -49,7 +49,8 @@ fn root(config: &VmConfig) -> Option<String> {
     let (device, read_only) = match config.root_drive().and_then(|place| config.drives.get(place)) {
         Some(drive) => {
             let partition = drive.partuuid.as_ref().map(|id| format!("PARTUUID={id}"));
-            (partition.unwrap_or_else(|| "/dev/vda".to_owned()), drive.is_read_only)
+            let whole = if drive.partitions.is_empty() { "/dev/vda" } else { "/dev/vda1" };
+            (partition.unwrap_or_else(|| whole.to_owned()), drive.is_read_only)
         }
         None => {
             let (place, pmem) = config.pmem.iter().enumerate().find(|(_, pmem)| pmem.root_device)?;
@@ -115,6 +116,11 @@ mod tests {
         let boot = serde_json::json!({ "kernel_image_path": "k", "boot_args": "a" });
         let config = serde_json::from_value(serde_json::json!({ "boot-source": boot, "drives": [drive] })).unwrap();
         assert_eq!(compose(&config), "a root=PARTUUID=0eaa91a0-01 rw");
+        let drive = serde_json::json!({
+            "drive_id": "r", "partitions": [{ "path_on_host": "r" }], "is_root_device": true, "is_read_only": true
+        });
+        let config = serde_json::from_value(serde_json::json!({ "boot-source": boot, "drives": [drive] })).unwrap();
+        assert_eq!(compose(&config), "a root=/dev/vda1 ro");
     }
 
     #[test]

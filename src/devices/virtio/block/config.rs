@@ -1,6 +1,6 @@
 //! What the user asks of a block device (Firecracker's `drives[]`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,15 +9,23 @@ use crate::rate_limit::RateLimiterConfig;
 
 /// Most queues of a disk.
 pub const MAX_QUEUES: u16 = 16;
+/// Most partitions of a disk that is made of files.
+pub const MAX_PARTITIONS: usize = 127;
 
-/// A disk: a raw image file or a block device of the host (virtio 1.2, 5.2).
+/// A disk: a raw image file or a block device of the host (virtio 1.2, 5.2), or one that is made of several of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DriveConfig {
     /// Name of the drive, unique in the VM. The guest sees its first 20 bytes as the disk's serial number.
     pub drive_id: String,
-    /// Raw image file or block device on the host.
-    pub path_on_host: PathBuf,
+    /// Raw image file or block device on the host. Absent where there are `partitions`, else required.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_on_host: Option<PathBuf>,
+    /// Instead of `path_on_host`: files of the host that are the partitions of this disk, in this order. Its
+    /// partition table (GPT) is made on the fly; it must be read-only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 127))]
+    pub partitions: Vec<PartitionConfig>,
     /// The guest's root file system: `root=/dev/vda` is put on the kernel command line. At most one drive.
     #[serde(default)]
     pub is_root_device: bool,
@@ -43,6 +51,25 @@ pub struct DriveConfig {
     /// Limits of the guest's requests: bytes read and written, and requests of any kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<RateLimiterConfig>,
+}
+
+impl DriveConfig {
+    /// Its files on the host: the image, or one for each partition.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let parts = self.partitions.iter().map(|part| part.path_on_host.as_path());
+        self.path_on_host.as_deref().into_iter().chain(parts)
+    }
+}
+
+/// A file that is a partition of a disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PartitionConfig {
+    /// File or block device on the host, not empty. The guest sees zeros up to the next multiple of 4 KiB.
+    pub path_on_host: PathBuf,
+    /// The partition's name in the table (PARTLABEL): at most 36 UTF-16 units.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
 /// What the guest's flush requests do.

@@ -1,15 +1,16 @@
-//! The file behind a disk: a raw image or a block device of the host.
+//! The file behind a disk: a raw image or a block device of the host, or several files that are its partitions.
 //!
 //! The control thread opens and locks it here; `transfer.rs` is what the disk's worker does with it.
 #![allow(unsafe_code)] // ioctl(2) and statx(2)
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::config::DriveConfig;
+use super::parts::Parts;
 use super::transfer::{Alignment, Bounce};
 use crate::virtio::OpenError;
 use crate::virtio::image::{Opening, cause, special};
@@ -39,7 +40,10 @@ pub struct Topology {
 
 /// An open, locked disk image.
 pub struct DiskFile {
+    /// The image; of a disk of several files, what is in none of them.
     pub(super) file: File,
+    /// The files that are partitions.
+    pub(super) parts: Option<Parts>,
     len: u64,
     topology: Option<Topology>,
     pub(super) is_block_device: bool,
@@ -59,24 +63,24 @@ impl DiskFile {
 
     /// Takes the lock of the image of `config`, which this is.
     pub fn lock(&self, config: &DriveConfig) -> Result<(), OpenError> {
-        opening(&config.drive_id, &config.path_on_host).lock(&self.file, config.is_read_only)
+        match (&self.parts, &config.path_on_host) {
+            (Some(parts), _) => parts.lock(config),
+            (None, Some(path)) => opening(&config.drive_id, path).lock(&self.file, config.is_read_only),
+            (None, None) => Err(no_file(config)),
+        }
     }
 
     /// Opens the image of `config`; nobody may use it before it is locked.
     pub fn open_unlocked(config: &DriveConfig) -> Result<Self, OpenError> {
-        let opening = opening(&config.drive_id, &config.path_on_host);
-        let (id, path) = (opening.id, opening.path);
-        let kind = opening.kind()?;
-        if let Some(what) = special(kind) {
-            return Err(opening.error(&format!("it is {what}, not a raw image file or a block device")));
+        let (pieces, bounce) = (Pieces::default(), Bounce::default());
+        if !config.partitions.is_empty() {
+            let (parts, file, len) = Parts::open(config)?;
+            let parts = Some(parts);
+            return Ok(Self { file, parts, len, topology: None, is_block_device: false, direct: None, pieces, bounce });
         }
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(!config.is_read_only)
-            .custom_flags(if config.direct { libc::O_DIRECT } else { 0 })
-            .open(path)
-            .map_err(|error| not_openable(&opening, &error, config))?;
-        let bytes = file.seek(SeekFrom::End(0)).map_err(|error| opening.refused(&error))?;
+        let path = config.path_on_host.as_ref().ok_or_else(|| no_file(config))?;
+        let opening = opening(&config.drive_id, path);
+        let (file, kind, bytes) = open_image(&opening, config)?;
         let len = bytes.saturating_sub(bytes % SECTOR);
         if len == 0 {
             return Err(opening.error(match bytes {
@@ -86,15 +90,15 @@ impl DiskFile {
         }
         if len != bytes {
             tracing::warn!(
-                disk = id,
+                disk = opening.id,
                 "the image's size is not a multiple of 512 bytes: the guest does not see its last {} bytes",
                 bytes.saturating_sub(len)
             );
         }
         let topology = kind.is_block_device().then(|| topology(&file)).flatten();
         let direct = config.direct.then(|| alignment(&file, topology));
-        let (pieces, bounce) = (Pieces::default(), Bounce::default());
-        Ok(Self { file, len, topology, is_block_device: kind.is_block_device(), direct, pieces, bounce })
+        let is_block_device = kind.is_block_device();
+        Ok(Self { file, parts: None, len, topology, is_block_device, direct, pieces, bounce })
     }
 
     /// Whether both are the same file of the host.
@@ -134,6 +138,27 @@ impl DiskFile {
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
     }
+}
+
+/// Opens a file of `config`: what it is, and how many bytes it has.
+pub(super) fn open_image(opening: &Opening<'_>, config: &DriveConfig) -> Result<(File, FileType, u64), OpenError> {
+    let kind = opening.kind()?;
+    if let Some(what) = special(kind) {
+        return Err(opening.error(&format!("it is {what}, not a raw image file or a block device")));
+    }
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(!config.is_read_only)
+        .custom_flags(if config.direct { libc::O_DIRECT } else { 0 })
+        .open(opening.path)
+        .map_err(|error| not_openable(opening, &error, config))?;
+    let bytes = file.seek(SeekFrom::End(0)).map_err(|error| opening.refused(&error))?;
+    Ok((file, kind, bytes))
+}
+
+/// The configuration names no file.
+fn no_file(config: &DriveConfig) -> OpenError {
+    OpenError::new(format!("open disk '{}': neither path_on_host nor partitions are given", config.drive_id))
 }
 
 /// Asks a block device for its sizes; nothing when it does not answer sensibly.
@@ -182,7 +207,7 @@ fn not_openable(opening: &Opening<'_>, error: &io::Error, config: &DriveConfig) 
 }
 
 /// A disk's file, for the words of errors.
-fn opening<'a>(id: &'a str, path: &'a Path) -> Opening<'a> {
+pub(super) fn opening<'a>(id: &'a str, path: &'a Path) -> Opening<'a> {
     Opening { device: "disk", id, path, read_only_by: "is_read_only, --disk PATH,ro" }
 }
 
@@ -195,7 +220,7 @@ mod tests {
     fn config(path: &Path, is_read_only: bool) -> DriveConfig {
         DriveConfig {
             drive_id: "rootfs".to_owned(),
-            path_on_host: path.to_owned(),
+            path_on_host: Some(path.to_owned()),
             is_read_only,
             ..DriveConfig::default()
         }

@@ -6,6 +6,8 @@ pub mod change;
 pub mod config;
 pub mod file;
 mod flight;
+pub mod gpt;
+mod parts;
 pub mod request;
 mod ring;
 mod transfer;

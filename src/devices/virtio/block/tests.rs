@@ -1,6 +1,7 @@
 //! The disk as a driver sees it: requests of every kind and shape, right ones and wrong ones (virtio 1.2, 5.2.6).
 
 mod engines;
+mod parts;
 mod update;
 
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -34,7 +35,7 @@ struct Disk {
 fn config(image: &NamedTempFile) -> DriveConfig {
     DriveConfig {
         drive_id: "a-name-of-more-than-twenty-bytes".to_owned(),
-        path_on_host: image.path().to_owned(),
+        path_on_host: Some(image.path().to_owned()),
         ..DriveConfig::default()
     }
 }

@@ -5,6 +5,7 @@
 //! take one over the page cache.
 #![allow(unsafe_code)] // preadv(2), pwritev(2), fallocate(2), fcntl(2) and ioctl(2)
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
@@ -15,7 +16,7 @@ use super::file::DiskFile;
 use super::request::Extent;
 use crate::memory::GuestRam;
 use crate::virtio::chain::Segment;
-use crate::virtio::pieces::{self, Direction, IOV_MAX};
+use crate::virtio::pieces::{self, Direction, IOV_MAX, Pieces};
 
 /// linux/fs.h: give a range of a block device back; make it zero. Both take an offset and a length.
 const BLKDISCARD: libc::Ioctl = 0x1277;
@@ -70,18 +71,31 @@ impl DiskFile {
         segments: impl Iterator<Item = Segment> + Clone,
         offset: u64,
     ) -> io::Result<()> {
-        self.pieces.clear();
-        let collected = self.pieces.add(direction, memory, segments.clone());
-        let moved = collected.and_then(|()| match self.way(offset) {
-            Way::Straight => self.move_all(direction, offset),
-            Way::Cached => self.cached(|disk| disk.move_all(direction, offset)),
-            Way::Bounced => self.bounce_all(direction, memory, segments.clone(), offset),
-        });
+        let moved = match self.parts {
+            None => self.move_file(direction, memory, segments.clone(), offset),
+            Some(_) => self.move_parts(direction, memory, segments.clone(), offset),
+        };
         self.pieces.clear();
         if direction == Direction::Read {
             pieces::mark_dirty(memory, segments); // some of it may have arrived even where the read failed
         }
         moved
+    }
+
+    fn move_file(
+        &mut self,
+        direction: Direction,
+        memory: &GuestRam,
+        segments: impl Iterator<Item = Segment> + Clone,
+        offset: u64,
+    ) -> io::Result<()> {
+        self.pieces.clear();
+        self.pieces.add(direction, memory, segments.clone())?;
+        match self.way(offset) {
+            Way::Straight => move_all(&self.file, &mut self.pieces, direction, offset),
+            Way::Cached => self.cached(|disk| move_all(&disk.file, &mut disk.pieces, direction, offset)),
+            Way::Bounced => self.bounce_all(direction, memory, segments, offset),
+        }
     }
 
     /// How the bytes of `segments` would go.
@@ -188,36 +202,6 @@ impl DiskFile {
         Ok(())
     }
 
-    fn move_all(&mut self, direction: Direction, offset: u64) -> io::Result<()> {
-        let mut offset = libc::off_t::try_from(offset).map_err(|_| pieces::bad_address())?;
-        let mut rest = self.pieces.as_mut_slice();
-        while !rest.is_empty() {
-            let count = libc::c_int::try_from(rest.len().min(IOV_MAX)).unwrap_or(0);
-            let fd = self.file.as_raw_fd();
-            // SAFETY: the first `count` entries of `rest` are ranges of guest RAM that vm-memory checked as they were
-            // added; the RAM stays mapped while `memory` is borrowed by our caller, and no Rust reference into it exists.
-            let moved = unsafe {
-                match direction {
-                    Direction::Read => libc::preadv(fd, rest.as_ptr(), count, offset),
-                    Direction::Write => libc::pwritev(fd, rest.as_ptr(), count, offset),
-                }
-            };
-            let Ok(moved) = usize::try_from(moved) else {
-                let error = io::Error::last_os_error();
-                if error.kind() == io::ErrorKind::Interrupted {
-                    continue;
-                }
-                return Err(error);
-            };
-            if moved == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into()); // the file shrank
-            }
-            offset = offset.saturating_add(libc::off_t::try_from(moved).unwrap_or(libc::off_t::MAX));
-            rest = pieces::advance(rest, moved);
-        }
-        Ok(())
-    }
-
     /// Gives the bytes of `extent` back to the host. They may read as anything until they are written again.
     pub fn discard(&self, extent: Extent) -> io::Result<()> {
         if extent.len == 0 {
@@ -275,6 +259,37 @@ impl DiskFile {
         // SAFETY: both requests read two u64 through the pointer, which lives across the call.
         retried(|| unsafe { libc::ioctl(self.file.as_raw_fd(), request, range.as_ptr()) })
     }
+}
+
+/// Moves all bytes of `pieces`, which are those of RAM that the caller borrows, from or to `file` at `offset`.
+pub fn move_all(file: &File, pieces: &mut Pieces, direction: Direction, offset: u64) -> io::Result<()> {
+    let mut offset = libc::off_t::try_from(offset).map_err(|_| pieces::bad_address())?;
+    let mut rest = pieces.as_mut_slice();
+    while !rest.is_empty() {
+        let count = libc::c_int::try_from(rest.len().min(IOV_MAX)).unwrap_or(0);
+        let fd = file.as_raw_fd();
+        // SAFETY: the first `count` entries of `rest` are ranges of guest RAM that vm-memory checked as they were
+        // added; the RAM stays mapped while `memory` is borrowed by our caller, and no Rust reference into it exists.
+        let moved = unsafe {
+            match direction {
+                Direction::Read => libc::preadv(fd, rest.as_ptr(), count, offset),
+                Direction::Write => libc::pwritev(fd, rest.as_ptr(), count, offset),
+            }
+        };
+        let Ok(moved) = usize::try_from(moved) else {
+            let error = io::Error::last_os_error();
+            if error.kind() == io::ErrorKind::Interrupted {
+                continue;
+            }
+            return Err(error);
+        };
+        if moved == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into()); // the file shrank
+        }
+        offset = offset.saturating_add(libc::off_t::try_from(moved).unwrap_or(libc::off_t::MAX));
+        rest = pieces::advance(rest, moved);
+    }
+    Ok(())
 }
 
 /// Repeats a system call that a signal interrupts.

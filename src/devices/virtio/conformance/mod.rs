@@ -24,7 +24,7 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::balloon::BalloonConfig;
-use super::block::config::{CacheType, DriveConfig, IoEngine};
+use super::block::config::{CacheType, DriveConfig, IoEngine, PartitionConfig};
 use super::fs::config::ShareConfig;
 use super::fs::tests::fake_share;
 use super::net::Net;
@@ -116,6 +116,7 @@ fn every_device() -> Vec<Subject> {
     vec![
         disk("disk", |_| {}),
         disk("read-only disk", |drive| (drive.is_read_only, drive.cache_type) = (true, CacheType::Unsafe)),
+        disk_of_files(),
         disk("asynchronous disk", |drive| drive.io_engine = IoEngine::Async),
         disk("direct disk", |drive| drive.direct = true),
         disk("direct asynchronous disk", |drive| (drive.direct, drive.io_engine) = (true, IoEngine::Async)),
@@ -147,12 +148,30 @@ fn every_device() -> Vec<Subject> {
     ]
 }
 
+/// A disk that is made of two files.
+fn disk_of_files() -> Subject {
+    let images = [1 << 20, 5000].map(|len| {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(len).unwrap();
+        image
+    });
+    let part = |image: &tempfile::NamedTempFile| PartitionConfig { path_on_host: image.path().into(), name: None };
+    let drive = DriveConfig {
+        drive_id: "disk".to_owned(),
+        partitions: images.iter().map(part).collect(),
+        is_read_only: true,
+        num_queues: Some(2),
+        ..DriveConfig::default()
+    };
+    Subject { _kept: Box::new(images), ..Subject::new("disk of files", DeviceConfig::Block(drive), 2, 0) }
+}
+
 fn disk(name: &'static str, change: fn(&mut DriveConfig)) -> Subject {
     let image = tempfile::NamedTempFile::new().unwrap();
     image.as_file().set_len(1 << 20).unwrap();
     let mut drive = DriveConfig {
         drive_id: "disk".to_owned(),
-        path_on_host: image.path().to_owned(),
+        path_on_host: Some(image.path().to_owned()),
         num_queues: Some(2),
         ..DriveConfig::default()
     };

@@ -99,7 +99,7 @@ fn a_refused_image_leaves_the_old_one() {
     let mut disk = Disk::writable();
     let (empty, taken) = (NamedTempFile::new().unwrap(), other(1, 1));
     let _owner = file::DiskFile::open(&config(&taken)).unwrap();
-    let missing = DriveConfig { path_on_host: "/no/such/image".into(), ..config(&empty) };
+    let missing = DriveConfig { path_on_host: Some("/no/such/image".into()), ..config(&empty) };
     for (bad, why) in
         [(&config(&empty), "the file is empty"), (&config(&taken), "another process uses"), (&missing, "No such file")]
     {
