@@ -335,7 +335,8 @@ mod tests {
         assert_eq!(config.boot_source.boot_args_append.as_deref(), Some("x y"));
         assert_eq!(config.drives.len(), 2);
         let root = &config.drives[1];
-        assert_eq!((root.drive_id.as_str(), root.path_on_host.to_str(), root.is_read_only), ("b", Some("new"), false));
+        let path = root.path_on_host.as_deref().and_then(|path| path.to_str());
+        assert_eq!((root.drive_id.as_str(), path, root.is_read_only), ("b", Some("new"), false));
         assert!(config.entropy.is_none(), "a file says what there is");
     }
 

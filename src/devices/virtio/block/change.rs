@@ -12,7 +12,7 @@ use crate::virtio::UpdateError;
 /// What can be changed of a disk while the VM exists.
 pub struct BlockChange {
     /// The new image, and what it was opened for.
-    image: Option<(DiskFile, DriveConfig)>,
+    image: Option<Box<(DiskFile, DriveConfig)>>,
     limits: Option<RateLimiterConfig>,
 }
 
@@ -21,10 +21,10 @@ impl BlockChange {
     /// see how large it is now, has that already.
     pub fn open(drive: &DriveConfig, image: bool, limits: Option<RateLimiterConfig>) -> Result<Self, UpdateError> {
         let image = match image {
-            true => Some((
-                DiskFile::open_unlocked(drive).map_err(|error| UpdateError::new(error.to_string()))?,
-                drive.clone(),
-            )),
+            true => {
+                let file = DiskFile::open_unlocked(drive).map_err(|error| UpdateError::new(error.to_string()))?;
+                Some(Box::new((file, drive.clone())))
+            }
             false => None,
         };
         Ok(Self { image, limits })
@@ -35,7 +35,8 @@ impl Block {
     /// Carries a change out. Nothing of the driver's is in flight, unless the device is broken.
     pub(super) fn change(&mut self, change: BlockChange) -> Result<(), UpdateError> {
         self.drop_all();
-        if let Some((image, drive)) = change.image {
+        if let Some(image) = change.image {
+            let (image, drive) = *image;
             self.swap(image, &drive)?;
         }
         if let Some(limits) = change.limits {
