@@ -141,7 +141,7 @@ fn requests_before_the_start() {
         (
             "PUT",
             "/drives/parts",
-            json!({ "drive_id": "parts", "partitions": [{ "path_on_host": "text", "name": "t" }], "is_read_only": true }),
+            json!({ "drive_id": "parts", "partitions": [{ "path_on_host": "kernel", "name": "t" }], "is_read_only": true }),
             Ok(()),
         ),
         ("DELETE", "/drives/parts", null.clone(), Ok(())),

@@ -182,7 +182,7 @@ mod tests {
             let addresses = |it: &Segment| (it.addr.0..it.addr.0 + u64::from(it.len)).collect::<Vec<_>>();
             let whole: Vec<u64> = segments.iter().flat_map(addresses).collect();
             let wanted: Vec<u64> = (0..).zip(&whole).filter(|(at, _)| range.contains(at)).map(|(_, it)| *it).collect();
-            let parts: Vec<Segment> = part(&segments, range).collect();
+            let parts: Vec<Segment> = part(segments.iter().copied(), range).collect();
             prop_assert!(parts.iter().all(|it| it.len > 0));
             prop_assert_eq!(parts.iter().flat_map(addresses).collect::<Vec<_>>(), wanted);
             prop_assert_eq!(total(&segments), u64::try_from(whole.len()).unwrap());
@@ -197,7 +197,7 @@ mod tests {
         ) {
             let segments: Vec<Segment> =
                 segments.into_iter().map(|(addr, len)| Segment { addr: GuestAddress(addr), len }).collect();
-            let got: u64 = part(&segments, start..end).map(|it| u64::from(it.len)).sum();
+            let got: u64 = part(segments.iter().copied(), start..end).map(|it| u64::from(it.len)).sum();
             prop_assert_eq!(got, end.min(total(&segments)).saturating_sub(start));
         }
     }
