@@ -186,7 +186,8 @@ impl Served {
     fn kicked(&mut self, index: u32) {
         let behaviour = *self.behaviour.lock().unwrap();
         let ring = self.rings.get_mut(&index).unwrap();
-        let _ = ring.kick.as_mut().unwrap().read(&mut [0; 8]);
+        let Some(kick) = &mut ring.kick else { return }; // a message of the same moment has stopped the ring
+        let _ = kick.read(&mut [0; 8]);
         let host = |at: u64| {
             let (_, base, region) =
                 self.regions.iter().find(|(_, base, it)| (*base..*base + it.size() as u64).contains(&at)).unwrap();
