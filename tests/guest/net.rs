@@ -40,8 +40,14 @@ pub fn receiver(listener: TcpListener, len: usize) -> JoinHandle<Vec<u8>> {
 
 const MEBIBYTES: usize = 8;
 
-/// Both directions at once, in a VM on its own TAP.
+/// A VM on its own TAP.
 fn exchanges(kernel: &str, net: u8, more: &str) {
+    let options = format!("tap=vmmtest{net},mac=02:00:00:00:09:{net:02x}{more}");
+    exchange(Vm::boot(kernel).args(["--net", &options]), net, more.strip_prefix(",mtu=").unwrap_or("1500"));
+}
+
+/// Both directions at once, by the device vmmtestN of the host.
+pub fn exchange(vm: Vm, net: u8, mtu: &str) {
     let tap = format!("vmmtest{net}");
     let script = guest_side(net)
         + &format!(
@@ -53,9 +59,7 @@ fn exchanges(kernel: &str, net: u8, more: &str) {
             cd /sys/class/net/eth0/statistics; echo lost=$(cat rx_length_errors rx_dropped rx_errors tx_errors | sort -u)
             echo mac=$(cat /sys/class/net/eth0/address) mtu $(cat /sys/class/net/eth0/mtu)"
         );
-    let options = format!("tap={tap},mac=02:00:00:00:09:{net:02x}{more}");
-    let vm = Vm::boot(kernel).args(["--net", &options, "--memory", "256M"]);
-    let mut vm = vm.run(&format!("echo READY\n{script}")).pipe().start();
+    let mut vm = vm.args(["--memory", "256M"]).run(&format!("echo READY\n{script}")).pipe().start();
     vm.expect("READY");
     ip(&format!("addr add 10.9.{net}.1/24 dev {tap}"));
     ip(&format!("link set {tap} up"));
@@ -70,7 +74,6 @@ fn exchanges(kernel: &str, net: u8, more: &str) {
     assert_eq!(ended.value("out"), md5(&received));
     assert_eq!(ended.value("in"), sum);
     assert_eq!(ended.value("lost"), "0", "{}", ended.console);
-    let mtu = more.strip_prefix(",mtu=").unwrap_or("1500");
     assert_eq!(ended.value("mac"), format!("02:00:00:00:09:{net:02x} mtu {mtu}"));
 }
 

@@ -38,6 +38,8 @@ pub struct Vm {
     env: Vec<(OsString, OsString)>,
     /// What the program is called.
     name: Option<&'static str>,
+    /// The program that becomes the monitor, with its arguments.
+    launcher: Vec<OsString>,
     /// Run as nobody.
     nobody: bool,
     /// The user's side of the terminal that both are.
@@ -54,6 +56,7 @@ impl Vm {
             append: Vec::new(),
             env: Vec::new(),
             name: None,
+            launcher: Vec::new(),
             stdin,
             stdout,
             nobody: false,
@@ -106,6 +109,12 @@ impl Vm {
         self
     }
 
+    /// Started by this command, which gets the program and its arguments as more words, and becomes it (execve).
+    pub fn through<A: Into<OsString>>(mut self, words: impl IntoIterator<Item = A>) -> Self {
+        self.launcher.extend(words.into_iter().map(Into::into));
+        self
+    }
+
     /// The monitor runs as the user nobody, who has no rights.
     pub fn nobody(mut self) -> Self {
         self.nobody = true;
@@ -121,7 +130,8 @@ impl Vm {
     /// Standard input and output are this terminal, and the VM is in its foreground.
     pub fn on(mut self, terminal: &Terminal) -> Self {
         (self.stdin, self.stdout, self.user) = (terminal.stdio(), terminal.stdio(), Some(terminal.user()));
-        self
+        // A session of its own, so that the terminal is its controlling one.
+        self.through(["setsid", "--ctty"])
     }
 
     /// Nobody reads standard output before [`Running::read`].
@@ -135,13 +145,9 @@ impl Vm {
         if let Err(why) = able() {
             panic!("{why}");
         }
-        let mut command = Command::new(program());
-        if self.user.is_some() {
-            // A session of its own, so that the terminal is its controlling one.
-            command = Command::new("setsid");
-            command.arg("--ctty").arg(program());
-        }
-        command.args(&self.args).envs(self.env);
+        let mut words = self.launcher.into_iter().chain([program()]).chain(self.args);
+        let mut command = Command::new(words.next().expect("a program"));
+        command.args(words).envs(self.env);
         if let Some(name) = self.name {
             command.arg0(name);
         }

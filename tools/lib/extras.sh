@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# What guest tests need beside guests: both kinds of virtiofsd, and a driver
-# that lies. Sourced by tools/guest after common.sh and guest.sh.
+# What guest tests need beside guests: both kinds of virtiofsd, iperf3, and a
+# driver that lies. Sourced by tools/guest after common.sh and guest.sh.
 # shellcheck disable=SC2154 # scratch is set in tools/guest
 
 # bundle OUT RELEASE PROGRAM LIBRARY... -- PACKAGE...: a program of a Debian
-# release with its libraries: its own loader starts it.
+# release with its libraries: its own loader starts it, by a script of its name.
 bundle() {
     local out=$1 release=$2 program=$3 package name version deb library tree=$scratch/$2 libraries=()
     shift 3
@@ -21,12 +21,12 @@ bundle() {
         cp -L "$(find "$tree/lib" "$tree/usr/lib" "$tree"/usr/lib64 -name "$library" 2>/dev/null | head -n 1)" "$out/"
     done
     cp "$tree/$program" "$out/program"
-    cat >"$out/virtiofsd" <<'S'
+    cat >"$out/${program##*/}" <<'S'
 #!/bin/sh
 here=$(dirname "$(readlink -f "$0")")
 exec "$here/ld-linux-x86-64.so.2" --library-path "$here" "$here/program" "$@"
 S
-    chmod 755 "$out/virtiofsd"
+    chmod 755 "$out/${program##*/}"
 }
 
 make_virtiofsd() {
@@ -35,6 +35,14 @@ make_virtiofsd() {
     bundle "$1/c" bookworm usr/lib/qemu/virtiofsd libcap-ng.so.0 libseccomp.so.2 libgmodule-2.0.so.0 \
         libglib-2.0.so.0 libnuma.so.1 libpcre2-8.so.0 -- \
         qemu-system-common libc6 libcap-ng0 libseccomp2 libglib2.0-0 libnuma1 libpcre2-8-0
+}
+
+# The same files for the host and, on a small ext4, for any guest.
+make_iperf3() {
+    bundle "$1" bookworm usr/bin/iperf3 libiperf.so.0 libsctp.so.1 libssl.so.3 libcrypto.so.3 -- \
+        iperf3 libc6 libiperf0 libsctp1 libssl3
+    mke2fs -q -t ext4 -O ^has_journal -m 0 -d "$1" "$scratch/iperf3.ext4" 16M
+    mv "$scratch/iperf3.ext4" "$1/"
 }
 
 # A disk whose content is the program: any guest can copy and run it.
