@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::disk::{checksum, disk, empty, folder, full};
 use crate::metrics::{lines, sum};
-use crate::vm::{Vm, host};
+use crate::net::md5;
+use crate::vm::{Vm, copy_of, host};
 
 /// A file system of the host, mounted as long as this lives.
 pub struct Mounted(pub PathBuf);
@@ -95,13 +96,55 @@ fn discarded_blocks_read_as_zeros() {
     let before = blocks(&image);
     let mut wanted = std::fs::read(&image).expect("the image");
     wanted[4 << 20..8 << 20].fill(0);
-    let ended = Vm::tuned().args(disk(&image, "")).run(script).start().ends(0);
+    let metrics = folder.path().join("metrics");
+    let vm = Vm::tuned().args(disk(&image, "")).args(["--metrics-path".into(), metrics.display().to_string()]);
+    let ended = vm.run(script).start().ends(0);
     assert_eq!(ended.value("discarded"), "yes");
+    assert_eq!(sum(&lines(&metrics), "block_disk1", "discards"), 1);
     assert_eq!(ended.number("zeroes"), 32 << 20);
     let copy = folder.path().join("wanted");
     std::fs::write(&copy, wanted).expect("the wanted bytes");
     assert_eq!((ended.value("sum"), checksum(&image)), (&*checksum(&copy), checksum(&copy)));
     assert!(blocks(&image) + (4 << 11) <= before, "a discard makes a hole");
+}
+
+/// Zeroed without a byte on its way, by util-linux of Debian's root: `fallocate -p` lets the host drop the blocks (UNMAP),
+/// `blkdiscard -z` does not (BLKZEROOUT).
+#[test]
+fn zeroed_blocks_read_as_zeros() {
+    for engine in ["sync", "async"] {
+        let folder = folder();
+        // A file system that can make a range zero and keep its blocks.
+        let store = Mounted::ext4(folder.path(), 64);
+        let (image, tools) = (full(&store.0, "image", 16 << 20), copy_of("debian12.ext4", folder.path()));
+        let script = r"
+            mount -o ro /dev/vdb /mnt; mount -t devtmpfs dev /mnt/dev; echo READY; read go
+            chroot /mnt /sbin/blkdiscard -z -o 1048576 -l 4194304 /dev/vda && echo ZEROED; read go
+            chroot /mnt fallocate -p -o 9437184 -l 4194304 /dev/vda && echo UNMAPPED; read go
+            echo 3 > /proc/sys/vm/drop_caches; echo sum=$(md5sum </dev/vda | cut -d' ' -f1)";
+        let mut wanted = std::fs::read(&image).expect("the image");
+        wanted[1 << 20..5 << 20].fill(0);
+        wanted[9 << 20..13 << 20].fill(0);
+        let metrics = folder.path().join("metrics");
+        let vm = Vm::tuned().args(disk(&image, &format!(",engine={engine}"))).args(disk(&tools, ",ro"));
+        let vm = vm.args(["--metrics-path".into(), metrics.display().to_string()]);
+        let mut vm = vm.run(script).pipe().start();
+        let mut kept = Vec::new();
+        for sign in ["READY", "ZEROED", "UNMAPPED"] {
+            vm.expect(sign);
+            File::open(&image).and_then(|file| file.sync_all()).expect("blocks have their places");
+            kept.push(blocks(&image));
+            vm.send("\n");
+        }
+        let ended = vm.ends(0);
+        assert!(kept[1] >= kept[0] && kept[2] + (4 << 11) <= kept[1] + 64, "{engine}: {kept:?} blocks of the host");
+        let all = md5(&wanted);
+        assert_eq!((ended.value("sum"), checksum(&image)), (all.as_str(), all.clone()), "{engine}");
+        let counted =
+            ["write_zeroes", "discards", "write_bytes"].map(|name| sum(&lines(&metrics), "block_disk1", name));
+        assert!(counted[0] >= 2, "{engine}: {counted:?}");
+        assert_eq!(counted[1..], [0, 0], "{engine}");
+    }
 }
 
 /// Where the host's file system is full, the guest gets I/O errors; what it can still do it does.
@@ -232,7 +275,7 @@ fn a_limited_disk_takes_its_time() {
 fn the_root_may_be_a_partition() {
     let folder = folder();
     let image = empty(folder.path(), "disk", 96 << 20);
-    let part = crate::vm::copy_of("busybox.ext4", folder.path());
+    let part = copy_of("busybox.ext4", folder.path());
     // One partition from sector 2048 on (MBR, id 83), disk signature 0x76 6d 6d 01.
     let mut mbr = vec![0_u8; 512];
     mbr[440..444].copy_from_slice(&0x766d_6d01_u32.to_le_bytes());

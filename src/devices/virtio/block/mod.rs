@@ -84,6 +84,10 @@ tally! {
     struct Tally {
         /// Times the host was told to make data safe.
         flushes: AtomicU64,
+        /// Requests that gave blocks back to the host.
+        discards: AtomicU64,
+        /// Requests that made blocks zero without their bytes.
+        write_zeroes: AtomicU64,
         /// Time from when a request was taken from its queue until it was answered.
         request_time: Times,
         /// The same for reads alone.
@@ -238,9 +242,14 @@ impl Block {
                 chain.write(0, serial).map_err(|_| Failure::Refused("its buffer is not in RAM"))?;
                 Ok(room.min(u64::from(VIRTIO_BLK_ID_BYTES)))
             }
-            Request::Discard(extents) => self.each(extents, |file, extent| file.discard(extent)),
+            Request::Discard(extents) => {
+                let done = self.each(extents, |file, extent| file.discard(extent))?;
+                count(&self.tally.discards, 1);
+                Ok(done)
+            }
             Request::WriteZeroes(extents) => {
                 self.each(extents, DiskFile::zero)?;
+                count(&self.tally.write_zeroes, 1);
                 if self.write_through { self.flush() } else { Ok(0) }
             }
         }
