@@ -71,6 +71,39 @@ fn read_only_really_is() {
     assert!(ended.errors.contains("the guest writes to read-only memory"), "{}", ended.errors);
 }
 
+/// What a process has of a file in its memory, KiB: resident, and its share of that (/proc/PID/smaps).
+fn resident(process: u32, file: &Path) -> (usize, usize) {
+    let smaps = std::fs::read_to_string(format!("/proc/{process}/smaps")).expect("the monitor runs");
+    let mapping = smaps.split_once(&format!("{}\n", file.display())).expect("a mapping of the file").1;
+    let number = |name: &str| {
+        let line = mapping.lines().find_map(|line| line.strip_prefix(name)).expect("a line of that name");
+        line.trim().strip_suffix(" kB").and_then(|kib| kib.parse().ok()).expect("KiB")
+    };
+    (number("Rss:"), number("Pss:"))
+}
+
+/// Each has all of the file mapped, and both together have it once.
+#[test]
+fn two_readers_share_the_host_s_pages() {
+    const KIB: usize = 16 << 10;
+    let folder = folder();
+    let image = full(folder.path(), "image", KIB << 10);
+    let script =
+        "echo sum=$(dd if=/dev/pmem0 bs=1M iflag=direct 2>/dev/null | md5sum | cut -d' ' -f1); echo READY; read go";
+    let start = || Vm::boot(STOCK).args(pmem(&image, ",ro")).run(script).pipe().start();
+    let mut vms = [start(), start()];
+    vms.iter_mut().for_each(|vm| vm.expect("READY"));
+    let shares = [0, 1].map(|which| resident(vms[which].id(), &image));
+    for vm in vms {
+        let mut vm = vm;
+        vm.send("\n");
+        assert_eq!(vm.ends(0).value("sum"), checksum(&image));
+    }
+    assert!(shares.iter().all(|(resident, _)| *resident == KIB), "{shares:?} of {KIB} KiB");
+    let together: usize = shares.iter().map(|(_, share)| share).sum();
+    assert!((KIB - 64..=KIB + 64).contains(&together), "{shares:?} of {KIB} KiB");
+}
+
 /// Two VMs read one file, and what each of them writes stays its own.
 #[test]
 fn two_vms_share_a_file() {
