@@ -49,7 +49,7 @@ udhcpc -i eth0 -s /tmp/bound -n -q -t 30 -T 1 >/dev/null 2>&1; . /tmp/lease
 "#;
 
 /// The passt with this among its arguments.
-fn passt(argument: &str) -> Option<Pid> {
+pub fn passt(argument: &str) -> Option<Pid> {
     let processes = fs::read_dir("/proc").expect("processes").flatten();
     processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok().and_then(Pid::from_raw)).find(|pid| {
         let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
