@@ -65,7 +65,7 @@ fn end(talk: Talk, remote: Remote, control: JoinHandle<()>) {
 /// A VM that is not started, and never is, as there is no KVM here.
 fn configured(mailbox: &Mailbox) {
     let mut draft = Draft::new(&[]).expect("nothing is wrong with defaults");
-    let signals = Signals::block().expect("signals");
+    let signals = Signals::block(&machine::signals::ENDING).expect("signals");
     while let Begin::Start(_, letter) =
         control::configure(&mut draft, mailbox, &signals, &|_| Ok(())).expect("requests")
     {

@@ -1,4 +1,5 @@
-//! The process's signals as a file: SIGTERM, SIGINT and SIGHUP come to the control thread, in its own time.
+//! The process's signals as a file: they come to the thread that reads them, in its own time. A monitor's control thread
+//! hears those that ask it to end.
 #![allow(unsafe_code)] // sigset, signalfd(2)
 
 use std::fs::File;
@@ -10,15 +11,18 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, RawFd};
 #[derive(Debug)]
 pub struct Signals(File);
 
+/// Signals that ask a process to end.
+pub const ENDING: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+
 impl Signals {
-    /// Blocks the signals in this thread. Call it before any thread is started: they inherit it.
-    pub fn block() -> io::Result<Self> {
+    /// Blocks these signals in this thread. Call it before any thread is started: they inherit it.
+    pub fn block(signals: &[i32]) -> io::Result<Self> {
         let mut set = MaybeUninit::uninit();
         // SAFETY: `set` is initialised by sigemptyset before anything reads it, and an all-zero sigaction is a valid one;
         // the calls touch nothing else.
         let fd = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
-            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+            for &signal in signals {
                 // What whoever started this process had ignored (nohup, a shell's background job) stays so.
                 let mut action = MaybeUninit::<libc::sigaction>::zeroed();
                 libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr());

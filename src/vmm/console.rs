@@ -26,7 +26,7 @@ pub enum Over {
 
 /// Passes bytes between `stream` and standard input and output.
 pub fn speak(stream: &UnixStream) -> io::Result<Over> {
-    let signals = Signals::block()?;
+    let signals = Signals::block(&machine::signals::ENDING)?;
     terminal::restore_on_every_exit();
     let raw = RawTerminal::enter()?;
     // A terminal in whose background this runs is not to be read.

@@ -92,7 +92,7 @@ pub fn run(what: What, options: &RunOptions) -> ExitCode {
 }
 
 fn run_to_end(what: What, options: &RunOptions, timeline: &Arc<Timeline>) -> Result<End, HostError> {
-    let signals = Signals::block().doing(|| "block signals")?;
+    let signals = Signals::block(&machine::signals::ENDING).doing(|| "block signals")?;
     let journal = Journal::new().doing(|| "create an event")?;
     let place = place(options)?; // outlives the API, whose socket is in it
     let api = listen(options, place.as_ref(), &journal)?;

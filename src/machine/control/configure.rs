@@ -137,7 +137,7 @@ mod tests {
             let stopped = remote.ask(Request::Stop);
             (early, paused, unknown, wrong, right, logs, state, stopped)
         });
-        let signals = Signals::block().unwrap();
+        let signals = Signals::block(&crate::signals::ENDING).unwrap();
         let mut draft = Draft::new(&[]).unwrap();
         // A log that can not be opened.
         let set_log = |config: Option<&LoggerConfig>| match config.map(|config| config.level) {
