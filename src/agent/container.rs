@@ -1,0 +1,239 @@
+//! The containers of this VM: their names, their folders, their root file systems, and what the runtime is told.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use protocol::message::{self, Run};
+use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, open, openat2};
+use rustix::io::Errno;
+use serde_json::{Value, json};
+
+use crate::layers::{self, Layers};
+use crate::system::{CGROUPS, OWN};
+use crate::user::User;
+use crate::{Doing, Fault};
+
+/// All of them.
+#[derive(Debug, Default)]
+pub struct Containers {
+    /// Their first processes; none while a container is being made.
+    known: Mutex<BTreeMap<String, Option<u32>>>,
+    layers: Layers,
+}
+
+/// A container's place: what was made for it goes with it.
+#[derive(Debug)]
+pub struct Place<'a> {
+    containers: &'a Containers,
+    id: String,
+}
+
+impl Containers {
+    /// A place for a container of this name.
+    pub fn place(&self, id: &str) -> Result<Place<'_>, Fault> {
+        let plain = |letter: char| letter.is_ascii_alphanumeric();
+        if !id.starts_with(plain) || !id.chars().all(|letter| plain(letter) || "_.-".contains(letter)) {
+            return Err(format!(
+                "{id:?} is no container's name: letters, digits, '_', '.' and '-' are, after the first"
+            ));
+        }
+        let mut known = self.lock();
+        if known.contains_key(id) {
+            return Err(format!("there is a container {id} already"));
+        }
+        known.insert(id.to_owned(), None);
+        drop(known);
+        let place = Place { containers: self, id: id.to_owned() };
+        fs::create_dir_all(folder(id)).doing(|| format!("make a folder for container {id}"))?;
+        Ok(place)
+    }
+
+    /// The first process of a container.
+    pub fn pid(&self, id: &str) -> Result<u32, Fault> {
+        match self.lock().get(id) {
+            Some(Some(pid)) => Ok(*pid),
+            Some(None) => Err(format!("container {id} is being made")),
+            None => Err(format!("there is no container {id}")),
+        }
+    }
+
+    /// Those that run.
+    pub fn list(&self) -> message::Containers {
+        let known = self.lock();
+        let running = known.iter().filter_map(|(id, pid)| Some(message::Container { id: id.clone(), pid: (*pid)? }));
+        message::Containers { containers: running.collect() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Option<u32>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A container's own folder in the VM.
+pub fn folder(id: &str) -> PathBuf {
+    Path::new(OWN).join("containers").join(id)
+}
+
+impl Place<'_> {
+    /// The bundle that the runtime makes the container of.
+    pub fn bundle(&self, order: &Run) -> Result<PathBuf, Fault> {
+        let bundle = folder(&self.id);
+        let mounted: Result<Vec<PathBuf>, Fault> =
+            order.layers.iter().map(|name| self.containers.layers.mounted(name)).collect();
+        let root = layers::join(&mounted?, &bundle, order.writable_bytes)?;
+        let mut spec = order.spec.clone();
+        settle(&mut spec, order, &root)?;
+        place_files(&mut spec, order, &bundle)?;
+        let text = serde_json::to_vec(&spec).doing(|| "write the container's specification".to_owned())?;
+        fs::write(bundle.join("config.json"), text).doing(|| "write the container's specification".to_owned())?;
+        Ok(bundle)
+    }
+
+    /// The container's name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The container runs; this is its first process.
+    pub fn runs(&self, pid: u32) {
+        self.containers.lock().insert(self.id.clone(), Some(pid));
+    }
+
+    /// Whether the kernel killed a process of the container because its memory was used up.
+    pub fn oom_killed(&self) -> bool {
+        let events = Path::new(CGROUPS).join(group(&self.id)).join("memory.events");
+        let events = fs::read_to_string(events).unwrap_or_default();
+        let count = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        count.is_some_and(|count| count.trim() != "0")
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        layers::part(&folder(&self.id));
+        self.containers.lock().remove(&self.id);
+    }
+}
+
+/// A container's control group, below their root.
+fn group(id: &str) -> String {
+    format!("containers/{id}")
+}
+
+/// What only the guest knows: where the root is, which numbers the user has.
+fn settle(spec: &mut Value, order: &Run, root: &Path) -> Result<(), Fault> {
+    let user = User::find(root, &order.user)?;
+    let spec = spec.as_object_mut().ok_or("the container's specification is not an object")?;
+    let read_only = spec.get("root").and_then(|root| root.get("readonly")).cloned().unwrap_or(Value::Bool(false));
+    spec.insert("root".to_owned(), json!({"path": root, "readonly": read_only}));
+    let process = spec.get_mut("process").and_then(Value::as_object_mut).ok_or("the specification has no process")?;
+    process.insert("terminal".to_owned(), order.terminal.is_some().into());
+    process.insert("user".to_owned(), json!({"uid": user.uid, "gid": user.gid, "additionalGids": user.groups}));
+    if let Some(env) = process.get_mut("env").and_then(Value::as_array_mut) {
+        let has_home = env.iter().any(|entry| entry.as_str().is_some_and(|entry| entry.starts_with("HOME=")));
+        if !has_home {
+            env.push(format!("HOME={}", user.home).into());
+        }
+    }
+    if let Some(cwd) = process.get("cwd").and_then(Value::as_str) {
+        make_folder(root, cwd)?;
+    }
+    let linux = spec.entry("linux").or_insert_with(|| json!({}));
+    if let Some(linux) = linux.as_object_mut() {
+        linux.insert("cgroupsPath".to_owned(), format!("/{}", group(&order.id)).into());
+    }
+    Ok(())
+}
+
+/// Writes the files that the container shall see, and has them mounted.
+fn place_files(spec: &mut Value, order: &Run, bundle: &Path) -> Result<(), Fault> {
+    let folder = bundle.join("files");
+    fs::create_dir_all(&folder).doing(|| format!("make {}", folder.display()))?;
+    let mounts = spec.get_mut("mounts").and_then(Value::as_array_mut).ok_or("the specification has no mounts")?;
+    for (number, file) in order.files.iter().enumerate() {
+        let source = folder.join(number.to_string());
+        fs::write(&source, &file.content).doing(|| format!("write {}", source.display()))?;
+        mounts.push(json!({
+            "destination": file.path, "source": source, "type": "bind", "options": ["bind", "rw", "nosuid", "nodev"]
+        }));
+    }
+    Ok(())
+}
+
+/// Makes a directory of the container with its parents, as Docker does for a working directory. Links of the container
+/// lead nowhere outside of it.
+fn make_folder(root: &Path, path: &str) -> Result<(), Fault> {
+    let making = || format!("make the working directory {path}");
+    let at = |dir: &OwnedFd, name: &str| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        openat2(dir, name, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    };
+    let root = open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).doing(making)?;
+    let mut walked = String::new();
+    let mut parent = root.try_clone().doing(making)?;
+    for part in path.split('/').filter(|part| !part.is_empty() && *part != ".") {
+        walked = format!("{walked}/{part}");
+        parent = match at(&root, &walked) {
+            Err(Errno::NOENT) => {
+                mkdirat(&parent, part, Mode::from_raw_mode(0o755)).doing(making)?;
+                at(&root, &walked).doing(making)?
+            }
+            found => found.doing(making)?,
+        };
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order() -> Run {
+        Run {
+            id: "c".to_owned(),
+            layers: vec![],
+            writable_bytes: 0,
+            spec: json!({"process": {"args": ["sh"], "env": ["PATH=/bin"], "cwd": "/a/b"}, "mounts": []}),
+            user: "1000:50".to_owned(),
+            files: vec![message::File { path: "/etc/hosts".to_owned(), content: "x".to_owned() }],
+            terminal: None,
+            stdin: false,
+        }
+    }
+
+    #[test]
+    fn the_guest_completes_the_specification() {
+        let (root, bundle) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (order, mut spec) = (order(), order().spec);
+        settle(&mut spec, &order, root.path()).unwrap();
+        place_files(&mut spec, &order, bundle.path()).unwrap();
+        assert_eq!(spec["process"]["user"], json!({"uid": 1000, "gid": 50, "additionalGids": []}));
+        assert_eq!(spec["process"]["env"], json!(["PATH=/bin", "HOME=/"]));
+        assert_eq!(spec["linux"]["cgroupsPath"], "/containers/c");
+        assert_eq!(spec["root"]["path"], json!(root.path()));
+        assert!(root.path().join("a/b").is_dir());
+        assert_eq!(fs::read_to_string(spec["mounts"][0]["source"].as_str().unwrap()).unwrap(), "x");
+    }
+
+    #[test]
+    fn a_working_directory_stays_in_the_container() {
+        let (root, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::os::unix::fs::symlink(outside.path(), root.path().join("out")).unwrap();
+        assert!(make_folder(root.path(), "/out/made").is_err());
+        make_folder(root.path(), "/../../up").unwrap();
+        assert!(root.path().join("up").is_dir());
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn names_are_taken_once() {
+        let containers = Containers::default();
+        for bad in ["", "a/b", "..", "-a", "a\u{e9}"] {
+            assert!(containers.place(bad).unwrap_err().contains("is no container's name"));
+        }
+        assert_eq!(containers.pid("none").unwrap_err(), "there is no container none");
+    }
+}

@@ -1,0 +1,78 @@
+//! A container's root file system: the layers of its image, each a read-only file system on a partition of the disk
+//! that the host shows, under a writable layer in memory.
+//!
+//! A layer is mounted once, however many containers use it, and stays mounted. Threads of orders.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use crate::system::OWN;
+use crate::{Doing, Fault};
+
+/// The layers that are mounted, by the names of their partitions.
+#[derive(Debug, Default)]
+pub struct Layers(Mutex<BTreeMap<String, PathBuf>>);
+
+impl Layers {
+    /// Where the layer of this partition is mounted.
+    pub fn mounted(&self, name: &str) -> Result<PathBuf, Fault> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = known.get(name) {
+            return Ok(at.clone());
+        }
+        let device = partition(name)?;
+        let at = Path::new(OWN).join("layers").join(known.len().to_string()); // short: overlay's options are one page
+        fs::create_dir_all(&at).doing(|| format!("make {}", at.display()))?;
+        mount(&device, &at, "erofs", MountFlags::RDONLY, None)
+            .doing(|| format!("mount layer {name} from {}", device.display()))?;
+        known.insert(name.to_owned(), at.clone());
+        Ok(at)
+    }
+}
+
+/// The device of a partition, by the name that the partition table gives it.
+pub fn partition(name: &str) -> Result<PathBuf, Fault> {
+    let all = fs::read_dir("/sys/class/block").doing(|| "look for disks".to_owned())?;
+    for entry in all.flatten() {
+        let facts = fs::read_to_string(entry.path().join("uevent")).unwrap_or_default();
+        if facts.lines().any(|line| line.strip_prefix("PARTNAME=") == Some(name)) {
+            return Ok(Path::new("/dev").join(entry.file_name()));
+        }
+    }
+    Err(format!("no disk has a partition called {name}"))
+}
+
+/// Joins layers, the lowest first, under a writable one of at most `bytes` bytes. `folder` is for the mount points.
+pub fn join(layers: &[PathBuf], folder: &Path, bytes: u64) -> Result<PathBuf, Fault> {
+    let (writable, root) = (folder.join("writable"), folder.join("root"));
+    for made in [&writable, &root] {
+        fs::create_dir_all(made).doing(|| format!("make {}", made.display()))?;
+    }
+    let size = CString::new(format!("size={bytes},mode=755")).doing(|| "name a size".to_owned())?;
+    mount("tmpfs", &writable, "tmpfs", MountFlags::empty(), Some(size.as_c_str()))
+        .doing(|| "mount the writable layer".to_owned())?;
+    let (upper, work) = (writable.join("upper"), writable.join("work"));
+    for made in [&upper, &work] {
+        fs::create_dir(made).doing(|| format!("make {}", made.display()))?;
+    }
+    let lower: Vec<String> = layers.iter().rev().map(|layer| layer.display().to_string()).collect();
+    let (lower, upper, work) = (lower.join(":"), upper.display(), work.display());
+    let options = CString::new(format!("lowerdir={lower},upperdir={upper},workdir={work}"))
+        .doing(|| "name the layers".to_owned())?;
+    mount("overlay", &root, "overlay", MountFlags::empty(), Some(options.as_c_str()))
+        .doing(|| format!("join {} layers by overlayfs", layers.len()))?;
+    Ok(root)
+}
+
+/// Takes what [`join`] made away.
+pub fn part(folder: &Path) {
+    for at in ["root", "writable"] {
+        let _ = unmount(folder.join(at), UnmountFlags::DETACH);
+    }
+    let _ = fs::remove_dir_all(folder);
+}

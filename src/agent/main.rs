@@ -1,0 +1,62 @@
+//! PID 1 of a guest that runs containers.
+//!
+//! It makes the VM a Linux system (`system.rs`), calls the host, and follows its orders (`orders.rs`), one thread per
+//! connection; this thread reaps what ends (`reaper.rs`). It trusts the host and nothing in a container. What goes wrong
+//! before the host can be told stands on the console, and the VM switches itself off.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+
+mod connection;
+mod container;
+mod launch;
+mod layers;
+mod orders;
+mod reaper;
+mod streams;
+mod system;
+mod terminal;
+mod user;
+
+use std::sync::Arc;
+
+use crate::container::Containers;
+use crate::reaper::Reaper;
+
+/// Why something could not be done: a sentence for the host's user.
+type Fault = String;
+
+/// What was tried, before what came of it.
+trait Doing<T> {
+    /// Puts `what` before the error.
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, Fault>;
+}
+
+impl<T, E: std::fmt::Display> Doing<T> for Result<T, E> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, Fault> {
+        self.map_err(|error| format!("{}: {error}", what()))
+    }
+}
+
+fn main() {
+    if std::process::id() != 1 {
+        eprintln!("vmm-agent is the first process of a guest; `vmm run` starts it");
+        std::process::exit(2);
+    }
+    if let Err(why) = begin() {
+        eprintln!("vmm-agent: {why}");
+        system::power_off();
+    }
+}
+
+fn begin() -> Result<(), Fault> {
+    system::mount_all()?;
+    let reaper = Arc::new(Reaper::default());
+    let containers = Arc::new(Containers::default());
+    let listening = connection::listen()?;
+    orders::greet()?;
+    let served = Arc::clone(&reaper);
+    std::thread::Builder::new()
+        .name("orders".to_owned())
+        .spawn(move || orders::serve(&listening, &served, &containers))
+        .doing(|| "start a thread".to_owned())?;
+    reaper.run()
+}

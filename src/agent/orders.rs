@@ -1,0 +1,244 @@
+//! The host's orders: one connection each, one thread each.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+
+use protocol::VERSION;
+use protocol::frame::Kind;
+use protocol::message::{Done, Exec, Exit, Failure, Hello, Input as Said, Order, Report, Run, Setup};
+use rustix::mount::{MountFlags, mount};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use vsock::VsockListener;
+
+use crate::connection::{self, Connection, Incoming};
+use crate::container::{self, Containers, Place};
+use crate::launch::{Launched, Streams, launch};
+use crate::layers;
+use crate::reaper::Reaper;
+use crate::streams::{Input, pump};
+use crate::system::{self, OWN};
+use crate::terminal;
+use crate::user::User;
+use crate::{Doing, Fault};
+
+/// The partition with the runtime; mounted when it is first needed.
+static RUNTIME: OnceLock<String> = OnceLock::new();
+
+/// Calls the host and does what it says about the VM.
+pub fn greet() -> Result<(), Fault> {
+    let host = connection::call()?;
+    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+    host.say(&Hello { version: VERSION, kernel })?;
+    let frame = host.incoming().next_frame()?.ok_or("the host hung up")?;
+    let setup: Setup = frame.open().doing(|| "read what the host says".to_owned())?;
+    let done = set_up(setup);
+    host.say(&match &done {
+        Ok(()) => Done::Ok,
+        Err(why) => Done::Failed(Failure::engine(why.clone())),
+    })?;
+    done
+}
+
+fn set_up(setup: Setup) -> Result<(), Fault> {
+    if setup.version != VERSION {
+        return Err(format!("the host speaks version {} of the protocol, the agent {VERSION}", setup.version));
+    }
+    let _ = RUNTIME.set(setup.runtime);
+    system::name(&setup.hostname)
+}
+
+/// Takes connections, for ever.
+pub fn serve(listening: &VsockListener, reaper: &Arc<Reaper>, containers: &Arc<Containers>) {
+    for stream in listening.incoming() {
+        let (reaper, containers) = (Arc::clone(reaper), Arc::clone(containers));
+        let follow = move || {
+            let done = stream.doing(|| "take a connection".to_owned()).and_then(Connection::new);
+            if let Err(why) = done.and_then(|connection| follow(&connection, &reaper, &containers)) {
+                eprintln!("vmm-agent: {why}");
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("order".to_owned()).spawn(follow) {
+            eprintln!("vmm-agent: start a thread: {error}");
+        }
+    }
+}
+
+/// Follows the order of one connection.
+fn follow(connection: &Connection, reaper: &Reaper, containers: &Containers) -> Result<(), Fault> {
+    let mut incoming = connection.incoming();
+    let Some(first) = incoming.next_frame()? else { return Ok(()) };
+    match first.open().doing(|| "read an order".to_owned())? {
+        Order::Run(order) => match run(reaper, containers, &order) {
+            Ok((place, launched)) => attend(connection, incoming, reaper, launched, Some(place)),
+            Err(failure) => connection.say(&Report::Failed(failure)),
+        },
+        Order::Exec(order) => match exec(reaper, containers, &order) {
+            Ok(launched) => attend(connection, incoming, reaper, launched, None),
+            Err(failure) => connection.say(&Report::Failed(failure)),
+        },
+        Order::Kill { id, signal } => {
+            let done = containers.pid(&id).and_then(|pid| kill(pid, signal));
+            connection.say(&done.map_or_else(|why| Done::Failed(Failure::engine(why)), |()| Done::Ok))
+        }
+        Order::List => connection.say(&containers.list()),
+        Order::PowerOff => {
+            connection.say(&Done::Ok)?;
+            system::power_off()
+        }
+    }
+}
+
+/// Makes a container and starts it.
+fn run<'a>(reaper: &Reaper, containers: &'a Containers, order: &Run) -> Result<(Place<'a>, Launched), Failure> {
+    let place = containers.place(&order.id).map_err(Failure::engine)?;
+    let bundle = place.bundle(order).map_err(Failure::engine)?;
+    let mut command = runtime().map_err(Failure::engine)?;
+    command.arg("run").arg(&bundle).arg(state()).arg(&order.id);
+    let streams = Streams { terminal: order.terminal, stdin: order.stdin, folder: &bundle };
+    let launched = launch(reaper, command, &streams);
+    if launched.is_err() {
+        delete(reaper, &order.id);
+    }
+    let launched = launched?;
+    place.runs(launched.pid);
+    Ok((place, launched))
+}
+
+/// Starts one more process in a container.
+fn exec(reaper: &Reaper, containers: &Containers, order: &Exec) -> Result<Launched, Failure> {
+    containers.pid(&order.id).map_err(Failure::engine)?;
+    let folder = container::folder(&order.id);
+    let process = process(order, &folder).map_err(Failure::engine)?;
+    // Any number of processes may start at once: each has files of its own.
+    let own = folder.join(format!("exec-{:?}", thread::current().id()).replace(['(', ')'], ""));
+    let written = std::fs::create_dir_all(&own)
+        .and_then(|()| std::fs::write(own.join("process.json"), process.to_string()))
+        .doing(|| "write the process's specification".to_owned());
+    let launched = written.and_then(|()| runtime()).map_err(Failure::engine).and_then(|mut command| {
+        command.arg("exec").arg(own.join("process.json")).arg(state()).arg(&order.id);
+        let streams = Streams { terminal: order.terminal, stdin: order.stdin, folder: &own };
+        launch(reaper, command, &streams)
+    });
+    let _ = std::fs::remove_dir_all(&own);
+    launched
+}
+
+/// The OCI process of `order`: the container's, with other words.
+fn process(order: &Exec, folder: &Path) -> Result<Value, Fault> {
+    let text = std::fs::read(folder.join("config.json")).doing(|| "read the container's specification".to_owned())?;
+    let mut spec: Value = serde_json::from_slice(&text).doing(|| "read the container's specification".to_owned())?;
+    let mut process = spec.get_mut("process").map(Value::take).unwrap_or_default();
+    let words = process.as_object_mut().ok_or("the container's specification has no process")?;
+    words.insert("args".to_owned(), json!(order.args));
+    words.insert("terminal".to_owned(), order.terminal.is_some().into());
+    if let Some(cwd) = &order.cwd {
+        words.insert("cwd".to_owned(), json!(cwd));
+    }
+    if let Some(env) = words.get_mut("env").and_then(Value::as_array_mut) {
+        env.extend(order.env.iter().map(|entry| json!(entry)));
+    }
+    if let Some(named) = &order.user {
+        let user = User::find(&folder.join("root"), named)?;
+        words.insert("user".to_owned(), json!({"uid": user.uid, "gid": user.gid, "additionalGids": user.groups}));
+    }
+    Ok(process)
+}
+
+/// Says that a process runs, carries its streams, and says how it ended.
+fn attend(
+    connection: &Connection,
+    mut incoming: Incoming<'_>,
+    reaper: &Reaper,
+    launched: Launched,
+    place: Option<Place<'_>>,
+) -> Result<(), Fault> {
+    let Launched { pid, input, output, errors, is_terminal } = launched;
+    connection.say(&Report::Started { pid })?;
+    let (bell, ring) = pipe_with(PipeFlags::CLOEXEC).doing(|| "make a pipe".to_owned())?;
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let status = thread::scope(|pumps| {
+                pumps.spawn(|| pump(connection, Kind::Stdout, output, &bell));
+                if let Some(errors) = errors {
+                    pumps.spawn(|| pump(connection, Kind::Stderr, errors, &bell));
+                }
+                let status = reaper.wait(pid);
+                drop(ring);
+                status
+            });
+            let exit = Exit { code: code(status), oom_killed: place.as_ref().is_some_and(Place::oom_killed) };
+            if let Some(place) = place {
+                delete(reaper, place.id());
+            }
+            connection.say(&Report::Exited(exit))
+        });
+        let mut input = Input::new(input, is_terminal);
+        let heard = hear(&mut incoming, &mut input, pid);
+        drop(input);
+        let told = waiting.join().unwrap_or_else(|_| Err("a thread ended in disorder".to_owned()));
+        heard.and(told)
+    })
+}
+
+/// Follows what the host says while a process runs, until it hangs up.
+fn hear(incoming: &mut Incoming<'_>, input: &mut Input, pid: u32) -> Result<(), Fault> {
+    while let Some(frame) = incoming.next_frame()? {
+        if frame.kind != Kind::Message {
+            input.give(&frame.body);
+            continue;
+        }
+        // What comes too late is no error: the process may just have ended.
+        let _ = match frame.open().doing(|| "read what the host says".to_owned())? {
+            Said::Resize(size) => input.terminal().map_or(Ok(()), |terminal| terminal::resize(terminal, size)),
+            Said::Signal(signal) => kill(pid, signal),
+        };
+    }
+    Ok(())
+}
+
+fn kill(pid: u32, signal: i32) -> Result<(), Fault> {
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or("no such process")?;
+    let signal = Signal::from_named_raw(signal).ok_or_else(|| format!("there is no signal {signal}"))?;
+    kill_process(number, signal).doing(|| "send a signal".to_owned())
+}
+
+/// A status as shells say it.
+fn code(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| signal.saturating_add(128)));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(255)
+}
+
+/// The folder of the runtime's notes.
+fn state() -> PathBuf {
+    Path::new(OWN).join("state")
+}
+
+/// The runtime's program.
+fn runtime() -> Result<Command, Fault> {
+    static MOUNTED: OnceLock<Result<(), Fault>> = OnceLock::new();
+    let at = Path::new(OWN).join("runtime");
+    MOUNTED
+        .get_or_init(|| {
+            let name = RUNTIME.get().ok_or("the host has not said where the container runtime is")?;
+            let device = layers::partition(name)?;
+            std::fs::create_dir_all(&at).doing(|| format!("make {}", at.display()))?;
+            std::fs::create_dir_all(state()).doing(|| format!("make {}", state().display()))?;
+            mount(&device, &at, "erofs", MountFlags::RDONLY, None).doing(|| "mount the container runtime".to_owned())
+        })
+        .clone()?;
+    Ok(Command::new(at.join("vmm-runtime")))
+}
+
+/// Takes away what the runtime keeps of a container.
+fn delete(reaper: &Reaper, id: &str) {
+    let Ok(mut command) = runtime() else { return };
+    command.arg("delete").arg(state()).arg(id);
+    if let Ok(child) = reaper.spawn(&mut command) {
+        reaper.wait(child);
+    }
+}

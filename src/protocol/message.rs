@@ -1,0 +1,253 @@
+//! What is said: the agent's greeting and the host's answer, orders, and what comes back. Plain data.
+//!
+//! Unknown fields and variants are errors: both sides are of one version, and say so first.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// The agent's first message when it calls the host: it is there. The host answers with [`Setup`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hello {
+    /// The agent's [`crate::VERSION`].
+    pub version: u32,
+    /// Release of the guest's kernel (uname(2)).
+    pub kernel: String,
+}
+
+/// What the VM shall be, said once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Setup {
+    /// The host's [`crate::VERSION`].
+    pub version: u32,
+    /// The VM's host name.
+    pub hostname: String,
+    /// Name of the partition with the container runtime.
+    pub runtime: String,
+    /// How the VM reaches others; none: loopback only.
+    pub network: Option<Network>,
+}
+
+/// The VM's own network, as `ip` and resolv.conf(5) say it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// Address and prefix length, IPv4: `192.0.2.2/24`.
+    pub address: String,
+    /// Where the rest of the world is.
+    pub gateway: String,
+    /// Name servers.
+    pub nameservers: Vec<String>,
+    /// Domains to search.
+    pub search: Vec<String>,
+}
+
+/// The agent's answer to [`Setup`] and to orders that have nothing else to give.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Done {
+    /// It is so.
+    Ok,
+    /// It is not.
+    Failed(Failure),
+}
+
+/// What the host wants of the agent: the first message of a connection that the host makes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Order {
+    /// Make a container and start it. [`Report`]s and its streams follow; [`Input`] and standard input may come.
+    Run(Box<Run>),
+    /// Start one more process in a container. What follows is as for [`Order::Run`].
+    Exec(Box<Exec>),
+    /// Send a signal to a container's first process. [`Done`] follows.
+    Kill {
+        /// The container.
+        id: String,
+        /// Number of the signal.
+        signal: i32,
+    },
+    /// Name the containers. [`Containers`] follow.
+    List,
+    /// Write everything to disk and switch the VM off. [`Done`] follows, then the end.
+    PowerOff,
+}
+
+/// A container to be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// Its name in this VM.
+    pub id: String,
+    /// Names of the partitions with its image's layers, the lowest first.
+    pub layers: Vec<String>,
+    /// Most bytes that it may write to its root file system, which lies in memory.
+    pub writable_bytes: u64,
+    /// The OCI runtime specification's configuration. The agent sets `root` and the user's numbers.
+    pub spec: Value,
+    /// User and group as the image or the host's user named them: `name`, `1000`, `name:group`, or nothing for root.
+    pub user: String,
+    /// Files that the container sees at paths of their own.
+    pub files: Vec<File>,
+    /// Its standard streams are a terminal of this size.
+    pub terminal: Option<Window>,
+    /// Somebody writes to its standard input; otherwise that is /dev/null.
+    pub stdin: bool,
+}
+
+/// One more process in a container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exec {
+    /// The container.
+    pub id: String,
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// `NAME=VALUE`, added to the container's.
+    pub env: Vec<String>,
+    /// Working directory; none: the container's.
+    pub cwd: Option<String>,
+    /// As in [`Run::user`]; none: the container's.
+    pub user: Option<String>,
+    /// As in [`Run::terminal`].
+    pub terminal: Option<Window>,
+    /// As in [`Run::stdin`].
+    pub stdin: bool,
+}
+
+/// A file in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// Where: an absolute path.
+    pub path: String,
+    /// What it says.
+    pub content: String,
+}
+
+/// The size of a terminal, characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// Lines.
+    pub rows: u16,
+    /// Characters of a line.
+    pub columns: u16,
+}
+
+/// What the host says while a process runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Input {
+    /// The terminal has another size now.
+    Resize(Window),
+    /// Send this signal to the process.
+    Signal(i32),
+}
+
+/// What the agent says of a process that was ordered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Report {
+    /// It runs.
+    Started {
+        /// Its number in the VM.
+        pid: u32,
+    },
+    /// It ended; all of its output was sent before. Nothing follows.
+    Exited(Exit),
+    /// It could not be started. Nothing follows.
+    Failed(Failure),
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exit {
+    /// Its status, or 128 and the signal's number.
+    pub code: u8,
+    /// The kernel killed a process of the container because its memory was used up.
+    pub oom_killed: bool,
+}
+
+/// Why an order was not followed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Failure {
+    /// What kind of failure, for the exit status.
+    pub kind: FailureKind,
+    /// For people, without a full stop.
+    pub why: String,
+}
+
+/// Kinds of failures, as Docker's exit statuses tell them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The agent, the runtime or the order itself: 125.
+    Engine,
+    /// The program is there but cannot be executed: 126.
+    NotExecutable,
+    /// There is no such program: 127.
+    NotFound,
+}
+
+/// The containers of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Containers {
+    /// Each of them.
+    pub containers: Vec<Container>,
+}
+
+/// A container of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Container {
+    /// Its name.
+    pub id: String,
+    /// Number of its first process in the VM.
+    pub pid: u32,
+}
+
+impl FailureKind {
+    /// The exit status that says it.
+    pub fn status(self) -> u8 {
+        match self {
+            Self::Engine => 125,
+            Self::NotExecutable => 126,
+            Self::NotFound => 127,
+        }
+    }
+}
+
+impl Failure {
+    /// A failure of the engine.
+    pub fn engine(why: impl Into<String>) -> Self {
+        Self { kind: FailureKind::Engine, why: why.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::frame::Frame;
+
+    #[test]
+    fn messages_are_json_as_it_is_written_here() {
+        let order = Order::Kill { id: "db".to_owned(), signal: 15 };
+        assert_eq!(serde_json::to_value(&order).unwrap(), json!({"kill": {"id": "db", "signal": 15}}));
+        let report = Report::Exited(Exit { code: 3, oom_killed: false });
+        assert_eq!(serde_json::to_value(&report).unwrap(), json!({"exited": {"code": 3, "oom_killed": false}}));
+        assert_eq!(Frame::message(&order).unwrap().open::<Order>().unwrap(), order);
+    }
+
+    #[test]
+    fn what_the_other_version_says_is_refused() {
+        let frame = Frame::message(&json!({"version": 1, "kernel": "6.1", "more": true})).unwrap();
+        assert!(frame.open::<Hello>().unwrap_err().to_string().contains("unknown field `more`"));
+    }
+}
