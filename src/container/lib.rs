@@ -1,7 +1,8 @@
 //! The container engine of the host: images by reference, their content-addressed store, and layers as read-only
-//! file-system images that a guest mounts.
+//! file-system images that a guest mounts; and containers of them in VMs.
 //!
-//! Nothing in here needs KVM: images are pulled, converted and looked at on any Linux, without root.
+//! Nothing in here knows KVM: images are pulled, converted and looked at on any Linux, without root, and a VM is another
+//! process, the monitor.
 
 pub mod add;
 pub mod digest;
@@ -10,7 +11,11 @@ pub mod erofs;
 pub mod export;
 mod fetch;
 pub mod layer;
+pub mod parts;
 pub mod progress;
 pub mod reference;
+pub mod session;
 pub mod source;
+pub mod spec;
 pub mod store;
+pub mod vm;

@@ -22,6 +22,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::container::ContainerArgs;
 use crate::cpu::CpuArgs;
 use crate::ctl::CtlArgs;
 use crate::image::ImageArgs;
@@ -30,7 +31,7 @@ use crate::personality::Personality;
 use crate::ps::PsArgs;
 use crate::timings::TimingsFormat;
 pub use firecracker::FirecrackerArgs;
-pub use vm::VmArgs;
+pub use vm::{VmArgs, mebibytes};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -84,6 +85,8 @@ enum Verb {
     Ps(PsArgs),
     /// Images of containers: add them to the store, look at them, remove them
     Image(ImageArgs),
+    /// Run a container of an image in a microVM of its own
+    Run(Box<ContainerArgs>),
     /// Print what a guest would see of its CPUs
     Cpu(CpuArgs),
     /// Print the JSON Schema of the configuration
@@ -174,6 +177,8 @@ pub enum Order {
     Ps(PsArgs),
     /// `vmm image`.
     Image(ImageArgs),
+    /// `vmm run`.
+    Container(Box<ContainerArgs>),
     /// `vmm cpu`.
     Cpu(CpuArgs),
     /// `vmm schema`.
@@ -210,6 +215,7 @@ pub fn read(args: impl IntoIterator<Item = OsString>, personality: Personality) 
         Some(Verb::Ctl(args)) => Order::Ctl(args),
         Some(Verb::Ps(args)) => Order::Ps(args),
         Some(Verb::Image(args)) => Order::Image(args),
+        Some(Verb::Run(args)) => Order::Container(args),
         Some(Verb::Cpu(args)) => Order::Cpu(args),
         Some(Verb::Schema) => Order::Schema,
     })

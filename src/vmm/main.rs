@@ -2,6 +2,7 @@
 
 mod args;
 mod console;
+mod container;
 mod cpu;
 mod ctl;
 mod doctor;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         Order::Ctl(args) => Ok(ctl::run(&args)),
         Order::Ps(args) => Ok(ps::run(&args)),
         Order::Image(args) => Ok(image::run(&args)),
+        Order::Container(args) => Ok(container::run(&args)),
         Order::Doctor(args) => Ok(doctor::print(&args)),
     };
     done.unwrap_or_else(|failure| {

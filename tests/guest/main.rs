@@ -9,6 +9,7 @@ mod balloon;
 mod boot;
 mod client;
 mod console;
+mod container;
 mod cpu_template;
 mod cpus_memory;
 mod disk;

@@ -51,3 +51,21 @@ make_lies() {
     truncate --size=%4096 "$1/lies.img"
     input lies.c 1 "$TOOLS/lib/guest/lies.c"
 }
+
+# Images for containers, as OCI layouts: images/busybox has one layer, a program of many names and three users.
+make_images() {
+    local layout=$1/busybox bundle=$scratch/bundle name
+    umoci init --layout "$layout"
+    umoci new --image "$layout:latest"
+    umoci unpack --image "$layout:latest" "$bundle" 2>&1 | { grep -v '^ *•' >&2 || true; }
+    mkdir -p "$bundle/rootfs"/{bin,etc,tmp,root,srv}
+    chmod 1777 "$bundle/rootfs/tmp"
+    cp /bin/busybox "$bundle/rootfs/bin/"
+    for name in $(/bin/busybox --list); do [[ $name == busybox ]] || ln -s busybox "$bundle/rootfs/bin/$name"; done
+    printf '%s\n' root:x:0:0:root:/root:/bin/sh web:x:33:33::/srv:/bin/sh >"$bundle/rootfs/etc/passwd"
+    printf '%s\n' root:x:0: web:x:33: >"$bundle/rootfs/etc/group"
+    umoci repack --image "$layout:latest" "$bundle"
+    umoci config --image "$layout:latest" --config.cmd sh
+    rm -rf "$bundle"
+    input busybox-static "$(version_of busybox-static)" /bin/busybox
+}

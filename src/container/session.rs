@@ -1,0 +1,173 @@
+//! A conversation with a guest's agent, by the monitor's UNIX socket for vsock.
+//!
+//! What comes from the guest is not trusted: it is decoded with limits, and a guest that says nonsense gets its
+//! connection closed.
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use protocol::PORT;
+use protocol::frame::{self, Decoder, Frame, FrameError, Kind};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+/// Why a conversation ended.
+#[derive(Debug, Error)]
+pub enum SessionError {
+    /// The agent cannot be reached.
+    #[error("reach the agent in the VM by {0}: {1}")]
+    Connect(String, #[source] io::Error),
+    /// The connection broke.
+    #[error("speak with the agent in the VM: {0}")]
+    Io(#[from] io::Error),
+    /// The agent does not speak as it should.
+    #[error("the agent in the VM sent {0}")]
+    Frame(#[from] FrameError),
+    /// It is gone.
+    #[error("the agent in the VM hung up")]
+    Closed,
+}
+
+/// One conversation.
+#[derive(Debug)]
+pub struct Session {
+    stream: UnixStream,
+    decoder: Decoder,
+}
+
+/// The side of a conversation that speaks.
+#[derive(Debug)]
+pub struct Speaker(UnixStream);
+
+impl Session {
+    /// Calls the agent of the VM whose socket this is.
+    pub fn call(socket: &Path) -> Result<Self, SessionError> {
+        let connecting = |error| SessionError::Connect(socket.display().to_string(), error);
+        let mut stream = UnixStream::connect(socket).map_err(connecting)?;
+        writeln!(stream, "CONNECT {PORT}").map_err(connecting)?;
+        // The answer is `OK PORT` and a newline; not a byte more may be taken.
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\n") {
+            let mut byte = [0];
+            let count = stream.read(&mut byte).map_err(connecting)?;
+            if count == 0 || answer.len() > 64 {
+                return Err(connecting(io::ErrorKind::ConnectionRefused.into()));
+            }
+            answer.extend_from_slice(&byte);
+        }
+        Ok(Self::new(stream))
+    }
+
+    /// With a connection that the agent made.
+    pub fn new(stream: UnixStream) -> Self {
+        Self { stream, decoder: Decoder::default() }
+    }
+
+    /// Says something.
+    pub fn say(&mut self, message: &impl Serialize) -> Result<(), SessionError> {
+        Ok(self.stream.write_all(&Frame::message(message)?.bytes()?)?)
+    }
+
+    /// A second mouth, for another thread.
+    pub fn speaker(&self) -> Result<Speaker, SessionError> {
+        Ok(Speaker(self.stream.try_clone()?))
+    }
+
+    /// The next frame; none when the agent has closed.
+    pub fn hear(&mut self) -> Result<Option<Frame>, SessionError> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame()? {
+                return Ok(Some(frame));
+            }
+            let mut bytes = vec![0; frame::MOST_DATA];
+            let count = match self.stream.read(&mut bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                done => done?,
+            };
+            if count == 0 {
+                self.decoder.finish()?;
+                return Ok(None);
+            }
+            self.decoder.push(bytes.get(..count).unwrap_or_default());
+        }
+    }
+
+    /// The next frame, which must be a message.
+    pub fn message<T: DeserializeOwned>(&mut self) -> Result<T, SessionError> {
+        Ok(self.hear()?.ok_or(SessionError::Closed)?.open()?)
+    }
+
+    /// Nothing more will be heard or said: the other threads of this conversation find out.
+    pub fn close(&self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+}
+
+impl Speaker {
+    /// Says something.
+    pub fn say(&mut self, message: &impl Serialize) -> Result<(), SessionError> {
+        Ok(self.0.write_all(&Frame::message(message)?.bytes()?)?)
+    }
+
+    /// Bytes for the process's standard input; none: there are no more.
+    pub fn input(&mut self, bytes: &[u8]) -> Result<(), SessionError> {
+        self.0.write_all(&frame::header(Kind::Stdin, bytes.len())?)?;
+        Ok(self.0.write_all(bytes)?)
+    }
+
+    /// The same for one more thread.
+    pub fn again(&self) -> Result<Self, SessionError> {
+        Ok(Self(self.0.try_clone()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use protocol::message::{Done, Order};
+
+    use super::*;
+
+    /// An agent that answers the first words of a conversation as `answer` says.
+    fn agent(answer: &'static [u8]) -> (tempfile::TempDir, thread::JoinHandle<Vec<u8>>) {
+        let folder = tempfile::tempdir().unwrap();
+        let listening = UnixListener::bind(folder.path().join("v.sock")).unwrap();
+        let thread = thread::spawn(move || {
+            let (mut stream, _) = listening.accept().unwrap();
+            let mut heard = vec![0; 13];
+            stream.read_exact(&mut heard).unwrap();
+            stream.write_all(answer).unwrap();
+            let mut rest = Vec::new();
+            let _ = stream.shutdown(Shutdown::Write);
+            stream.read_to_end(&mut rest).unwrap();
+            rest
+        });
+        (folder, thread)
+    }
+
+    #[test]
+    fn an_order_is_answered() {
+        let (folder, agent) = agent(b"OK 1073741824\n\x04\0\0\0\0\"ok\"");
+        let mut session = Session::call(&folder.path().join("v.sock")).unwrap();
+        session.say(&Order::List).unwrap();
+        assert_eq!(session.message::<Done>().unwrap(), Done::Ok);
+        assert!(matches!(session.message::<Done>(), Err(SessionError::Closed)));
+        drop(session);
+        assert_eq!(agent.join().unwrap(), Frame::message(&Order::List).unwrap().bytes().unwrap());
+    }
+
+    #[test]
+    fn a_guest_without_an_agent_and_one_that_lies() {
+        let (folder, _agent) = agent(b"");
+        let refused = Session::call(&folder.path().join("v.sock")).unwrap_err().to_string();
+        assert!(refused.contains("reach the agent") && refused.contains("v.sock"), "{refused}");
+        let (folder, _agent) = agent(b"OK 1\n\xff\xff\xff\xff\x00");
+        let mut session = Session::call(&folder.path().join("v.sock")).unwrap();
+        assert!(matches!(session.hear(), Err(SessionError::Frame(FrameError::TooLong(_)))));
+    }
+}

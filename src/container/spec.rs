@@ -1,0 +1,376 @@
+//! From an image's configuration and the user's wishes to the configuration of the OCI runtime specification, version
+//! 1.2. Pure. What only the guest knows (where the root is, the user's numbers, the control group) the agent adds.
+
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use crate::document::RunConfig;
+
+/// What the user wants to be otherwise than the image says, or more of.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Wishes {
+    /// Follows the entry point, instead of the image's command.
+    pub args: Vec<String>,
+    /// Instead of the image's entry point; with nothing: none.
+    pub entrypoint: Option<String>,
+    /// `NAME=value`, or `NAME` to leave it out.
+    pub env: Vec<String>,
+    /// Working directory.
+    pub workdir: Option<String>,
+    /// Host name.
+    pub hostname: String,
+    /// The root file system cannot be written to.
+    pub read_only: bool,
+    /// File systems in memory: `/path` or `/path:options`.
+    pub tmpfs: Vec<String>,
+    /// Capabilities that it has beside the usual ones: `NET_ADMIN`, `CAP_NET_ADMIN` or `ALL`.
+    pub cap_add: Vec<String>,
+    /// Capabilities that it has not.
+    pub cap_drop: Vec<String>,
+    /// Most bytes of memory.
+    pub memory: Option<u64>,
+    /// Thousandths of a CPU's time.
+    pub milli_cpus: Option<u64>,
+    /// Most processes and threads.
+    pub pids: Option<u64>,
+    /// Limits of its processes: `nofile=1024:2048`.
+    pub ulimits: Vec<String>,
+    /// Its standard streams are a terminal.
+    pub terminal: bool,
+    /// It has a network namespace of its own, with nothing but the loopback interface.
+    pub no_network: bool,
+    /// No program may give its process more rights.
+    pub no_new_privileges: bool,
+}
+
+/// What cannot be made.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum SpecError {
+    /// Nothing to run.
+    #[error("the image names no command; give one after the image's name")]
+    NoCommand,
+    /// No such capability.
+    #[error("there is no capability {0}; capabilities(7) lists them")]
+    Capability(String),
+    /// A limit that cannot be read.
+    #[error("--ulimit {0}: it is written NAME=SOFT[:HARD] with numbers, as nofile=1024:2048; names are {1}")]
+    Ulimit(String, String),
+    /// A path that does not begin at the root.
+    #[error("{0} {1}: it is a path from / on")]
+    Path(&'static str, String),
+}
+
+/// The capabilities that root in a container has, as the field settled on them.
+const USUAL: [&str; 14] = [
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "MKNOD",
+    "NET_BIND_SERVICE",
+    "NET_RAW",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+];
+/// The others (capabilities(7)).
+const OTHERS: [&str; 27] = [
+    "AUDIT_CONTROL",
+    "AUDIT_READ",
+    "BLOCK_SUSPEND",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+    "DAC_READ_SEARCH",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "LEASE",
+    "LINUX_IMMUTABLE",
+    "MAC_ADMIN",
+    "MAC_OVERRIDE",
+    "NET_ADMIN",
+    "NET_BROADCAST",
+    "PERFMON",
+    "SYSLOG",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_MODULE",
+    "SYS_NICE",
+    "SYS_PACCT",
+    "SYS_PTRACE",
+    "SYS_RAWIO",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "WAKE_ALARM",
+];
+/// Limits (getrlimit(2)).
+const LIMITS: [&str; 16] = [
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+];
+/// Where programs are, if the image does not say.
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The period in which a share of the CPUs' time is counted, µs.
+const PERIOD: u64 = 100_000;
+
+/// The configuration of a container of `image`.
+pub fn spec(image: &RunConfig, wishes: &Wishes) -> Result<Value, SpecError> {
+    let cwd = wishes.workdir.clone().or_else(|| image.working_dir.clone()).filter(|cwd| !cwd.is_empty());
+    let cwd = cwd.unwrap_or_else(|| "/".to_owned());
+    if !cwd.starts_with('/') {
+        return Err(SpecError::Path("--workdir", cwd));
+    }
+    let capabilities = capabilities(wishes)?;
+    let mut namespaces = vec!["pid", "mount", "uts", "ipc", "cgroup"];
+    if wishes.no_network {
+        namespaces.push("network");
+    }
+    let namespaces: Vec<Value> = namespaces.into_iter().map(|kind| json!({"type": kind})).collect();
+    Ok(json!({
+        "ociVersion": "1.2.0",
+        "hostname": wishes.hostname,
+        "root": {"path": "rootfs", "readonly": wishes.read_only},
+        "process": {
+            "terminal": wishes.terminal,
+            "user": {"uid": 0, "gid": 0},
+            "args": args(image, wishes)?,
+            "env": env(image, wishes),
+            "cwd": cwd,
+            "capabilities": {
+                "bounding": capabilities, "effective": capabilities, "permitted": capabilities,
+            },
+            "rlimits": rlimits(wishes)?,
+            "noNewPrivileges": wishes.no_new_privileges,
+            "oomScoreAdj": 0,
+        },
+        "mounts": mounts(wishes)?,
+        "linux": {
+            "namespaces": namespaces,
+            "resources": resources(wishes),
+            "maskedPaths": [
+                "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+                "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap",
+                "/sys/firmware",
+            ],
+            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+        },
+    }))
+}
+
+/// Entry point and what follows it. Another entry point makes the image's command void, as Docker does.
+fn args(image: &RunConfig, wishes: &Wishes) -> Result<Vec<String>, SpecError> {
+    let mut args = match &wishes.entrypoint {
+        Some(entrypoint) if entrypoint.is_empty() => Vec::new(),
+        Some(entrypoint) => vec![entrypoint.clone()],
+        None => image.entrypoint.clone().unwrap_or_default(),
+    };
+    match (wishes.args.is_empty(), &wishes.entrypoint) {
+        (true, None) => args.extend(image.cmd.clone().unwrap_or_default()),
+        _ => args.extend(wishes.args.iter().cloned()),
+    }
+    if args.is_empty() { Err(SpecError::NoCommand) } else { Ok(args) }
+}
+
+/// The image's variables, changed as the user wants.
+fn env(image: &RunConfig, wishes: &Wishes) -> Vec<String> {
+    let name = |entry: &str| entry.split_once('=').map_or(entry, |(name, _)| name).to_owned();
+    let mut env: Vec<String> = image.env.clone().unwrap_or_default();
+    if !env.iter().any(|entry| name(entry) == "PATH") {
+        env.insert(0, PATH.to_owned());
+    }
+    let terminal = wishes.terminal.then(|| "TERM=xterm".to_owned());
+    let hostname = format!("HOSTNAME={}", wishes.hostname);
+    for entry in terminal.iter().chain([&hostname]).chain(&wishes.env) {
+        env.retain(|other| name(other) != name(entry));
+        if entry.contains('=') {
+            env.push(entry.clone());
+        }
+    }
+    env
+}
+
+/// Names of capabilities as the specification has them.
+fn capabilities(wishes: &Wishes) -> Result<Vec<String>, SpecError> {
+    let all = || USUAL.into_iter().chain(OTHERS);
+    let named = |text: &String| {
+        let upper = text.to_ascii_uppercase();
+        let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
+        match all().find(|known| *known == name) {
+            Some(known) => Ok(vec![known]),
+            None if name == "ALL" => Ok(all().collect()),
+            None => Err(SpecError::Capability(text.clone())),
+        }
+    };
+    let sets = |texts: &[String]| -> Result<Vec<&str>, SpecError> {
+        Ok(texts.iter().map(named).collect::<Result<Vec<_>, _>>()?.concat())
+    };
+    let (added, dropped) = (sets(&wishes.cap_add)?, sets(&wishes.cap_drop)?);
+    // ALL goes first, so that single ones can be taken from or added to it.
+    let drops_all = wishes.cap_drop.iter().any(|text| named(text).is_ok_and(|names| names.len() > 1));
+    let kept = |name: &&str| match added.contains(name) {
+        true => drops_all || !dropped.contains(name),
+        false => USUAL.contains(name) && !dropped.contains(name),
+    };
+    let mut names: Vec<String> = all().filter(kept).map(|name| format!("CAP_{name}")).collect();
+    names.sort();
+    Ok(names)
+}
+
+fn rlimits(wishes: &Wishes) -> Result<Vec<Value>, SpecError> {
+    let read = |text: &String| {
+        let wrong = || SpecError::Ulimit(text.clone(), LIMITS.join(", "));
+        let (name, values) = text.split_once('=').ok_or_else(wrong)?;
+        let (soft, hard) = values.split_once(':').unwrap_or((values, values));
+        let number = |text: &str| if text == "-1" { Ok(u64::MAX) } else { text.parse::<u64>().map_err(|_| wrong()) };
+        let (soft, hard) = (number(soft)?, number(hard)?);
+        if !LIMITS.contains(&name) || soft > hard {
+            return Err(wrong());
+        }
+        Ok(json!({"type": format!("RLIMIT_{}", name.to_ascii_uppercase()), "soft": soft, "hard": hard}))
+    };
+    wishes.ulimits.iter().map(read).collect()
+}
+
+fn resources(wishes: &Wishes) -> Value {
+    let mut resources = json!({"devices": [{"allow": false, "access": "rwm"}]});
+    if let Some(bytes) = wishes.memory {
+        resources["memory"] = json!({"limit": bytes, "swap": bytes});
+    }
+    if let Some(share) = wishes.milli_cpus {
+        resources["cpu"] = json!({"quota": share.saturating_mul(PERIOD) / 1000, "period": PERIOD});
+    }
+    if let Some(most) = wishes.pids {
+        resources["pids"] = json!({"limit": most});
+    }
+    resources
+}
+
+fn mounts(wishes: &Wishes) -> Result<Vec<Value>, SpecError> {
+    let one = |at: &str, kind: &str, options: &[&str]| json!({"destination": at, "type": kind, "source": kind, "options": options});
+    let mut mounts = vec![
+        one("/proc", "proc", &["nosuid", "noexec", "nodev"]),
+        one("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        one("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        one("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+        one("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+        one("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        one("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+    ];
+    for text in &wishes.tmpfs {
+        let (at, options) = text.split_once(':').unwrap_or((text, ""));
+        if !at.starts_with('/') {
+            return Err(SpecError::Path("--tmpfs", text.clone()));
+        }
+        let usual = ["nosuid", "nodev", "noexec"];
+        let given = options.split(',').filter(|option| !option.is_empty());
+        let options: Vec<&str> = usual.into_iter().chain(given).collect();
+        mounts.push(one(at, "tmpfs", &options));
+    }
+    Ok(mounts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Option<Vec<String>> {
+        Some(text.split(' ').map(str::to_owned).collect())
+    }
+
+    fn image() -> RunConfig {
+        RunConfig {
+            entrypoint: words("/entry -x"),
+            cmd: words("serve it"),
+            env: words("A=1 B=2"),
+            ..RunConfig::default()
+        }
+    }
+
+    fn of(wishes: &Wishes) -> Value {
+        spec(&image(), wishes).unwrap()
+    }
+
+    #[test]
+    fn the_command_is_put_together_as_docker_does() {
+        let args = |entrypoint: Option<&str>, args: &str| {
+            let args = words(args).unwrap().into_iter().filter(|word| !word.is_empty()).collect();
+            let wishes = Wishes { entrypoint: entrypoint.map(str::to_owned), args, ..Wishes::default() };
+            spec(&image(), &wishes).map(|spec| spec["process"]["args"].clone())
+        };
+        assert_eq!(args(None, "").unwrap(), json!(["/entry", "-x", "serve", "it"]));
+        assert_eq!(args(None, "now").unwrap(), json!(["/entry", "-x", "now"]));
+        assert_eq!(args(Some("sh"), "").unwrap(), json!(["sh"]));
+        assert_eq!(args(Some("sh"), "-c x").unwrap(), json!(["sh", "-c", "x"]));
+        assert_eq!(args(Some(""), "ls").unwrap(), json!(["ls"]));
+        assert_eq!(args(Some(""), "").unwrap_err(), SpecError::NoCommand);
+        assert_eq!(spec(&RunConfig::default(), &Wishes::default()).unwrap_err(), SpecError::NoCommand);
+    }
+
+    #[test]
+    fn variables_of_the_user_replace_those_of_the_image() {
+        let env = words("B=3 C=4 A").unwrap();
+        let spec = of(&Wishes { env, hostname: "h".to_owned(), ..Wishes::default() });
+        assert_eq!(spec["process"]["env"], json!([PATH, "HOSTNAME=h", "B=3", "C=4"]));
+    }
+
+    #[test]
+    fn capabilities_are_added_and_dropped() {
+        let caps = |add: &[&str], drop: &[&str]| {
+            let own = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+            let wishes = Wishes { cap_add: own(add), cap_drop: own(drop), ..Wishes::default() };
+            spec(&image(), &wishes).map(|spec| spec["process"]["capabilities"]["bounding"].as_array().unwrap().clone())
+        };
+        assert_eq!(caps(&[], &[]).unwrap().len(), USUAL.len());
+        assert!(caps(&["cap_net_admin"], &[]).unwrap().contains(&json!("CAP_NET_ADMIN")));
+        assert!(!caps(&[], &["MKNOD"]).unwrap().contains(&json!("CAP_MKNOD")));
+        assert_eq!(caps(&["CHOWN"], &["ALL"]).unwrap(), [json!("CAP_CHOWN")]);
+        assert_eq!(caps(&["all"], &["SYS_ADMIN"]).unwrap().len(), USUAL.len() + OTHERS.len() - 1);
+        assert_eq!(caps(&["FLY"], &[]).unwrap_err(), SpecError::Capability("FLY".to_owned()));
+    }
+
+    #[test]
+    fn limits_are_those_of_control_groups_and_of_processes() {
+        let ulimits = vec!["nofile=10:20".to_owned(), "core=-1".to_owned()];
+        let wishes =
+            Wishes { memory: Some(1 << 20), milli_cpus: Some(500), pids: Some(9), ulimits, ..Wishes::default() };
+        let spec = of(&wishes);
+        let resources = &spec["linux"]["resources"];
+        assert_eq!(resources["memory"], json!({"limit": 1 << 20, "swap": 1 << 20}));
+        assert_eq!(resources["cpu"], json!({"quota": 50_000, "period": 100_000}));
+        assert_eq!(resources["pids"], json!({"limit": 9}));
+        let rlimits = &spec["process"]["rlimits"];
+        assert_eq!(rlimits[0], json!({"type": "RLIMIT_NOFILE", "soft": 10, "hard": 20}));
+        assert_eq!(rlimits[1]["soft"], json!(u64::MAX));
+        for wrong in ["nofile", "nofile=x", "nofile=2:1", "speed=1"] {
+            let wishes = Wishes { ulimits: vec![wrong.to_owned()], ..Wishes::default() };
+            assert!(matches!(super::spec(&image(), &wishes), Err(SpecError::Ulimit(..))), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn paths_begin_at_the_root() {
+        let wishes = Wishes { workdir: Some("here".to_owned()), ..Wishes::default() };
+        assert_eq!(spec(&image(), &wishes).unwrap_err().to_string(), "--workdir here: it is a path from / on");
+        let wishes = Wishes { tmpfs: vec!["/t:size=1m".to_owned(), "u".to_owned()], ..Wishes::default() };
+        assert_eq!(spec(&image(), &wishes).unwrap_err(), SpecError::Path("--tmpfs", "u".to_owned()));
+    }
+}

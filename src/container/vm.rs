@@ -1,0 +1,200 @@
+//! A VM for containers: its configuration, its monitor as a process, and the agent's greeting.
+//!
+//! The monitor is this program once more, with a configuration file; so the two share nothing but sockets, and whatever a
+//! guest does to its monitor stays there.
+#![allow(unsafe_code)] // prctl(2) between fork(2) and execve(2)
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use protocol::VERSION;
+use protocol::message::{Done, Hello, Order, Setup};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, set_parent_process_death_signal};
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use crate::parts::Parts;
+use crate::session::{Session, SessionError};
+
+/// Name of the partition with the runtime.
+const RUNTIME: &str = "runtime";
+/// Most bytes of the console's end that an error shows.
+const CONSOLE_END: usize = 2000;
+
+/// What a VM for containers shall be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmWishes {
+    /// The program that is the monitor: this one.
+    pub program: PathBuf,
+    /// A Linux kernel with virtio-blk, virtio-vsock, EROFS and overlayfs built in.
+    pub kernel: PathBuf,
+    /// MiB of memory.
+    pub mem_size_mib: u64,
+    /// Virtual CPUs.
+    pub vcpu_count: u64,
+    /// The host name.
+    pub hostname: String,
+    /// The file systems of the image's layers, the lowest first.
+    pub layers: Vec<PathBuf>,
+}
+
+/// Why there is no VM.
+#[derive(Debug, Error)]
+pub enum VmError {
+    /// The host refuses something.
+    #[error("{0}: {1}")]
+    Io(String, #[source] io::Error),
+    /// The monitor ended before the agent was there.
+    #[error("the VM ended ({status}) before its agent was there{console}")]
+    Ended {
+        /// How.
+        status: ExitStatus,
+        /// What stood on its console, with a newline before it.
+        console: String,
+    },
+    /// The agent is of another version.
+    #[error("the agent in the VM speaks version {0} of the protocol, this program {VERSION}: they come together")]
+    Version(u32),
+    /// The agent could not do its part.
+    #[error("the agent in the VM: {0}")]
+    Agent(String),
+    /// The conversation failed.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+}
+
+/// A VM that runs. Dropped, it is killed; [`Vm::power_off`] is the friendly way.
+#[derive(Debug)]
+pub struct Vm {
+    monitor: Child,
+    folder: tempfile::TempDir,
+    layers: Vec<String>,
+}
+
+impl Vm {
+    /// Starts it, and waits for its agent.
+    pub fn start(wishes: &VmWishes, parts: &Parts) -> Result<Self, VmError> {
+        let doing = |what: &str| {
+            let what = what.to_owned();
+            move |error: io::Error| VmError::Io(what, error)
+        };
+        let folder = tempfile::Builder::new().prefix("vmm-").tempdir().map_err(doing("make a folder for the VM"))?;
+        let layers: Vec<String> = (0..wishes.layers.len()).map(|number| format!("layer-{number}")).collect();
+        let config = config(wishes, parts, folder.path(), &layers);
+        let file = folder.path().join("vm.json");
+        fs::write(&file, config.to_string()).map_err(doing("write the VM's configuration"))?;
+        let hello = folder.path().join(format!("vsock_{}", protocol::PORT));
+        let listening = UnixListener::bind(&hello).map_err(doing("listen for the agent"))?;
+        let console = File::create(folder.path().join("console")).map_err(doing("write the VM's console"))?;
+        let errors = console.try_clone().map_err(doing("write the VM's console"))?;
+        let mut command = Command::new(&wishes.program);
+        command.arg("--config").arg(&file);
+        command.stdin(Stdio::null()).stdout(console).stderr(errors).process_group(0);
+        dies_with_us(&mut command);
+        let monitor = command.spawn().map_err(doing("start the monitor"))?;
+        let mut vm = Self { monitor, folder, layers };
+        let stream = vm.greeted(&listening)?;
+        vm.set_up(stream, &wishes.hostname)?;
+        Ok(vm)
+    }
+
+    /// The socket that leads to the agent.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("vsock")
+    }
+
+    /// Names of the image's layers in the guest, the lowest first.
+    pub fn layers(&self) -> &[String] {
+        &self.layers
+    }
+
+    /// Has everything written to the disks and the VM switched off.
+    pub fn power_off(mut self) -> Result<(), VmError> {
+        let mut session = Session::call(&self.socket())?;
+        session.say(&Order::PowerOff)?;
+        let _ = session.message::<Done>(); // the VM may be gone before it is heard
+        self.monitor.wait().map_err(|error| VmError::Io("wait for the monitor".to_owned(), error))?;
+        Ok(())
+    }
+
+    /// What stands at the end of its console, after a newline.
+    pub fn console(&self) -> String {
+        let text = fs::read(self.folder.path().join("console")).unwrap_or_default();
+        let end = text.get(text.len().saturating_sub(CONSOLE_END)..).unwrap_or_default();
+        let text = String::from_utf8_lossy(end);
+        let text = text.trim();
+        if text.is_empty() { String::new() } else { format!("; its console:\n{text}") }
+    }
+
+    /// Waits for the agent, or for the monitor's end.
+    fn greeted(&mut self, listening: &UnixListener) -> Result<UnixStream, VmError> {
+        let waiting = |error: io::Error| VmError::Io("wait for the agent".to_owned(), error);
+        let pid = i32::try_from(self.monitor.id()).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or_else(|| waiting(io::ErrorKind::NotFound.into()))?;
+        let monitor = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| waiting(error.into()))?;
+        loop {
+            let mut watched =
+                [PollFd::new(listening, PollFlags::IN), PollFd::from_borrowed_fd(monitor.as_fd(), PollFlags::IN)];
+            match poll(&mut watched, None) {
+                Err(rustix::io::Errno::INTR) => continue,
+                done => done.map_err(|error| waiting(error.into()))?,
+            };
+            let [agent, _] = watched;
+            if !agent.revents().is_empty() {
+                return listening.accept().map(|(stream, _)| stream).map_err(waiting);
+            }
+            let status = self.monitor.wait().map_err(waiting)?;
+            return Err(VmError::Ended { status, console: self.console() });
+        }
+    }
+
+    fn set_up(&self, stream: UnixStream, hostname: &str) -> Result<(), VmError> {
+        let mut session = Session::new(stream);
+        let hello: Hello = session.message()?;
+        if hello.version != VERSION {
+            return Err(VmError::Version(hello.version));
+        }
+        let hostname = hostname.to_owned();
+        session.say(&Setup { version: VERSION, hostname, runtime: RUNTIME.to_owned(), network: None })?;
+        match session.message()? {
+            Done::Ok => Ok(()),
+            Done::Failed(failure) => Err(VmError::Agent(failure.why)),
+        }
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        let _ = self.monitor.kill();
+        let _ = self.monitor.wait();
+    }
+}
+
+/// The monitor's configuration.
+fn config(wishes: &VmWishes, parts: &Parts, folder: &Path, layers: &[String]) -> Value {
+    let layers = layers.iter().zip(&wishes.layers);
+    let all = std::iter::once((RUNTIME, &parts.runtime)).chain(layers.map(|(name, path)| (name.as_str(), path)));
+    let partitions: Vec<Value> = all.map(|(name, path)| json!({"name": name, "path_on_host": path})).collect();
+    json!({
+        "boot-source": {
+            "kernel_image_path": wishes.kernel, "initrd_path": parts.initrd,
+            "boot_args": "console=ttyS0 quiet panic=-1 rdinit=/init",
+        },
+        "machine-config": {"vcpu_count": wishes.vcpu_count, "mem_size_mib": wishes.mem_size_mib},
+        "drives": [{"drive_id": "image", "is_root_device": false, "is_read_only": true, "partitions": partitions}],
+        "vsock": {"guest_cid": 3, "uds_path": folder.join("vsock")},
+    })
+}
+
+/// The monitor shall not outlive this process, however that ends.
+fn dies_with_us(command: &mut Command) {
+    let tell = || set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from);
+    // SAFETY: the closure makes one system call, which is async-signal-safe; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(tell) };
+}

@@ -1,0 +1,6 @@
+//! Containers in microVMs: `vmm run`.
+
+mod attach;
+mod run;
+
+pub use run::{ContainerArgs, run};

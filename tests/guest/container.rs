@@ -1,0 +1,146 @@
+//! `vmm run`: containers of an image in VMs of their own, as a user at a shell sees them.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use rustix::termios::{Winsize, tcsetwinsize};
+
+use crate::terminal::Terminal;
+use crate::vm::{Vm, able, guest, program};
+
+/// A store of its own for each test, with nothing in it.
+fn store() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a folder")
+}
+
+fn image() -> String {
+    format!("oci:{}", guest("images/busybox").display())
+}
+
+/// `vmm run` with these arguments, on this image.
+fn command(store: &Path, options: &[&str], words: &[&str]) -> Command {
+    if let Err(why) = able() {
+        panic!("{why}");
+    }
+    let mut command = Command::new(program());
+    command.arg("run").args(options).arg(image()).args(words);
+    command.env("VMM_STORE", store).env("VMM_KERNEL", guest("tuned/vmlinux")).stdin(Stdio::null());
+    command
+}
+
+fn run(options: &[&str], words: &[&str]) -> Output {
+    command(store().path(), options, words).output().expect("vmm run")
+}
+
+/// Its standard output, when it went well.
+fn says(options: &[&str], words: &[&str]) -> String {
+    let output = run(options, words);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{}{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+#[test]
+fn a_command_runs_in_a_world_of_its_own() {
+    let script =
+        "echo $$ $(id -u) $(hostname) $(pwd) $A; ls /proc | grep -c '^[0-9]'; ls /sys/class/net; cat /etc/hostname";
+    let options = ["--hostname", "inside", "--env", "A=from outside", "--workdir", "/made/here"];
+    let said = says(&options, &["sh", "-c", script]);
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[0], "1 0 inside /made/here from outside");
+    let processes: u32 = lines[1].parse().expect("a number");
+    assert!(processes <= 4, "{said}"); // the shell, ls and grep
+    assert_eq!(lines[2..], ["lo", "inside"], "{said}");
+}
+
+#[test]
+fn the_exit_status_is_the_containers() {
+    let store = store();
+    let status = |words: &[&str]| {
+        let output = command(store.path(), &[], words).output().expect("vmm run");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(status(&["sh", "-c", "exit 7"]).0, Some(7));
+    assert_eq!(status(&["sh", "-c", "sh -c 'kill -9 $$'; exit $?"]).0, Some(137));
+    let (code, why) = status(&["no-such-program"]);
+    assert_eq!(code, Some(127), "{why}");
+    assert!(why.contains("no-such-program: no such program in "), "{why}");
+    let (code, why) = status(&["/etc/passwd"]);
+    assert_eq!(code, Some(126), "{why}");
+    let output = command(store.path(), &["--user", "nobody"], &["true"]).output().expect("vmm run");
+    assert_eq!(output.status.code(), Some(125));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("the image has no user nobody"));
+}
+
+#[test]
+fn streams_arrive_whole_and_apart() {
+    let script = "cat | md5sum; echo complaint >&2; dd if=/dev/zero bs=64k count=32 2>/dev/null; echo END";
+    let store = store();
+    let mut child = command(store.path(), &["-i"], &["sh", "-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("vmm run");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    let sent = vec![b'x'; 1 << 20];
+    stdin.write_all(&sent).expect("written");
+    drop(stdin); // half-closed: the answer still comes
+    let output = child.wait_with_output().expect("ended");
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "complaint\n");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.starts_with("b561f87202d04959e37588ee05cf5b10  -\n"), "{:?}", text.get(..80));
+    assert!(text.ends_with("\0END\n"));
+    assert_eq!(output.stdout.iter().filter(|byte| **byte == 0).count(), 2 << 20);
+}
+
+#[test]
+fn limits_hold() {
+    let oom = run(&["--memory", "32m"], &["sh", "-c", "dd if=/dev/zero of=/dev/null bs=64M count=1"]);
+    assert_eq!(oom.status.code(), Some(137), "{}", String::from_utf8_lossy(&oom.stderr));
+    assert!(String::from_utf8_lossy(&oom.stderr).contains("its memory was used up"));
+    let limits = ["--pids-limit", "4", "--cpus", "0.5"];
+    let said = says(&limits, &["cat", "/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/cpu.max"]);
+    assert_eq!(said, "4\n50000 100000\n");
+    let crowd = run(&limits, &["sh", "-c", "sleep 9 & sleep 9 & sleep 9 & sleep 9 & sleep 9"]);
+    assert_ne!(crowd.status.code(), Some(0));
+    assert!(
+        String::from_utf8_lossy(&crowd.stderr).contains("can't fork"),
+        "{}",
+        String::from_utf8_lossy(&crowd.stderr)
+    );
+}
+
+#[test]
+fn rights_are_those_that_were_given() {
+    let script = "id -u; id -g; touch /x 2>/dev/null || echo read-only; touch /t/x && echo written; grep CapEff /proc/self/status";
+    let said = says(&["--user", "web", "--read-only", "--tmpfs", "/t:mode=1777"], &["sh", "-c", script]);
+    assert_eq!(said, "33\n33\nread-only\nwritten\nCapEff:\t0000000000000000\n");
+    let said = says(&["--cap-drop", "ALL", "--cap-add", "CHOWN"], &["sh", "-c", "grep CapEff /proc/self/status"]);
+    assert_eq!(said, "CapEff:\t0000000000000001\n");
+}
+
+#[test]
+fn a_terminal_has_the_users_size_and_keys() {
+    let (terminal, store) = (Terminal::open(), store());
+    let size = |rows, columns| Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(terminal.user(), size(33, 99)).expect("a size");
+    let before = terminal.settings();
+    let vm = Vm::new().args(["run", "-it", &image(), "sh"]).env("VMM_STORE", store.path());
+    let mut vm = vm.env("VMM_KERNEL", guest("tuned/vmlinux")).on(&terminal).start();
+    vm.expect("# ");
+    vm.send("stty size; tty\n");
+    vm.expect("33 99");
+    vm.expect("/dev/pts/0");
+    tcsetwinsize(terminal.user(), size(22, 77)).expect("a size");
+    vm.send("echo RUN''NING; sleep 1000\n");
+    vm.expect("RUNNING"); // the shell no longer reads keys
+    vm.send("\x03"); // Ctrl-C is for the program in the container
+    vm.expect("^C");
+    vm.send("stty size; exit 5\n");
+    vm.expect("22 77");
+    vm.ends(5);
+    assert_eq!(terminal.settings(), before);
+}
