@@ -59,6 +59,7 @@ impl Reaper {
     pub fn starting(&self) -> Starting<'_> {
         let mut known = self.lock();
         known.starting = known.starting.saturating_add(1);
+        self.changed.notify_all(); // children may come that this program does not start itself
         Starting(self)
     }
 

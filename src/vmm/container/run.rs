@@ -124,13 +124,14 @@ fn milli_cpus(text: &str) -> Result<u64, String> {
 
 /// Runs a container to its end.
 pub fn run(args: &ContainerArgs) -> ExitCode {
-    let signals = match Signals::block(&attach::SIGNALS) {
-        Ok(signals) => signals,
-        Err(error) => return failed(&format!("block signals: {error}")),
-    };
     match begin(args) {
         Err(why) => failed(&why),
         Ok((vm, session, _lease)) => {
+            // Until now they end this process, and the VM with it.
+            let signals = match Signals::block(&attach::SIGNALS) {
+                Ok(signals) => signals,
+                Err(error) => return failed(&format!("block signals: {error}")),
+            };
             let ended = attach(session, signals, args.interactive, args.tty);
             let console = vm.console();
             let off = vm.power_off();
