@@ -69,7 +69,12 @@ impl Vm {
     /// another one for every VM, so that tests of devices meet the drivers of more than one Linux.
     pub fn boot(kernel: &str) -> Self {
         let other = std::env::var("GUEST_KERNEL").ok().filter(|name| !name.is_empty());
-        let image = guest(other.as_deref().unwrap_or(kernel));
+        Self::only(other.as_deref().unwrap_or(kernel))
+    }
+
+    /// The same with this kernel, whatever the variable says: only it has what is tested.
+    pub fn only(kernel: &str) -> Self {
+        let image = guest(kernel);
         let initrd = image.with_file_name("initrd");
         Self::new().args(["--kernel".into(), image, "--initrd".into(), initrd])
     }
