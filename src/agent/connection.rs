@@ -1,7 +1,7 @@
 //! A connection to the host: frames both ways over vsock. Each connection has a thread of its own that reads; any
 //! thread may write, one frame at a time.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 
 use protocol::PORT;
@@ -78,22 +78,6 @@ impl<T: serde::Serialize> ToFrame for T {
 impl Incoming<'_> {
     /// The next frame; none when the host has closed.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, Fault> {
-        let reading = || "read from the host".to_owned();
-        loop {
-            if let Some(frame) = self.decoder.next_frame().doing(reading)? {
-                return Ok(Some(frame));
-            }
-            let mut bytes = vec![0; frame::MOST_DATA];
-            let mut from = self.from;
-            let count = match from.read(&mut bytes) {
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                done => done.doing(reading)?,
-            };
-            if count == 0 {
-                self.decoder.finish().doing(reading)?;
-                return Ok(None);
-            }
-            self.decoder.push(bytes.get(..count).unwrap_or_default());
-        }
+        self.decoder.read_frame(&mut self.from).doing(|| "read from the host".to_owned())
     }
 }

@@ -25,16 +25,25 @@ pub enum SessionError {
     Io(#[from] io::Error),
     /// The agent does not speak as it should.
     #[error("the agent in the VM sent {0}")]
-    Frame(#[from] FrameError),
+    Frame(#[source] FrameError),
     /// It is gone.
     #[error("the agent in the VM hung up")]
     Closed,
 }
 
+impl From<FrameError> for SessionError {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Io(error) => Self::Io(error),
+            error => Self::Frame(error),
+        }
+    }
+}
+
 /// One conversation.
 #[derive(Debug)]
 pub struct Session {
-    stream: UnixStream,
+    speaker: Speaker,
     decoder: Decoder,
 }
 
@@ -63,36 +72,22 @@ impl Session {
 
     /// With a connection that the agent made.
     pub fn new(stream: UnixStream) -> Self {
-        Self { stream, decoder: Decoder::default() }
+        Self { speaker: Speaker(stream), decoder: Decoder::default() }
     }
 
     /// Says something.
     pub fn say(&mut self, message: &impl Serialize) -> Result<(), SessionError> {
-        Ok(self.stream.write_all(&Frame::message(message)?.bytes()?)?)
+        self.speaker.say(message)
     }
 
     /// A second mouth, for another thread.
     pub fn speaker(&self) -> Result<Speaker, SessionError> {
-        Ok(Speaker(self.stream.try_clone()?))
+        self.speaker.again()
     }
 
     /// The next frame; none when the agent has closed.
     pub fn hear(&mut self) -> Result<Option<Frame>, SessionError> {
-        loop {
-            if let Some(frame) = self.decoder.next_frame()? {
-                return Ok(Some(frame));
-            }
-            let mut bytes = vec![0; frame::MOST_DATA];
-            let count = match self.stream.read(&mut bytes) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                done => done?,
-            };
-            if count == 0 {
-                self.decoder.finish()?;
-                return Ok(None);
-            }
-            self.decoder.push(bytes.get(..count).unwrap_or_default());
-        }
+        Ok(self.decoder.read_frame(&mut self.speaker.0)?)
     }
 
     /// The next frame, which must be a message.
@@ -102,7 +97,7 @@ impl Session {
 
     /// Nothing more will be heard or said: the other threads of this conversation find out.
     pub fn close(&self) {
-        let _ = self.stream.shutdown(Shutdown::Both);
+        let _ = self.speaker.0.shutdown(Shutdown::Both);
     }
 }
 

@@ -3,6 +3,7 @@
 //! A frame is five bytes and its body: the body's length (32 bits, little-endian), the kind, the body. Any thread.
 
 use std::collections::VecDeque;
+use std::io::{self, Read};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -53,6 +54,9 @@ pub enum FrameError {
     /// A message was expected.
     #[error("bytes of a stream where a message was expected")]
     NotMessage,
+    /// The connection broke.
+    #[error(transparent)]
+    Io(#[from] io::Error),
     /// The message does not say what was expected.
     #[error("a message that does not fit: {0}")]
     Json(#[from] serde_json::Error),
@@ -143,6 +147,24 @@ impl Decoder {
         Ok(Some(Frame { kind, body: self.bytes.drain(..len).collect() }))
     }
 
+    /// The next whole frame, with as many bytes of `from` as it takes; none when `from` has ended after a whole one.
+    pub fn read_frame(&mut self, from: &mut impl Read) -> Result<Option<Frame>, FrameError> {
+        loop {
+            if let Some(frame) = self.next_frame()? {
+                return Ok(Some(frame));
+            }
+            let mut bytes = vec![0; MOST_DATA];
+            let count = match from.read(&mut bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                done => done?,
+            };
+            if count == 0 {
+                return self.finish().map(|()| None);
+            }
+            self.push(bytes.get(..count).unwrap_or_default());
+        }
+    }
+
     /// The connection ended: an error where that was within a frame.
     pub fn finish(&self) -> Result<(), FrameError> {
         if self.bytes.is_empty() { Ok(()) } else { Err(FrameError::Cut) }
@@ -197,6 +219,17 @@ mod tests {
         assert!(matches!(decoder.next_frame(), Err(FrameError::Kind(9))));
         assert!(header(Kind::Stdin, MOST_DATA).is_ok());
         assert!(header(Kind::Stdin, MOST_DATA + 1).is_err());
+    }
+
+    #[test]
+    fn frames_are_read_until_the_end() {
+        let frame = Frame { kind: Kind::Stdout, body: vec![1, 2, 3] };
+        let bytes = frame.bytes().unwrap();
+        let (mut decoder, mut from) = (Decoder::default(), bytes.as_slice());
+        assert_eq!(decoder.read_frame(&mut from).unwrap(), Some(frame));
+        assert_eq!(decoder.read_frame(&mut from).unwrap(), None);
+        let mut cut = &bytes[..bytes.len() - 1];
+        assert!(matches!(decoder.read_frame(&mut cut), Err(FrameError::Cut)));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the host and the agent in a guest say to each other, over vsock.
 //!
-//! Messages and their frames only: no I/O, no threads, no unsafe. Both sides use it, and neither trusts the bytes: the
+//! Messages and their frames only: nothing is opened here, no threads, no unsafe. Both sides use it, and neither trusts the bytes: the
 //! host, because a container may have taken the guest over; the agent, because an older or newer host may be there.
 //!
 //! A connection begins with a message: from the agent [`message::Hello`] when it calls the host's port [`PORT`], from
