@@ -45,29 +45,25 @@ pub struct Launched {
 
 /// Runs `command`, which is the runtime's, with the streams of the process that it shall start.
 pub fn launch(reaper: &Reaper, mut command: Command, streams: &Streams<'_>) -> Result<Launched, Failure> {
-    let awaited = match streams.terminal {
-        Some(_) => Some(Awaited::at(streams.folder.join("console")).map_err(Failure::engine)?),
-        None => None,
-    };
+    let awaited = streams.terminal.map(|_| Awaited::at(streams.folder.join("console"))).transpose()?;
     if let Some(awaited) = &awaited {
         command.arg(awaited.path());
     }
-    let ends = connect(&mut command, streams, awaited.is_some()).map_err(Failure::engine)?;
-    let (report, to) = pipe().map_err(Failure::engine)?;
+    let ends = connect(&mut command, streams, awaited.is_some())?;
+    let (report, to) = pipe()?;
     report_at_3(&mut command, to);
 
     let starting = reaper.starting();
-    let runtime = reaper.spawn(&mut command).map_err(Failure::engine)?;
+    let runtime = reaper.spawn(&mut command)?;
     drop(command); // and with it our copies of the process's ends
     let said = first_line(File::from(report));
     let ended = reaper.wait(runtime);
-    let pid = match said.map(|line| serde_json::from_slice(&line)) {
-        Ok(Ok(Report::Started { pid })) => pid,
-        Ok(Ok(Report::Failed(failure))) => return Err(failure),
-        Ok(Ok(Report::Exited(_)) | Err(_)) => {
+    let pid = match serde_json::from_slice(&said?) {
+        Ok(Report::Started { pid }) => pid,
+        Ok(Report::Failed(failure)) => return Err(failure),
+        Ok(Report::Exited(_)) | Err(_) => {
             return Err(Failure::engine(format!("the container runtime ended ({ended}) and did not say why")));
         }
-        Err(why) => return Err(Failure::engine(why)),
     };
     starting.is(pid);
     let Some(awaited) = awaited else {
@@ -76,11 +72,11 @@ pub fn launch(reaper: &Reaper, mut command: Command, streams: &Streams<'_>) -> R
         };
         return Ok(Launched { pid, input, output, errors, is_terminal: false });
     };
-    let master = awaited.receive().map_err(Failure::engine)?;
+    let master = awaited.receive()?;
     if let Some(size) = streams.terminal {
-        terminal::resize(&master, size).map_err(Failure::engine)?;
+        terminal::resize(&master, size)?;
     }
-    let input = master.try_clone().doing(|| "duplicate a terminal".to_owned()).map_err(Failure::engine)?;
+    let input = master.try_clone().doing(|| "duplicate a terminal".to_owned())?;
     Ok(Launched { pid, input: Some(input), output: master, errors: None, is_terminal: true })
 }
 

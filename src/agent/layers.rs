@@ -25,18 +25,22 @@ impl Layers {
         if let Some(at) = known.get(name) {
             return Ok(at.clone());
         }
-        let device = partition(name)?;
         let at = Path::new(OWN).join("layers").join(known.len().to_string()); // short: overlay's options are one page
-        fs::create_dir_all(&at).doing(|| format!("make {}", at.display()))?;
-        mount(&device, &at, "erofs", MountFlags::RDONLY, None)
-            .doing(|| format!("mount layer {name} from {}", device.display()))?;
+        mount_partition(name, &at)?;
         known.insert(name.to_owned(), at.clone());
         Ok(at)
     }
 }
 
+/// Mounts the file system of a partition, which cannot be written to.
+pub fn mount_partition(name: &str, at: &Path) -> Result<(), Fault> {
+    let device = partition(name)?;
+    fs::create_dir_all(at).doing(|| format!("make {}", at.display()))?;
+    mount(&device, at, "erofs", MountFlags::RDONLY, None).doing(|| format!("mount {name} from {}", device.display()))
+}
+
 /// The device of a partition, by the name that the partition table gives it.
-pub fn partition(name: &str) -> Result<PathBuf, Fault> {
+fn partition(name: &str) -> Result<PathBuf, Fault> {
     let all = fs::read_dir("/sys/class/block").doing(|| "look for disks".to_owned())?;
     for entry in all.flatten() {
         let facts = fs::read_to_string(entry.path().join("uevent")).unwrap_or_default();

@@ -9,7 +9,6 @@ use std::thread;
 use protocol::VERSION;
 use protocol::frame::Kind;
 use protocol::message::{Done, Exec, Exit, Failure, Hello, Input as Said, Order, Report, Run, Setup};
-use rustix::mount::{MountFlags, mount};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -95,25 +94,21 @@ fn follow(connection: &Connection, reaper: &Reaper, containers: &Containers) -> 
 
 /// Makes a container and starts it.
 fn run<'a>(reaper: &Reaper, containers: &'a Containers, order: &Run) -> Result<(Place<'a>, Launched), Failure> {
-    let place = containers.place(&order.id).map_err(Failure::engine)?;
-    let bundle = place.bundle(order).map_err(Failure::engine)?;
-    let mut command = runtime().map_err(Failure::engine)?;
+    let place = containers.place(&order.id)?;
+    let bundle = place.bundle(order)?;
+    let mut command = runtime()?;
     command.arg("run").arg(&bundle).arg(state()).arg(&order.id);
     let streams = Streams { terminal: order.terminal, stdin: order.stdin, folder: &bundle };
-    let launched = launch(reaper, command, &streams);
-    if launched.is_err() {
-        delete(reaper, &order.id);
-    }
-    let launched = launched?;
+    let launched = launch(reaper, command, &streams).inspect_err(|_| delete(reaper, &order.id))?;
     place.runs(launched.pid);
     Ok((place, launched))
 }
 
 /// Starts one more process in a container.
 fn exec(reaper: &Reaper, containers: &Containers, order: &Exec) -> Result<Launched, Failure> {
-    containers.pid(&order.id).map_err(Failure::engine)?;
+    containers.pid(&order.id)?;
     let folder = container::folder(&order.id);
-    let process = process(order, &folder).map_err(Failure::engine)?;
+    let process = process(order, &folder)?;
     // Any number of processes may start at once: each has files of its own.
     let own = folder.join(format!("exec-{:?}", thread::current().id()).replace(['(', ')'], ""));
     let written = std::fs::create_dir_all(&own)
@@ -225,10 +220,8 @@ fn runtime() -> Result<Command, Fault> {
     MOUNTED
         .get_or_init(|| {
             let name = RUNTIME.get().ok_or("the host has not said where the container runtime is")?;
-            let device = layers::partition(name)?;
-            std::fs::create_dir_all(&at).doing(|| format!("make {}", at.display()))?;
             std::fs::create_dir_all(state()).doing(|| format!("make {}", state().display()))?;
-            mount(&device, &at, "erofs", MountFlags::RDONLY, None).doing(|| "mount the container runtime".to_owned())
+            layers::mount_partition(name, &at)
         })
         .clone()?;
     Ok(Command::new(at.join("vmm-runtime")))

@@ -229,6 +229,12 @@ impl Failure {
     }
 }
 
+impl From<String> for Failure {
+    fn from(why: String) -> Self {
+        Self::engine(why)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
