@@ -6,6 +6,8 @@ mod list;
 mod remove;
 mod show;
 
+pub use come::bring;
+
 use std::io::{self, Write};
 use std::process::ExitCode;
 

@@ -7,12 +7,10 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use ::container::add::add;
 use ::container::parts::Parts;
-use ::container::progress::Progress;
 use ::container::reference::Reference;
 use ::container::session::Session;
-use ::container::source::{self, Options};
+use ::container::source::Options;
 use ::container::spec::{Wishes, spec};
 use ::container::store::{Image, Lease, Store};
 use ::container::vm::{Vm, VmWishes};
@@ -22,6 +20,8 @@ use protocol::message::{File, Order, Run};
 
 use super::attach::{self, attach};
 use crate::args::mebibytes;
+use crate::image::bring;
+use crate::table::shown;
 
 /// Exit status when the fault is not the container's, as Docker's.
 const FAILED: u8 = 125;
@@ -147,7 +147,7 @@ pub fn run(args: &ContainerArgs) -> ExitCode {
                     let status = error.status();
                     let console =
                         if matches!(error, attach::AttachError::Session(_)) { console } else { String::new() };
-                    eprintln!("vmm: {error}{console}");
+                    complain(&format!("{error}{console}"));
                     status
                 }
             }
@@ -156,8 +156,17 @@ pub fn run(args: &ContainerArgs) -> ExitCode {
 }
 
 fn failed(why: &str) -> ExitCode {
-    eprintln!("vmm: {why}");
+    complain(why);
     ExitCode::from(FAILED)
+}
+
+fn complain(why: &str) {
+    eprintln!("vmm: {}", plain(why));
+}
+
+/// Some of it may be the guest's words, which are not for the terminal to obey.
+fn plain(why: &str) -> String {
+    why.lines().map(shown).collect::<Vec<_>>().join("\n")
 }
 
 /// The VM, and the conversation in which the container was ordered. The lease keeps the image.
@@ -205,9 +214,7 @@ fn image(store: &Store, text: &str) -> Result<(Image, Lease), String> {
     {
         return store.hold(&name.to_string()).map_err(|error| error.to_string());
     }
-    let fault = |error: source::SourceError| format!("{text}: {error}");
-    let source = source::open(store, &reference, &Options::default()).map_err(fault)?;
-    let added = add(store, &*source, &[], &Progress::on_terminal()).map_err(fault)?;
+    let added = bring(store, &reference, text, &[], &Options::default(), false)?;
     Ok((added.image, added.lease))
 }
 
@@ -272,4 +279,22 @@ fn files(hostname: &str) -> Vec<File> {
         file("/etc/hosts", format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n127.0.1.1\t{hostname}\n")),
         file("/etc/resolv.conf", String::new()),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guests_last_words_do_not_move_the_cursor() {
+        assert_eq!(plain("its console:\nred \x1b[31m\r\nend"), "its console:\nred \\u{1b}[31m\nend");
+    }
+
+    #[test]
+    fn cpus_are_counted_in_thousandths() {
+        assert_eq!((milli_cpus("0.5"), milli_cpus("2")), (Ok(500), Ok(2000)));
+        for wrong in ["", "x", "0", "-1", "NaN", "2000"] {
+            assert!(milli_cpus(wrong).is_err(), "{wrong}");
+        }
+    }
 }

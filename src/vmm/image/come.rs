@@ -98,11 +98,22 @@ fn come(
     options: &Options,
     quiet: bool,
 ) -> Result<(), String> {
+    told(&bring(store, reference, text, names, options, quiet)?, quiet)
+}
+
+/// Brings an image, which the user called `text`, into the store.
+pub fn bring(
+    store: &Store,
+    reference: &Reference,
+    text: &str,
+    names: &[Name],
+    options: &Options,
+    quiet: bool,
+) -> Result<Added, String> {
     let fault = |error: SourceError| format!("{text}: {error}");
     let source = source::open(store, reference, options).map_err(fault)?;
     let progress = if quiet { Progress::silent() } else { Progress::on_terminal() };
-    let added = add(store, &*source, names, &progress).map_err(fault)?;
-    told(&added, quiet)
+    add(store, &*source, names, &progress).map_err(fault)
 }
 
 /// The names that it was given, for scripts; what happened, for people.
