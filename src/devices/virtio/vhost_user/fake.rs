@@ -185,8 +185,9 @@ impl Served {
 
     fn kicked(&mut self, index: u32) {
         let behaviour = *self.behaviour.lock().unwrap();
-        let ring = self.rings.get_mut(&index).unwrap();
-        let Some(kick) = &mut ring.kick else { return }; // a message of the same moment has stopped the ring
+        // A message of the same moment may have stopped the ring.
+        let Some(ring) = self.rings.get_mut(&index) else { return };
+        let Some(kick) = &mut ring.kick else { return };
         let _ = kick.read(&mut [0; 8]);
         let host = |at: u64| {
             let (_, base, region) =
