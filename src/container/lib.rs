@@ -14,6 +14,7 @@ pub mod layer;
 pub mod parts;
 pub mod progress;
 pub mod reference;
+pub mod seccomp;
 pub mod session;
 pub mod source;
 pub mod spec;

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::document::RunConfig;
+use crate::seccomp::Confinement;
 
 /// What the user wants to be otherwise than the image says, or more of.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -41,6 +42,8 @@ pub struct Wishes {
     pub no_network: bool,
     /// No program may give its process more rights.
     pub no_new_privileges: bool,
+    /// Which system calls it may make.
+    pub confinement: Confinement,
 }
 
 /// What cannot be made.
@@ -140,6 +143,13 @@ pub fn spec(image: &RunConfig, wishes: &Wishes) -> Result<Value, SpecError> {
         return Err(SpecError::Path("--workdir", cwd));
     }
     let capabilities = capabilities(wishes)?;
+    let seccomp = wishes.confinement.of(&capabilities);
+    let mut held = capabilities.clone();
+    if seccomp.is_some() && !wishes.no_new_privileges && !held.iter().any(|name| name == "CAP_SYS_ADMIN") {
+        // Who loads a filter needs it (seccomp(2)). The program does not get it: execve(2) takes away what is not in the
+        // bounding set.
+        held.push("CAP_SYS_ADMIN".to_owned());
+    }
     let mut namespaces = vec!["pid", "mount", "uts", "ipc", "cgroup"];
     if wishes.no_network {
         namespaces.push("network");
@@ -156,7 +166,7 @@ pub fn spec(image: &RunConfig, wishes: &Wishes) -> Result<Value, SpecError> {
             "env": env(image, wishes),
             "cwd": cwd,
             "capabilities": {
-                "bounding": capabilities, "effective": capabilities, "permitted": capabilities,
+                "bounding": capabilities, "effective": held, "permitted": held,
             },
             "rlimits": rlimits(wishes)?,
             "noNewPrivileges": wishes.no_new_privileges,
@@ -166,6 +176,7 @@ pub fn spec(image: &RunConfig, wishes: &Wishes) -> Result<Value, SpecError> {
         "linux": {
             "namespaces": namespaces,
             "resources": resources(wishes),
+            "seccomp": seccomp,
             "maskedPaths": [
                 "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
                 "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap",
@@ -345,6 +356,22 @@ mod tests {
         assert_eq!(caps(&["CHOWN"], &["ALL"]).unwrap(), [json!("CAP_CHOWN")]);
         assert_eq!(caps(&["all"], &["SYS_ADMIN"]).unwrap().len(), USUAL.len() + OTHERS.len() - 1);
         assert_eq!(caps(&["FLY"], &[]).unwrap_err(), SpecError::Capability("FLY".to_owned()));
+    }
+
+    #[test]
+    fn who_loads_a_filter_may_do_so_and_the_program_may_not() {
+        let sets = |wishes: &Wishes| {
+            let spec = of(wishes);
+            let has =
+                |set: &str| spec["process"]["capabilities"][set].as_array().unwrap().contains(&json!("CAP_SYS_ADMIN"));
+            (has("bounding"), has("effective") && has("permitted"), spec["linux"]["seccomp"].is_object())
+        };
+        assert_eq!(sets(&Wishes::default()), (false, true, true));
+        assert_eq!(sets(&Wishes { no_new_privileges: true, ..Wishes::default() }), (false, false, true));
+        let unconfined = Wishes { confinement: Confinement::Unconfined, ..Wishes::default() };
+        assert_eq!(sets(&unconfined), (false, false, false));
+        let admin = Wishes { cap_add: vec!["SYS_ADMIN".to_owned()], ..Wishes::default() };
+        assert_eq!(sets(&admin), (true, true, true));
     }
 
     #[test]

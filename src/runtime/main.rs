@@ -9,6 +9,7 @@
 //! descriptor 3: a `Report`. The new process is a child of the caller. One thread.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+mod filter;
 mod workload;
 
 use std::error::Error;
@@ -21,6 +22,7 @@ use std::process::ExitCode;
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
+use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
 use protocol::message::{Failure, FailureKind, Report};
 
@@ -56,9 +58,13 @@ fn task(state: &str, id: &str, console: &[&str]) -> Task {
 }
 
 impl Task {
-    fn builder(&self) -> Result<ContainerBuilder, LibcontainerError> {
+    /// A container or a process of the container that is specified in `bundle`.
+    fn builder(&self, bundle: &Path) -> Result<ContainerBuilder, LibcontainerError> {
+        let spec = Spec::load(bundle.join("config.json"))?;
+        let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+        let filters = seccomp.map(filter::programs).transpose().map_err(LibcontainerError::Other)?;
         ContainerBuilder::new(self.id.clone(), SyscallType::default())
-            .with_executor(Workload)
+            .with_executor(Workload { filters: filters.unwrap_or_default() })
             .with_root_path(&self.state)?
             .with_console_socket(self.console.clone())
             .validate_id()
@@ -66,14 +72,17 @@ impl Task {
 }
 
 fn run(task: &Task, bundle: &Path) -> Result<i32, LibcontainerError> {
-    let init = task.builder()?.as_init(bundle).with_systemd(false).with_detach(true).as_sibling(true);
+    let init = task.builder(bundle)?.as_init(bundle).with_systemd(false).with_detach(true).as_sibling(true);
     let mut container = init.build()?;
     container.start()?;
     Ok(container.pid().map_or(0, |pid| pid.as_raw()))
 }
 
 fn exec(task: &Task, process: &Path) -> Result<i32, LibcontainerError> {
-    let tenant = task.builder()?.as_tenant().with_process(Some(process)).with_detach(true).as_sibling(true);
+    // The library forgets the container's filter for its further processes; so it is looked up where it is written.
+    let container = Container::load(task.state.join(&task.id))?;
+    let tenant =
+        task.builder(container.bundle())?.as_tenant().with_process(Some(process)).with_detach(true).as_sibling(true);
     Ok(tenant.build()?.as_raw())
 }
 

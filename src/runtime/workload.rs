@@ -14,6 +14,9 @@ use std::process::Command;
 
 use libcontainer::oci_spec::runtime::{Process, Spec};
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
+use seccompiler::BpfProgram;
+
+use crate::filter;
 
 /// What stands before the reason when there is no such program. The library passes on nothing but text.
 pub const NOT_FOUND: &str = "[not found]";
@@ -21,8 +24,11 @@ pub const NOT_FOUND: &str = "[not found]";
 pub const NOT_EXECUTABLE: &str = "[not executable]";
 
 /// Programs of containers.
-#[derive(Debug, Clone, Copy)]
-pub struct Workload;
+#[derive(Debug, Clone)]
+pub struct Workload {
+    /// What decides about their system calls, in the order in which it is loaded.
+    pub filters: Vec<BpfProgram>,
+}
 
 impl Executor for Workload {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
@@ -37,6 +43,9 @@ impl Executor for Workload {
         let program = find(&name, &path).map_err(ExecutorError::Other)?;
         let mut command = Command::new(&program);
         command.arg0(&name).args(args.iter().skip(1));
+        for filter in &self.filters {
+            filter::load(filter).map_err(|error| ExecutorError::Other(format!("load a seccomp filter: {error}")))?;
+        }
         let error = command.exec();
         let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
         eprintln!("exec {name}: {error}");

@@ -144,3 +144,45 @@ fn a_terminal_has_the_users_size_and_keys() {
     vm.ends(5);
     assert_eq!(terminal.settings(), before);
 }
+
+/// What the kernel's own people need is denied, whoever asks: mounts without the capability, which is not given either.
+#[test]
+fn system_calls_are_filtered() {
+    let script =
+        "grep -E '^(Seccomp|CapEff|CapBnd):' /proc/self/status; mkdir -p /m; unshare -u true; mount -t tmpfs x /m";
+    let of = |options: &[&str]| {
+        let output = run(options, &["sh", "-c", script]);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (text(&output.stdout), text(&output.stderr), output.status.code())
+    };
+    let usual = "00000000a80425fb";
+    let (said, complaints, code) = of(&[]);
+    assert_eq!(said, format!("CapEff:\t{usual}\nCapBnd:\t{usual}\nSeccomp:\t2\n"));
+    assert!(complaints.contains("unshare: unshare(0x4000000): Operation not permitted"), "{complaints}");
+    assert!(complaints.contains("mount: permission denied"), "{complaints}");
+    assert_ne!(code, Some(0));
+    // Of no use to who is not root, either.
+    let (said, ..) = of(&["--user", "web", "--security-opt", "no-new-privileges"]);
+    assert_eq!(said, format!("CapEff:\t{:016x}\nCapBnd:\t{usual}\nSeccomp:\t2\n", 0));
+    let (said, complaints, code) = of(&["--cap-add", "SYS_ADMIN"]);
+    assert_eq!((complaints.as_str(), code), ("", Some(0)), "{said}");
+    assert!(said.ends_with("Seccomp:\t2\n"), "{said}");
+    let (said, complaints, _) = of(&["--security-opt", "seccomp=unconfined"]);
+    assert!(said.ends_with("Seccomp:\t0\n"), "{said}");
+    assert!(complaints.contains("Operation not permitted"), "{complaints}"); // it has not the capability
+}
+
+#[test]
+fn a_profile_of_a_file_decides() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let profile = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 122}]}"#;
+    std::fs::write(file.path(), profile).expect("written");
+    let option = format!("seccomp={}", file.path().display());
+    let output = run(&["--security-opt", &option], &["mkdir", "/x"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("quota exceeded"), "{output:?}");
+    std::fs::write(file.path(), "{}").expect("written");
+    let output = run(&["--security-opt", &option], &["true"]);
+    assert_eq!(output.status.code(), Some(125));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("missing field `defaultAction`"), "{output:?}");
+}

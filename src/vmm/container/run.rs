@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use ::container::parts::Parts;
 use ::container::reference::Reference;
+use ::container::seccomp::Confinement;
 use ::container::session::Session;
 use ::container::source::Options;
 use ::container::spec::{Wishes, spec};
@@ -76,7 +77,8 @@ pub struct ContainerArgs {
     /// A capability that it has not
     #[arg(long, value_name = "CAPABILITY")]
     cap_drop: Vec<String>,
-    /// `no-new-privileges`
+    /// no-new-privileges: no program gets more rights than the first; seccomp=unconfined: every system call is allowed;
+    /// seccomp=FILE: those that a profile in Docker's or OCI's format allows
     #[arg(long, value_name = "OPTION")]
     security_opt: Vec<String>,
     /// Most memory of the container: 512m, 2g, or a number of MiB
@@ -230,11 +232,7 @@ fn kernel(args: &ContainerArgs) -> Result<PathBuf, String> {
 }
 
 fn wishes(args: &ContainerArgs, id: &str) -> Result<Wishes, String> {
-    for option in &args.security_opt {
-        if option != "no-new-privileges" && option != "no-new-privileges=true" {
-            return Err(format!("--security-opt {option}: only no-new-privileges is known"));
-        }
-    }
+    let (no_new_privileges, confinement) = security(&args.security_opt)?;
     Ok(Wishes {
         args: args.command.clone(),
         entrypoint: args.entrypoint.clone(),
@@ -251,8 +249,30 @@ fn wishes(args: &ContainerArgs, id: &str) -> Result<Wishes, String> {
         ulimits: args.ulimit.clone(),
         terminal: args.tty,
         no_network: true,
-        no_new_privileges: !args.security_opt.is_empty(),
+        no_new_privileges,
+        confinement,
     })
+}
+
+/// Whether programs may give more rights, and which system calls are allowed. The last word counts.
+fn security(options: &[String]) -> Result<(bool, Confinement), String> {
+    let mut found = (false, Confinement::Usual);
+    for option in options {
+        match option.split_once(['=', ':']).unwrap_or((option, "")) {
+            ("no-new-privileges", "" | "true") => found.0 = true,
+            ("no-new-privileges", "false") => found.0 = false,
+            ("seccomp", "unconfined") => found.1 = Confinement::Unconfined,
+            ("seccomp", file) if !file.is_empty() => {
+                found.1 = Confinement::read(file.as_ref()).map_err(|error| error.to_string())?;
+            }
+            _ => {
+                return Err(format!(
+                    "--security-opt {option}: no-new-privileges, seccomp=unconfined and seccomp=FILE are known"
+                ));
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Variables of files, then of flags; a name alone takes this process's value, if it has one.
@@ -288,6 +308,17 @@ mod tests {
     #[test]
     fn a_guests_last_words_do_not_move_the_cursor() {
         assert_eq!(plain("its console:\nred \x1b[31m\r\nend"), "its console:\nred \\u{1b}[31m\nend");
+    }
+
+    #[test]
+    fn security_options_are_those_of_docker() {
+        let of = |options: &[&str]| security(&options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>());
+        assert_eq!(of(&[]), Ok((false, Confinement::Usual)));
+        assert_eq!(of(&["no-new-privileges", "seccomp=unconfined"]), Ok((true, Confinement::Unconfined)));
+        assert_eq!(of(&["no-new-privileges:false"]), Ok((false, Confinement::Usual)));
+        for wrong in ["label=disable", "seccomp", "no-new-privileges=1"] {
+            assert!(of(&[wrong]).unwrap_err().contains("are known"), "{wrong}");
+        }
     }
 
     #[test]
