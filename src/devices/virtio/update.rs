@@ -42,7 +42,7 @@ impl DeviceConfig {
     pub fn live_keys(&self) -> &'static [&'static str] {
         match self {
             Self::Balloon(_) => &["amount_mib", "stats_polling_interval_s"],
-            Self::Block(drive) if !drive.partitions.is_empty() => &["drive_id", "rate_limiter"],
+            Self::Block(drive) if !drive.partitions.is_empty() => &["drive_id", "partitions", "rate_limiter"],
             Self::Block(_) => &["drive_id", "path_on_host", "rate_limiter"],
             Self::Net(_) => &["iface_id", "rx_rate_limiter", "tx_rate_limiter"],
             Self::Pmem(_) => &["id", "rate_limiter"],
@@ -66,7 +66,7 @@ impl DeviceConfig {
             }),
             Self::Block(drive) => Change::Block(BlockChange::open(
                 drive,
-                is_new("path_on_host"),
+                is_new("path_on_host") || is_new("partitions"),
                 limits("rate_limiter", &drive.rate_limiter),
             )?),
             Self::Net(net) => Change::Net(NetChange {

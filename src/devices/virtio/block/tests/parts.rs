@@ -281,18 +281,29 @@ fn what_can_not_be_a_partition_is_named() {
     assert_eq!(refused(&none), "open disk 'd': neither path_on_host nor partitions are given");
 }
 
-/// The limits change while the disk is used; the files do not.
+/// Limits and files change while the disk is used; what it is made of does not.
 #[test]
-fn only_its_limits_change() {
+fn its_limits_and_files_change() {
     let mut disk = Files::new(&[512]);
     let mut config = disk.config.clone();
     let bucket = TokenBucketConfig { size: 1 << 20, refill_time: 100, one_time_burst: None };
     config.rate_limiter = Some(RateLimiterConfig { bandwidth: Some(bucket), ops: None });
     disk.rig.update(&DeviceConfig::Block(config.clone()), &["rate_limiter"]).unwrap();
     assert_eq!(disk.read_into(0, &[512]).0, OK);
+    let other = file(7, 2 * ALIGN);
+    let before = disk.size();
+    config.partitions = vec![PartitionConfig { path_on_host: other.path().to_owned(), name: None }];
+    disk.rig.update(&DeviceConfig::Block(config.clone()), &["partitions"]).unwrap();
+    assert_ne!(disk.size(), before);
+    let whole = disk.dump();
+    let found = parse(&whole, 1, whole.len() as u64 / SECTOR - 1);
+    assert!(whole[found[0].range.clone()] == std::fs::read(other.path()).unwrap());
     config.path_on_host = Some(Path::new("/x").to_owned());
     let refused = disk.rig.update(&DeviceConfig::Block(config), &["path_on_host"]).unwrap_err().to_string();
-    assert_eq!(refused, "path_on_host can not be changed while the VM exists; what can: drive_id, rate_limiter");
+    assert_eq!(
+        refused,
+        "path_on_host can not be changed while the VM exists; what can: drive_id, partitions, rate_limiter"
+    );
 }
 
 #[test]
