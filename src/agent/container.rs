@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::layers::{self, Layers};
 use crate::system::{CGROUPS, OWN};
 use crate::user::User;
+use crate::volumes::Volumes;
 use crate::{Doing, Fault};
 
 /// All of them.
@@ -22,6 +23,7 @@ pub struct Containers {
     /// Their first processes; none while a container is being made.
     known: Mutex<BTreeMap<String, Option<u32>>>,
     layers: Layers,
+    volumes: Volumes,
 }
 
 /// A container's place: what was made for it goes with it.
@@ -60,6 +62,11 @@ impl Containers {
         }
     }
 
+    /// Unmounts what is the host's, for the end of the VM.
+    pub fn part(&self) {
+        self.volumes.part();
+    }
+
     /// Those that run.
     pub fn list(&self) -> message::Containers {
         let known = self.lock();
@@ -87,9 +94,25 @@ impl Place<'_> {
         let mut spec = order.spec.clone();
         settle(&mut spec, order, &root)?;
         place_files(&mut spec, order, &bundle)?;
+        self.place_volumes(&mut spec, order, &root)?;
         let text = serde_json::to_vec(&spec).doing(|| "write the container's specification".to_owned())?;
         fs::write(bundle.join("config.json"), text).doing(|| "write the container's specification".to_owned())?;
         Ok(bundle)
+    }
+
+    /// Has the volumes mounted.
+    fn place_volumes(&self, spec: &mut Value, order: &Run, root: &Path) -> Result<(), Fault> {
+        let mounts = spec.get_mut("mounts").and_then(Value::as_array_mut).ok_or("the specification has no mounts")?;
+        for volume in &order.volumes {
+            let image = inside(root, &volume.path);
+            let image = image.as_ref().map(|dir| PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())));
+            let source = self.containers.volumes.mounted(volume, image.as_deref())?;
+            let right = if volume.read_only { "ro" } else { "rw" };
+            mounts.push(json!({
+                "destination": volume.path, "source": source, "type": "bind", "options": ["rbind", "rprivate", right]
+            }));
+        }
+        Ok(())
     }
 
     /// The container's name.
@@ -116,6 +139,14 @@ impl Drop for Place<'_> {
         layers::part(&folder(&self.id));
         self.containers.lock().remove(&self.id);
     }
+}
+
+/// A directory of the image, if it is there. Links of the image lead nowhere outside of it.
+fn inside(root: &Path, path: &str) -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = open(root, flags, Mode::empty()).ok()?;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    openat2(&root, path, flags, Mode::empty(), resolve).ok()
 }
 
 /// A container's control group, below their root.
@@ -199,6 +230,7 @@ mod tests {
             spec: json!({"process": {"args": ["sh"], "env": ["PATH=/bin"], "cwd": "/a/b"}, "mounts": []}),
             user: "1000:50".to_owned(),
             files: vec![message::File { path: "/etc/hosts".to_owned(), content: "x".to_owned() }],
+            volumes: vec![],
             terminal: None,
             stdin: false,
         }

@@ -15,6 +15,7 @@ mod streams;
 mod system;
 mod terminal;
 mod user;
+mod volumes;
 
 use std::sync::Arc;
 

@@ -86,6 +86,7 @@ fn follow(connection: &Connection, reaper: &Reaper, containers: &Containers) -> 
         }
         Order::List => connection.say(&containers.list()),
         Order::PowerOff => {
+            containers.part();
             connection.say(&Done::Ok)?;
             system::power_off()
         }
@@ -154,6 +155,7 @@ fn attend(
 ) -> Result<(), Fault> {
     let Launched { pid, input, output, errors, is_terminal } = launched;
     connection.say(&Report::Started { pid })?;
+    let is_container = place.is_some();
     let (bell, ring) = pipe_with(PipeFlags::CLOEXEC).doing(|| "make a pipe".to_owned())?;
     thread::scope(|scope| {
         let waiting = scope.spawn(|| {
@@ -175,6 +177,10 @@ fn attend(
         let mut input = Input::new(input, is_terminal);
         let heard = hear(&mut incoming, &mut input, pid);
         drop(input);
+        // A container whose owner is gone has nobody who knows it.
+        if is_container && !waiting.is_finished() {
+            let _ = kill(pid, Signal::KILL.as_raw());
+        }
         let told = waiting.join().unwrap_or_else(|_| Err("a thread ended in disorder".to_owned()));
         heard.and(told)
     })

@@ -6,20 +6,23 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use protocol::VERSION;
 use protocol::message::{Done, Hello, Order, Setup};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, set_parent_process_death_signal};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::parts::Parts;
+use crate::room::Room;
 use crate::session::{Session, SessionError};
 
 /// Name of the partition with the runtime.
@@ -32,16 +35,68 @@ const CONSOLE_END: usize = 2000;
 pub struct VmWishes {
     /// The program that is the monitor: this one.
     pub program: PathBuf,
+    /// Where its folder is made: the user's runtime directory.
+    pub room: PathBuf,
     /// A Linux kernel with virtio-blk, virtio-vsock, EROFS and overlayfs built in.
     pub kernel: PathBuf,
     /// MiB of memory.
     pub mem_size_mib: u64,
     /// Virtual CPUs.
     pub vcpu_count: u64,
+    /// Its name for `vmm ctl` and `vmm ps`, by which it has an API; none: neither.
+    pub id: Option<String>,
     /// The host name.
     pub hostname: String,
-    /// The file systems of the image's layers, the lowest first.
-    pub layers: Vec<PathBuf>,
+    /// What it sees of the host.
+    pub sights: Sights,
+    /// Disks for images and volumes that come later, of each kind: [`spare`] and [`spare_volume`] name them.
+    pub spare: usize,
+}
+
+/// What a VM sees of the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sights {
+    /// The file systems of the image's layers, by the names of their partitions.
+    pub layers: Vec<(String, PathBuf)>,
+    /// Directories, by their tags.
+    pub shares: Vec<Share>,
+    /// Images of named volumes, by the names.
+    pub volumes: Vec<(String, PathBuf)>,
+}
+
+/// A directory that is shared with a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// Its name in the VM.
+    pub tag: String,
+    /// The directory.
+    pub path: PathBuf,
+    /// The VM cannot write to it.
+    pub read_only: bool,
+}
+
+/// Disks that a VM has for images that come later.
+pub const SPARE: usize = 8;
+
+/// The name of a spare disk.
+pub fn spare(number: usize) -> String {
+    format!("later-{number}")
+}
+
+/// The name, and in the guest the serial number, of a disk with a volume.
+pub fn spare_volume(number: usize) -> String {
+    format!("volume-{number}")
+}
+
+/// The end of a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waited {
+    /// The VM has ended.
+    Ended,
+    /// The other file can be read, or has been hung up.
+    Other,
+    /// It took too long.
+    TooLong,
 }
 
 /// Why there is no VM.
@@ -73,8 +128,7 @@ pub enum VmError {
 #[derive(Debug)]
 pub struct Vm {
     monitor: Child,
-    folder: tempfile::TempDir,
-    layers: Vec<String>,
+    folder: Room,
 }
 
 impl Vm {
@@ -84,9 +138,14 @@ impl Vm {
             let what = what.to_owned();
             move |error: io::Error| VmError::Io(what, error)
         };
-        let folder = tempfile::Builder::new().prefix("vmm-").tempdir().map_err(doing("make a folder for the VM"))?;
-        let layers: Vec<String> = (0..wishes.layers.len()).map(|number| format!("layer-{number}")).collect();
-        let config = config(wishes, parts, folder.path(), &layers);
+        let making = format!("make a folder for the VM in {}", wishes.room.display());
+        let folder = Room::make(&wishes.room).map_err(doing(&making))?;
+        let empty = |name: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, [0; 512]).map_err(doing("write an empty disk")).map(|()| path)
+        };
+        let volumes = (0..wishes.spare).map(|number| empty(&spare_volume(number))).collect::<Result<Vec<_>, _>>()?;
+        let config = config(wishes, parts, folder.path(), &empty("empty")?, &volumes);
         let file = folder.path().join("vm.json");
         fs::write(&file, config.to_string()).map_err(doing("write the VM's configuration"))?;
         let hello = folder.path().join(format!("vsock_{}", protocol::PORT));
@@ -95,10 +154,11 @@ impl Vm {
         let errors = console.try_clone().map_err(doing("write the VM's console"))?;
         let mut command = Command::new(&wishes.program);
         command.arg("--config").arg(&file);
+        command.args(wishes.id.iter().flat_map(|id| ["--id", id]));
         command.stdin(Stdio::null()).stdout(console).stderr(errors).process_group(0);
         dies_with_us(&mut command);
         let monitor = command.spawn().map_err(doing("start the monitor"))?;
-        let mut vm = Self { monitor, folder, layers };
+        let mut vm = Self { monitor, folder };
         let stream = vm.greeted(&listening)?;
         vm.set_up(stream, &wishes.hostname)?;
         Ok(vm)
@@ -107,11 +167,6 @@ impl Vm {
     /// The socket that leads to the agent.
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("vsock")
-    }
-
-    /// Names of the image's layers in the guest, the lowest first.
-    pub fn layers(&self) -> &[String] {
-        &self.layers
     }
 
     /// Has everything written to the disks and the VM switched off.
@@ -132,25 +187,40 @@ impl Vm {
         if text.is_empty() { String::new() } else { format!("; its console:\n{text}") }
     }
 
-    /// Waits for the agent, or for the monitor's end.
-    fn greeted(&mut self, listening: &UnixListener) -> Result<UnixStream, VmError> {
-        let waiting = |error: io::Error| VmError::Io("wait for the agent".to_owned(), error);
+    /// Waits for the VM's end, or for another file, or so long.
+    pub fn wait_or(&mut self, other: BorrowedFd<'_>, most: Option<Duration>) -> Result<Waited, VmError> {
+        let waiting = |error: io::Error| VmError::Io("wait for the VM".to_owned(), error);
         let pid = i32::try_from(self.monitor.id()).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| waiting(io::ErrorKind::NotFound.into()))?;
         let monitor = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| waiting(error.into()))?;
+        let most = most.map(Timespec::try_from).transpose().map_err(|error| waiting(io::Error::other(error)))?;
         loop {
-            let mut watched =
-                [PollFd::new(listening, PollFlags::IN), PollFd::from_borrowed_fd(monitor.as_fd(), PollFlags::IN)];
-            match poll(&mut watched, None) {
+            let mut watched = [
+                PollFd::from_borrowed_fd(other, PollFlags::IN),
+                PollFd::from_borrowed_fd(monitor.as_fd(), PollFlags::IN),
+            ];
+            match poll(&mut watched, most.as_ref()) {
                 Err(rustix::io::Errno::INTR) => continue,
                 done => done.map_err(|error| waiting(error.into()))?,
             };
-            let [agent, _] = watched;
-            if !agent.revents().is_empty() {
-                return listening.accept().map(|(stream, _)| stream).map_err(waiting);
+            let [other, monitor] = watched.map(|one| !one.revents().is_empty());
+            return Ok(match (other, monitor) {
+                (true, _) => Waited::Other,
+                (false, true) => Waited::Ended,
+                (false, false) => Waited::TooLong,
+            });
+        }
+    }
+
+    /// Waits for the agent, or for the monitor's end.
+    fn greeted(&mut self, listening: &UnixListener) -> Result<UnixStream, VmError> {
+        let waiting = |error: io::Error| VmError::Io("wait for the agent".to_owned(), error);
+        match self.wait_or(listening.as_fd(), None)? {
+            Waited::Other => listening.accept().map(|(stream, _)| stream).map_err(waiting),
+            _ => {
+                let status = self.monitor.wait().map_err(waiting)?;
+                Err(VmError::Ended { status, console: self.console() })
             }
-            let status = self.monitor.wait().map_err(waiting)?;
-            return Err(VmError::Ended { status, console: self.console() });
         }
     }
 
@@ -177,17 +247,27 @@ impl Drop for Vm {
 }
 
 /// The monitor's configuration.
-fn config(wishes: &VmWishes, parts: &Parts, folder: &Path, layers: &[String]) -> Value {
-    let layers = layers.iter().zip(&wishes.layers);
-    let all = std::iter::once((RUNTIME, &parts.runtime)).chain(layers.map(|(name, path)| (name.as_str(), path)));
-    let partitions: Vec<Value> = all.map(|(name, path)| json!({"name": name, "path_on_host": path})).collect();
+fn config(wishes: &VmWishes, parts: &Parts, folder: &Path, empty: &Path, volumes: &[PathBuf]) -> Value {
+    let partition = |(name, path): (&str, &Path)| json!({"name": name, "path_on_host": path});
+    let layers = wishes.sights.layers.iter().map(|(name, path)| (name.as_str(), path.as_path()));
+    let all: Vec<Value> = std::iter::once((RUNTIME, parts.runtime.as_path())).chain(layers).map(partition).collect();
+    let drive = |id: String, partitions: Vec<Value>| json!({"drive_id": id, "is_root_device": false, "is_read_only": true, "partitions": partitions});
+    let spares = (0..wishes.spare).map(|number| drive(spare(number), vec![partition(("empty", empty))]));
+    let volumes = wishes.sights.volumes.iter().map(|(_, path)| path).chain(volumes).enumerate();
+    let volumes = volumes.map(|(number, path)| {
+        json!({"drive_id": spare_volume(number), "is_root_device": false, "path_on_host": path, "cache_type": "Writeback"})
+    });
+    let drives: Vec<Value> = std::iter::once(drive("image".to_owned(), all)).chain(spares).chain(volumes).collect();
+    let share = |share: &Share| json!({"tag": share.tag, "path_on_host": share.path, "is_read_only": share.read_only});
+    let shares: Vec<Value> = wishes.sights.shares.iter().map(share).collect();
     json!({
         "boot-source": {
             "kernel_image_path": wishes.kernel, "initrd_path": parts.initrd,
             "boot_args": "console=ttyS0 quiet panic=-1 rdinit=/init",
         },
         "machine-config": {"vcpu_count": wishes.vcpu_count, "mem_size_mib": wishes.mem_size_mib},
-        "drives": [{"drive_id": "image", "is_root_device": false, "is_read_only": true, "partitions": partitions}],
+        "drives": drives,
+        "shares": shares,
         "vsock": {"guest_cid": 3, "uds_path": folder.join("vsock")},
     })
 }

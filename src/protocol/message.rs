@@ -90,6 +90,8 @@ pub struct Run {
     pub user: String,
     /// Files that the container sees at paths of their own.
     pub files: Vec<File>,
+    /// What it sees of the host.
+    pub volumes: Vec<Volume>,
     /// Its standard streams are a terminal of this size.
     pub terminal: Option<Window>,
     /// Somebody writes to its standard input; otherwise that is /dev/null.
@@ -114,6 +116,34 @@ pub struct Exec {
     pub terminal: Option<Window>,
     /// As in [`Run::stdin`].
     pub stdin: bool,
+}
+
+/// Something of the host that a container sees.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Volume {
+    /// Where it is in the VM.
+    pub source: VolumeSource,
+    /// Where it is in the container: an absolute path.
+    pub path: String,
+    /// It cannot be written to.
+    pub read_only: bool,
+}
+
+/// Where a volume is in the VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum VolumeSource {
+    /// A shared directory.
+    Share {
+        /// Its tag.
+        tag: String,
+    },
+    /// The file system of a disk.
+    Disk {
+        /// The disk's serial number.
+        serial: String,
+    },
 }
 
 /// A file in a container.
