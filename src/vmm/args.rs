@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::container::ContainerArgs;
+use crate::container::ContainerVerb;
 use crate::cpu::CpuArgs;
 use crate::ctl::CtlArgs;
 use crate::image::ImageArgs;
@@ -81,12 +81,12 @@ enum Verb {
     Doctor(DoctorArgs),
     /// Speak to a VM that was started with --id or --api-sock
     Ctl(CtlArgs),
-    /// List the VMs that were started with --id
+    /// List the containers, and the VMs that were started with --id
     Ps(PsArgs),
     /// Images of containers: add them to the store, look at them, remove them
     Image(ImageArgs),
-    /// Run a container of an image in a microVM of its own
-    Run(Box<ContainerArgs>),
+    #[command(flatten)]
+    Container(ContainerVerb),
     /// Print what a guest would see of its CPUs
     Cpu(CpuArgs),
     /// Print the JSON Schema of the configuration
@@ -177,8 +177,8 @@ pub enum Order {
     Ps(PsArgs),
     /// `vmm image`.
     Image(ImageArgs),
-    /// `vmm run`.
-    Container(Box<ContainerArgs>),
+    /// What is done with containers: `vmm run` and others.
+    Container(ContainerVerb),
     /// `vmm cpu`.
     Cpu(CpuArgs),
     /// `vmm schema`.
@@ -215,7 +215,7 @@ pub fn read(args: impl IntoIterator<Item = OsString>, personality: Personality) 
         Some(Verb::Ctl(args)) => Order::Ctl(args),
         Some(Verb::Ps(args)) => Order::Ps(args),
         Some(Verb::Image(args)) => Order::Image(args),
-        Some(Verb::Run(args)) => Order::Container(args),
+        Some(Verb::Container(verb)) => Order::Container(verb),
         Some(Verb::Cpu(args)) => Order::Cpu(args),
         Some(Verb::Schema) => Order::Schema,
     })

@@ -1,6 +1,57 @@
-//! Containers in microVMs: `vmm run`.
+//! Containers in microVMs: `vmm run`, and what speaks to those that run.
 
 mod attach;
+mod detach;
+mod exec;
+mod home;
+mod keeper;
+mod list;
+mod logs;
+mod options;
+mod restart;
 mod run;
+mod signal;
+mod tenant;
+mod verbs;
 
-pub use run::{ContainerArgs, run};
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+pub use list::{Line, lines, table};
+
+/// What is done with containers.
+#[derive(Debug, Subcommand)]
+pub enum ContainerVerb {
+    /// Run a container of an image in a microVM of its own
+    Run(Box<options::ContainerArgs>),
+    /// Run one more process in a container
+    Exec(Box<exec::ExecArgs>),
+    /// Print what a container has written
+    Logs(logs::LogsArgs),
+    /// End containers: ask first, then kill
+    Stop(verbs::StopArgs),
+    /// Send a signal to containers
+    Kill(verbs::KillArgs),
+    /// Wait for the end of containers and print their exit statuses
+    Wait(verbs::WaitArgs),
+    /// Remove containers that have ended
+    Rm(verbs::RmArgs),
+    /// Have the VM of a tenant
+    #[command(hide = true)]
+    Keep(tenant::TenantArgs),
+}
+
+/// Does it.
+pub fn act(verb: &ContainerVerb) -> ExitCode {
+    match verb {
+        ContainerVerb::Run(args) => run::run(args),
+        ContainerVerb::Exec(args) => exec::exec(args),
+        ContainerVerb::Logs(args) => logs::logs(args),
+        ContainerVerb::Stop(args) => verbs::stop(args),
+        ContainerVerb::Kill(args) => verbs::kill(args),
+        ContainerVerb::Wait(args) => verbs::wait(args),
+        ContainerVerb::Rm(args) => verbs::remove(args),
+        ContainerVerb::Keep(args) => keeper::keep(args),
+    }
+}

@@ -6,6 +6,8 @@
 
 mod line;
 
+pub use line::timestamp;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;

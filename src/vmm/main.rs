@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         Order::Ctl(args) => Ok(ctl::run(&args)),
         Order::Ps(args) => Ok(ps::run(&args)),
         Order::Image(args) => Ok(image::run(&args)),
-        Order::Container(args) => Ok(container::run(&args)),
+        Order::Container(verb) => Ok(container::act(&verb)),
         Order::Doctor(args) => Ok(doctor::print(&args)),
     };
     done.unwrap_or_else(|failure| {

@@ -1,4 +1,4 @@
-//! `vmm ps`: the VMs of this user that have a name. What a VM does not tell is asked from the host's kernel.
+//! `vmm ps`: this user's containers, and the VMs that have a name. What a VM does not tell is asked from the host's kernel.
 //!
 //! Source: Linux, Documentation/filesystems/proc.rst (stat, statm).
 
@@ -13,6 +13,7 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::container;
 use crate::runtime::{Record, Runtime};
 use crate::table;
 
@@ -25,6 +26,12 @@ const FAILED: u8 = 1;
 #[derive(Debug, Clone, Args)]
 #[command(max_term_width = 110)]
 pub struct PsArgs {
+    /// Containers that have ended, too
+    #[arg(short, long)]
+    pub all: bool,
+    /// Print the names of containers only
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
@@ -54,16 +61,28 @@ struct Process {
     resident: u64,
 }
 
-/// Prints the VMs.
+/// Prints the containers and the VMs.
 pub fn run(args: &PsArgs) -> ExitCode {
-    let Some(runtime) = Runtime::of_this_user() else { return show(&[], args.json) };
-    match lines(&runtime) {
-        Ok(lines) => show(&lines, args.json),
-        Err(error) => {
-            eprintln!("vmm: {}: {error}", runtime.path().display());
-            ExitCode::from(FAILED)
-        }
+    let containers = match container::lines(args.all) {
+        Ok(containers) => containers,
+        Err(why) => return failed(&why),
+    };
+    if args.quiet {
+        return print(&containers.iter().map(|line| line.name.clone() + "\n").collect::<String>());
     }
+    let vms = Runtime::of_this_user().map_or_else(
+        || Ok(Vec::new()),
+        |runtime| lines(&runtime).map_err(|error| format!("{}: {error}", runtime.path().display())),
+    );
+    match vms {
+        Ok(vms) => print(&if args.json { json(&containers, &vms) } else { tables(&containers, &vms) }),
+        Err(why) => failed(&why),
+    }
+}
+
+fn failed(why: &str) -> ExitCode {
+    eprintln!("vmm: {why}");
+    ExitCode::from(FAILED)
 }
 
 fn lines(runtime: &Runtime) -> io::Result<Vec<Line>> {
@@ -135,11 +154,31 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn show(lines: &[Line], json: bool) -> ExitCode {
-    let text = if json { serde_json::json!(lines).to_string() + "\n" } else { table(lines) };
+fn print(text: &str) -> ExitCode {
     match io::stdout().write_all(text.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::from(FAILED),
+    }
+}
+
+/// One list; `kind` says what an entry is.
+fn json(containers: &[container::Line], vms: &[Line]) -> String {
+    #[derive(Serialize)]
+    #[serde(tag = "kind", rename_all = "lowercase")]
+    enum Entry<'a> {
+        Container(&'a container::Line),
+        Vm(&'a Line),
+    }
+    let all = containers.iter().map(Entry::Container).chain(vms.iter().map(Entry::Vm));
+    serde_json::json!(all.collect::<Vec<_>>()).to_string() + "\n"
+}
+
+/// Containers, where there are any, and VMs, where there are any or no containers.
+fn tables(containers: &[container::Line], vms: &[Line]) -> String {
+    match (containers, vms) {
+        ([], vms) => table(vms),
+        (containers, []) => container::table(containers),
+        (containers, vms) => container::table(containers) + "\n" + &table(vms),
     }
 }
 
@@ -165,7 +204,7 @@ fn table(lines: &[Line]) -> String {
 }
 
 /// `1d02h`, `2h03m`, `4m05s` or `6.7s`.
-fn clock(millis: u64) -> String {
+pub fn clock(millis: u64) -> String {
     let seconds = millis / 1000;
     match seconds {
         86_400.. => format!("{}d{:02}h", seconds / 86_400, seconds % 86_400 / 3600),

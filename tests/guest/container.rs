@@ -10,11 +10,11 @@ use crate::terminal::Terminal;
 use crate::vm::{Vm, able, guest, program};
 
 /// A store of its own for each test, with nothing in it.
-fn store() -> tempfile::TempDir {
+pub fn store() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder")
 }
 
-fn image() -> String {
+pub fn image() -> String {
     format!("oci:{}", guest("images/busybox").display())
 }
 

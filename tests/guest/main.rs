@@ -10,6 +10,7 @@ mod boot;
 mod client;
 mod console;
 mod container;
+mod container_life;
 mod cpu_template;
 mod cpus_memory;
 mod disk;

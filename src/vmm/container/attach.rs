@@ -4,9 +4,10 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use ::container::output::Log;
 use ::container::session::{Session, SessionError, Speaker};
 use machine::signals::Signals;
 use protocol::frame::{Kind, MOST_DATA};
@@ -36,12 +37,11 @@ pub enum AttachError {
 
 impl AttachError {
     /// The exit status that tells it, as Docker's.
-    pub fn status(&self) -> ExitCode {
+    pub fn status(&self) -> u8 {
         match self {
             Self::Failed(failure) => failure.kind.status(),
             _ => 125,
         }
-        .into()
     }
 }
 
@@ -53,57 +53,111 @@ pub fn window() -> Window {
     }
 }
 
-/// Carries the streams of the process that was ordered in this conversation, until its end.
-pub fn attach(mut session: Session, signals: Signals, stdin: bool, terminal: bool) -> Result<Exit, AttachError> {
-    match session.message()? {
-        Report::Started { .. } => (),
-        Report::Failed(failure) => return Err(AttachError::Failed(failure)),
-        Report::Exited(exit) => return Ok(exit),
-    }
-    // The terminal's keys are the process's from now on.
-    let raw = if terminal { RawTerminal::enter().map_err(|error| AttachError::Io("terminal", error))? } else { None };
-    let speaker = session.speaker()?;
-    let again = speaker.again()?;
-    if stdin {
-        thread::Builder::new()
-            .name("stdin".to_owned())
-            .spawn(move || send_input(speaker))
-            .map_err(|error| AttachError::Io("start a thread", error))?;
-    }
-    thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || send_signals(&signals, again, terminal))
-        .map_err(|error| AttachError::Io("start a thread", error))?;
-    let ended = hear(&mut session);
-    session.close();
-    drop(raw);
-    ended
+/// This process's side of a conversation: of the first process of a container, and of the next one when it is started
+/// again.
+#[derive(Debug, Default)]
+pub struct Ends {
+    /// Standard input goes to the process.
+    pub stdin: bool,
+    /// This process's terminal is the process's.
+    pub terminal: bool,
+    /// Nobody sees what it writes.
+    pub hidden: bool,
+    /// What it writes is kept.
+    pub log: Option<Log>,
+    /// Those that are the process's, until the thread that waits for them has them.
+    pub signals: Option<Signals>,
+    pub(super) mouth: Arc<Mouth>,
 }
 
-fn hear(session: &mut Session) -> Result<Exit, AttachError> {
-    let (mut out, mut errors) = (io::stdout(), io::stderr());
-    let (mut out_open, mut errors_open) = (true, true);
-    // A stream that nobody reads any more does not end the process: it finds out when it is told so by a signal.
-    let write = |to: &mut dyn Write, open: &mut bool, bytes: &[u8]| {
-        *open = *open && to.write_all(bytes).and_then(|()| to.flush()).is_ok();
-    };
-    while let Some(frame) = session.hear()? {
-        match frame.kind {
-            Kind::Stdout => write(&mut out, &mut out_open, &frame.body),
-            Kind::Stderr => write(&mut errors, &mut errors_open, &frame.body),
-            Kind::Stdin => (),
-            Kind::Message => match frame.open().map_err(SessionError::from)? {
-                Report::Exited(exit) => return Ok(exit),
-                Report::Failed(failure) => return Err(AttachError::Failed(failure)),
-                Report::Started { .. } => (),
-            },
-        }
+/// Where input and signals go: to the process that runs now.
+#[derive(Debug, Default)]
+pub(super) struct Mouth(Mutex<Option<Speaker>>);
+
+impl Mouth {
+    fn say(&self, what: impl FnOnce(&mut Speaker) -> Result<(), SessionError>) {
+        // What comes when nothing runs, or too late, is for nobody.
+        let mut speaker = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = speaker.as_mut().map(what);
     }
-    Err(SessionError::Closed.into())
+
+    fn set(&self, speaker: Option<Speaker>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = speaker;
+    }
+}
+
+impl Ends {
+    /// Carries the streams of the process that was ordered in this conversation, until its end. `started` is called when
+    /// it runs.
+    pub fn attach(&mut self, mut session: Session, started: impl FnOnce()) -> Result<Exit, AttachError> {
+        match session.message()? {
+            Report::Started { .. } => started(),
+            Report::Failed(failure) => return Err(AttachError::Failed(failure)),
+            Report::Exited(exit) => return Ok(exit),
+        }
+        // The terminal's keys are the process's from now on.
+        let raw = match self.terminal && !self.hidden {
+            true => RawTerminal::enter().map_err(|error| AttachError::Io("terminal", error))?,
+            false => None,
+        };
+        self.mouth.set(Some(session.speaker()?));
+        self.listen()?;
+        let ended = self.hear(&mut session);
+        self.mouth.set(None);
+        session.close();
+        drop(raw);
+        ended
+    }
+
+    /// Starts the threads that wait for input and signals, once.
+    fn listen(&mut self) -> Result<(), AttachError> {
+        let start = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            let thread = thread::Builder::new().name(name.to_owned()).spawn(run);
+            thread.map(drop).map_err(|error| AttachError::Io("start a thread", error))
+        };
+        if std::mem::take(&mut self.stdin) {
+            let mouth = Arc::clone(&self.mouth);
+            start("stdin", Box::new(move || send_input(&mouth)))?;
+        }
+        if let Some(signals) = self.signals.take() {
+            let (mouth, terminal) = (Arc::clone(&self.mouth), self.terminal);
+            start("signals", Box::new(move || send_signals(&signals, &mouth, terminal)))?;
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, session: &mut Session) -> Result<Exit, AttachError> {
+        let (mut out, mut errors) = (io::stdout(), io::stderr());
+        let (mut out_open, mut errors_open) = (!self.hidden, !self.hidden);
+        // A stream that nobody reads any more does not end the process: it finds out when it is told so by a signal.
+        let write = |to: &mut dyn Write, open: &mut bool, bytes: &[u8]| {
+            *open = *open && to.write_all(bytes).and_then(|()| to.flush()).is_ok();
+        };
+        while let Some(frame) = session.hear()? {
+            if let (Some(log), Kind::Stdout | Kind::Stderr) = (&mut self.log, frame.kind)
+                && !frame.body.is_empty()
+                && let Err(error) = log.write(frame.kind, &frame.body)
+            {
+                eprintln!("vmm: keep what the container writes: {error}; no more of it is kept");
+                self.log = None;
+            }
+            match frame.kind {
+                Kind::Stdout => write(&mut out, &mut out_open, &frame.body),
+                Kind::Stderr => write(&mut errors, &mut errors_open, &frame.body),
+                Kind::Stdin => (),
+                Kind::Message => match frame.open().map_err(SessionError::from)? {
+                    Report::Exited(exit) => return Ok(exit),
+                    Report::Failed(failure) => return Err(AttachError::Failed(failure)),
+                    Report::Started { .. } => (),
+                },
+            }
+        }
+        Err(SessionError::Closed.into())
+    }
 }
 
 /// Standard input to the process, and its end.
-fn send_input(mut to: Speaker) {
+fn send_input(to: &Mouth) {
     let mut bytes = vec![0; MOST_DATA];
     loop {
         let count = match io::stdin().read(&mut bytes) {
@@ -112,27 +166,25 @@ fn send_input(mut to: Speaker) {
             Ok(count) => count,
         };
         let part = bytes.get(..count).unwrap_or_default();
-        if to.input(part).is_err() || count == 0 {
+        to.say(|to| to.input(part));
+        if count == 0 {
             return;
         }
     }
 }
 
 /// Signals to the process; a changed window's size to its terminal.
-fn send_signals(signals: &Signals, mut to: Speaker, terminal: bool) {
+fn send_signals(signals: &Signals, to: &Mouth, terminal: bool) {
     loop {
         match poll(&mut [PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN)], None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => (),
             Err(_) => return,
         }
         while let Some(signal) = signals.next() {
-            let said = match (signal, terminal) {
-                (libc::SIGWINCH, true) => to.say(&Input::Resize(window())),
-                (libc::SIGWINCH, false) => Ok(()),
-                (signal, _) => to.say(&Input::Signal(signal)),
-            };
-            if said.is_err() {
-                return;
+            match (signal, terminal) {
+                (libc::SIGWINCH, true) => to.say(|to| to.say(&Input::Resize(window()))),
+                (libc::SIGWINCH, false) => (),
+                (signal, _) => to.say(|to| to.say(&Input::Signal(signal))),
             }
         }
     }

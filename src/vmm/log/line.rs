@@ -176,7 +176,7 @@ fn quoted(text: &str, most: usize) -> String {
 }
 
 /// UTC by the civil calendar (Howard Hinnant, "chrono-compatible low-level date algorithms").
-fn timestamp(now: Duration) -> String {
+pub fn timestamp(now: Duration) -> String {
     let (days, seconds) = (now.as_secs() / 86_400, now.as_secs() % 86_400);
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);

@@ -1,0 +1,152 @@
+//! Where a container runs, a VM of its own or a tenant's, and what the VM sees of the host for it.
+
+use std::path::PathBuf;
+
+use ::container::digest::Digest;
+use ::container::parts::Parts;
+use ::container::store::Store;
+use ::container::vm::{Share, Sights, Vm, VmError, VmWishes, spare_volume};
+use ::container::volume::{self, Source, Volume};
+use protocol::message::{File, VolumeSource};
+
+use super::options::ContainerArgs;
+use super::tenant::{self, Tenancy, TenantArgs};
+use crate::runtime::Runtime;
+
+/// Memory of a VM beside what a container may use, MiB: the kernel, the agent, the runtime.
+const OWN_MIB: u64 = 96;
+/// Memory of a VM whose container has no limit, MiB.
+const USUAL_MIB: u64 = 512;
+/// Where a container runs.
+pub enum Home {
+    /// A VM of its own, which ends with it.
+    Own(Box<Vm>),
+    /// A tenant's VM.
+    Shared(Tenancy),
+}
+
+impl Home {
+    /// The socket that leads to the agent.
+    pub fn socket(&self) -> PathBuf {
+        match self {
+            Self::Own(vm) => vm.socket(),
+            Self::Shared(tenancy) => tenancy.socket.clone(),
+        }
+    }
+
+    /// What stands at the end of its console, after a newline.
+    pub fn console(&self) -> String {
+        match self {
+            Self::Own(vm) => vm.console(),
+            Self::Shared(_) => String::new(),
+        }
+    }
+
+    /// The container has ended.
+    pub fn leave(self) -> Result<(), VmError> {
+        match self {
+            Self::Own(vm) => vm.power_off(),
+            Self::Shared(_) => Ok(()),
+        }
+    }
+}
+
+/// The VM, MiB of its memory, and the serial numbers of the disks with volumes.
+pub fn home(
+    args: &ContainerArgs,
+    store: &Store,
+    kernel: PathBuf,
+    name: &str,
+    sights: Sights,
+) -> Result<(Home, u64, Vec<String>), String> {
+    let mem_size_mib = args.vm_memory.unwrap_or(args.memory.map_or(USUAL_MIB, |limit| limit.saturating_add(OWN_MIB)));
+    let vcpu_count = args.vm_cpus.unwrap_or(args.cpus.map_or(1, |milli| milli.div_ceil(1000)));
+    let runtime = runtime_directory()?;
+    if let Some(tenant) = &args.vm {
+        let (name, shares) = (tenant.clone(), String::new());
+        let wanted = TenantArgs { name, kernel, memory: mem_size_mib, cpus: vcpu_count, shares };
+        let tenancy = tenant::join(&runtime, &wanted, &sights)?;
+        let (mem_size_mib, volumes) = (tenancy.mem_size_mib, tenancy.volumes.clone());
+        return Ok((Home::Shared(tenancy), mem_size_mib, volumes));
+    }
+    let parts = Parts::ready(&store.path().join("guest")).map_err(|error| error.to_string())?;
+    let wishes = VmWishes {
+        program: std::env::current_exe().map_err(|error| format!("find this program: {error}"))?,
+        room: runtime,
+        id: None,
+        kernel,
+        mem_size_mib,
+        vcpu_count,
+        hostname: name.to_owned(),
+        spare: 0,
+        sights,
+    };
+    let volumes = (0..wishes.sights.volumes.len()).map(spare_volume).collect();
+    let vm = Vm::start(&wishes, &parts).map_err(|error| error.to_string())?;
+    Ok((Home::Own(Box::new(vm)), mem_size_mib, volumes))
+}
+
+/// What the VM shall see. Files go with the order.
+pub fn sights(
+    store: &Store,
+    layers: Vec<(String, PathBuf)>,
+    volumes: &[Volume],
+    files: &mut Vec<File>,
+) -> Result<Sights, String> {
+    let mut sights = Sights { layers, ..Sights::default() };
+    for volume in volumes {
+        match &volume.source {
+            Source::Directory(path) => {
+                let share =
+                    Share { tag: volume::tag(path, volume.read_only), path: path.clone(), read_only: volume.read_only };
+                if !sights.shares.contains(&share) {
+                    sights.shares.push(share);
+                }
+            }
+            Source::Text(content) => files.push(File { path: volume.path.clone(), content: content.clone() }),
+            Source::Named(name) if sights.volumes.iter().any(|(known, _)| known == name) => {}
+            Source::Named(name) => {
+                let image = volume::image(store.path(), name).map_err(|error| error.to_string())?;
+                sights.volumes.push((name.clone(), image));
+            }
+        }
+    }
+    Ok(sights)
+}
+
+/// Volumes as the agent finds them. Those with names are on these disks, in the order in which the names came up.
+pub fn in_vm(volumes: &[Volume], disks: &[String]) -> Vec<protocol::message::Volume> {
+    let mut names: Vec<&str> = Vec::new();
+    let mut found = Vec::new();
+    for volume in volumes {
+        let source = match &volume.source {
+            Source::Text(_) => continue,
+            Source::Directory(path) => VolumeSource::Share { tag: volume::tag(path, volume.read_only) },
+            Source::Named(name) => {
+                let number = names.iter().position(|known| known == name).unwrap_or_else(|| {
+                    names.push(name);
+                    names.len() - 1
+                });
+                let Some(serial) = disks.get(number) else { continue };
+                VolumeSource::Disk { serial: serial.clone() }
+            }
+        };
+        let (path, read_only) = (volume.path.clone(), volume.read_only);
+        found.push(protocol::message::Volume { source, path, read_only });
+    }
+    found
+}
+
+/// Where VMs have their folders.
+pub fn runtime_directory() -> Result<PathBuf, String> {
+    match Runtime::of_this_user() {
+        Some(runtime) => Ok(runtime.path().to_owned()),
+        None => Store::of_this_user().map(|store| store.path().join("run")).map_err(|error| error.to_string()),
+    }
+}
+
+/// Layers by the names of their partitions: the beginning of their digests, as a name has 36 letters at most.
+pub fn named(store: &Store, layers: &[Digest]) -> Vec<(String, PathBuf)> {
+    let name = |layer: &Digest| layer.hex().chars().take(32).collect();
+    layers.iter().map(|layer| (name(layer), store.layer_path(layer))).collect()
+}

@@ -1,0 +1,245 @@
+//! The keeper of a tenant's VM: a process without a terminal that has the VM and lets containers into it (tenant.rs).
+//!
+//! An image's layers come into a running VM by a disk that waits for them: the VM has some whose one partition is empty, and
+//! the monitor's API gives one of them the layers that the VM does not see yet. The agent reads the new partition table
+//! when it looks for a layer. One thread for each container; the main one waits for the VM's end.
+
+use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use ::container::parts::Parts;
+use ::container::session::Session;
+use ::container::store::Store;
+use ::container::vm::{SPARE, Share, Sights, Vm, VmWishes, Waited, spare, spare_volume};
+use api::client;
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
+use serde_json::{Value, json};
+
+use super::detach::leave_terminal;
+use super::run::failed;
+use super::tenant::{Folder, Joined, TAKEN, TenantArgs};
+use crate::runtime::Runtime;
+
+/// How long a VM waits for its first container.
+const UNUSED: Duration = Duration::from_secs(60);
+
+/// The VM as it is seen by those who let containers into it.
+struct Kept {
+    /// The agent's socket, and the API's.
+    agent: PathBuf,
+    api: PathBuf,
+    mem_size_mib: u64,
+    /// What it was started with.
+    shares: Vec<Share>,
+    inside: Mutex<Inside>,
+    /// Hung up when the VM shall end.
+    end: Mutex<Option<io::PipeWriter>>,
+}
+
+/// What is in the VM.
+#[derive(Default)]
+struct Inside {
+    /// Layers that it sees, by the names of their partitions.
+    layers: BTreeSet<String>,
+    /// Disks with layers.
+    disks: usize,
+    /// Disks with volumes, in their order: the volumes' names.
+    volumes: Vec<String>,
+    containers: usize,
+    is_ending: bool,
+}
+
+/// Has a VM until its last container has gone.
+pub fn keep(args: &TenantArgs) -> ExitCode {
+    match begin(args) {
+        Ok(None) => ExitCode::from(TAKEN),
+        Ok(Some(status)) => status,
+        Err(why) => failed(&why),
+    }
+}
+
+/// Nothing where another keeper is there.
+fn begin(args: &TenantArgs) -> Result<Option<ExitCode>, String> {
+    leave_terminal()?;
+    let runtime = super::home::runtime_directory()?;
+    let folder = Folder::of(&runtime, &args.name);
+    let Some(_lock) = folder.take().map_err(|error| format!("take the VM's name {}: {error}", args.name))? else {
+        return Ok(None);
+    };
+    let store = Store::of_this_user().map_err(|error| error.to_string())?;
+    let parts = Parts::ready(&store.path().join("guest")).map_err(|error| error.to_string())?;
+    let api =
+        Runtime::of_this_user().ok_or("a VM with a name wants XDG_RUNTIME_DIR or VMM_RUNTIME_DIR")?.socket(&args.name);
+    let shares: Vec<Share> = serde_json::from_str(&args.shares).map_err(|error| format!("--shares: {error}"))?;
+    let wishes = VmWishes {
+        program: std::env::current_exe().map_err(|error| format!("find this program: {error}"))?,
+        room: runtime,
+        id: Some(args.name.clone()),
+        kernel: args.kernel.clone(),
+        mem_size_mib: args.memory,
+        vcpu_count: args.cpus,
+        hostname: args.name.clone(),
+        sights: Sights { shares: shares.clone(), ..Sights::default() },
+        spare: SPARE,
+    };
+    let mut vm = Vm::start(&wishes, &parts).map_err(|error| error.to_string())?;
+    let (ended, end) = io::pipe().map_err(|error| format!("make a pipe: {error}"))?;
+    let kept = Arc::new(Kept {
+        agent: vm.socket(),
+        api,
+        mem_size_mib: args.memory,
+        shares,
+        inside: Mutex::default(),
+        end: Mutex::new(Some(end)),
+    });
+    let _ = std::fs::remove_file(folder.socket()); // of a keeper that was killed: the lock is this one's
+    let listening = UnixListener::bind(folder.socket())
+        .map_err(|error| format!("listen at {}: {error}", folder.socket().display()))?;
+    let serving = Arc::clone(&kept);
+    thread::Builder::new()
+        .name("joins".to_owned())
+        .spawn(move || serve(&listening, &serving))
+        .map_err(|error| format!("start a thread: {error}"))?;
+    say_ready(&folder).map_err(|error| format!("leave the user's streams: {error}"))?;
+    let mut waited = vm.wait_or(ended.as_fd(), Some(UNUSED)).map_err(|error| error.to_string())?;
+    while waited == Waited::TooLong && !kept.end_unused() {
+        waited = vm.wait_or(ended.as_fd(), Some(UNUSED)).map_err(|error| error.to_string())?;
+    }
+    let _ = std::fs::remove_file(folder.socket());
+    if waited == Waited::Ended {
+        return Err(format!("VM {} has ended by itself{}", args.name, vm.console()));
+    }
+    vm.power_off().map_err(|error| error.to_string())?;
+    Ok(Some(ExitCode::SUCCESS))
+}
+
+/// The VM is there: whoever waits for it may join, and this process is by itself.
+fn say_ready(folder: &Folder) -> io::Result<()> {
+    let _ = io::stdout().write_all(b"ready\n"); // nobody may be waiting any more
+    let nothing = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let log = File::create(folder.log())?;
+    dup2_stdin(nothing.as_fd())?;
+    dup2_stdout(nothing.as_fd())?;
+    dup2_stderr(log.as_fd())?;
+    Ok(())
+}
+
+fn serve(listening: &UnixListener, kept: &Arc<Kept>) {
+    for stream in listening.incoming().flatten() {
+        let kept = Arc::clone(kept);
+        let lease = move || {
+            let mut session = Session::new(stream);
+            let Ok(join) = session.message::<Sights>() else { return };
+            let answer = kept.let_in(&join);
+            let is_in = matches!(answer, Joined::Ready { .. });
+            let told = session.say(&answer).is_ok();
+            // Until the other side has gone.
+            while told && matches!(session.hear(), Ok(Some(_))) {}
+            if is_in {
+                kept.let_out();
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("container".to_owned()).spawn(lease) {
+            eprintln!("vmm: start a thread: {error}");
+        }
+    }
+}
+
+impl Kept {
+    /// Lets a container in.
+    fn let_in(&self, wanted: &Sights) -> Joined {
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        if inside.is_ending {
+            return Joined::Ending;
+        }
+        let shown = self.has_shares(&wanted.shares).and_then(|()| self.show_layers(&mut inside, &wanted.layers));
+        match shown.and_then(|()| self.show_volumes(&mut inside, &wanted.volumes)) {
+            Err(why) => Joined::Refused(why),
+            Ok(volumes) => {
+                inside.containers += 1;
+                Joined::Ready { socket: self.agent.clone(), mem_size_mib: self.mem_size_mib, volumes }
+            }
+        }
+    }
+
+    /// Directories are shared from the start, or not at all.
+    fn has_shares(&self, wanted: &[Share]) -> Result<(), String> {
+        match wanted.iter().find(|share| !self.shares.contains(share)) {
+            None => Ok(()),
+            Some(share) => Err(format!(
+                "it runs and does not see {}: the -v of its first container say which directories it shares; end its \
+                 containers first, use another --vm, or a named volume",
+                share.path.display()
+            )),
+        }
+    }
+
+    fn show_layers(&self, inside: &mut Inside, wanted: &[(String, PathBuf)]) -> Result<(), String> {
+        let new: Vec<_> = wanted.iter().filter(|(name, _)| !inside.layers.contains(name)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        if inside.disks >= SPARE {
+            return Err(format!(
+                "it has had {SPARE} images, which is all that it can see; end its containers, or use another --vm"
+            ));
+        }
+        let disk = spare(inside.disks);
+        let partitions: Vec<Value> =
+            new.iter().map(|(name, path)| json!({"name": name, "path_on_host": path})).collect();
+        self.change(&disk, &json!({"drive_id": disk, "partitions": partitions}))?;
+        inside.disks += 1;
+        inside.layers.extend(new.into_iter().map(|(name, _)| name.clone()));
+        Ok(())
+    }
+
+    /// The disks with these volumes.
+    fn show_volumes(&self, inside: &mut Inside, wanted: &[(String, PathBuf)]) -> Result<Vec<String>, String> {
+        let mut disks = Vec::new();
+        for (name, path) in wanted {
+            let known = inside.volumes.iter().position(|volume| volume == name);
+            let number = known.unwrap_or(inside.volumes.len());
+            let disk = spare_volume(number);
+            if known.is_none() {
+                if number >= SPARE {
+                    return Err(format!("it has had {SPARE} named volumes, which is all that it can see"));
+                }
+                self.change(&disk, &json!({"drive_id": disk, "path_on_host": path}))?;
+                inside.volumes.push(name.clone());
+            }
+            disks.push(disk);
+        }
+        Ok(disks)
+    }
+
+    /// Has the monitor change a disk.
+    fn change(&self, disk: &str, body: &Value) -> Result<(), String> {
+        let done = client::call(&self.api, "PATCH", &format!("/drives/{disk}"), Some(body));
+        done.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Whether nobody has ever come; then nobody will.
+    fn end_unused(&self) -> bool {
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        inside.is_ending |= inside.containers == 0;
+        inside.is_ending
+    }
+
+    /// A container has gone; with the last one, the VM goes.
+    fn let_out(&self) {
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        inside.containers = inside.containers.saturating_sub(1);
+        if inside.containers == 0 {
+            inside.is_ending = true;
+            self.end.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! What `vmm run` takes: Docker's flags with Docker's meaning, and what the VM shall be.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use ::container::seccomp::Confinement;
+use ::container::spec::Wishes;
+use clap::Args;
+
+use super::restart::Restart;
+use super::signal::signal_number;
+use crate::args::{instance_id, mebibytes};
+
+/// What `vmm run` takes.
+#[derive(Debug, Clone, Args)]
+#[command(max_term_width = 110, arg_required_else_help = true)]
+pub struct ContainerArgs {
+    /// Leave the container to itself and print its name
+    #[arg(short, long)]
+    pub detach: bool,
+    /// This is the process that a detached container is left to
+    #[arg(long, hide = true)]
+    pub owner: bool,
+    /// Keep standard input open
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the container a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Remove what is known of the container, and its log, at its end
+    #[arg(long)]
+    pub rm: bool,
+    /// Start it again when it ends: no, on-failure[:TIMES], always, unless-stopped
+    #[arg(long, value_name = "POLICY", default_value = "no", conflicts_with = "rm")]
+    pub restart: Restart,
+    /// Name of the container [default: one that is made up]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// A note for people and programs
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub label: Vec<String>,
+    /// Signal that asks it to end [default: the image's, or TERM]
+    #[arg(long, value_name = "SIGNAL", value_parser = signal_number)]
+    pub stop_signal: Option<i32>,
+    /// Set a variable of the environment; without a value, to this process's
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Read variables from a file, one NAME=VALUE on a line
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
+    /// User, and group, of the image or by number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Working directory in the container
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// Program instead of the image's entry point
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<String>,
+    /// Host name of the container [default: its name]
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// The container cannot write to its root file system
+    #[arg(long)]
+    pub read_only: bool,
+    /// A file system in memory
+    #[arg(long, value_name = "DIR[:OPTIONS]")]
+    pub tmpfs: Vec<String>,
+    /// A directory of the host, a file of it (read-only), or a named volume, in the container
+    #[arg(short, long, value_name = "HOST-DIR|NAME:PATH[:ro]")]
+    pub volume: Vec<String>,
+    /// A capability that the container has beside the usual ones
+    #[arg(long, value_name = "CAPABILITY")]
+    pub cap_add: Vec<String>,
+    /// A capability that it has not
+    #[arg(long, value_name = "CAPABILITY")]
+    pub cap_drop: Vec<String>,
+    /// no-new-privileges: no program gets more rights than the first; seccomp=unconfined: every system call is allowed;
+    /// seccomp=FILE: those that a profile in Docker's or OCI's format allows
+    #[arg(long, value_name = "OPTION")]
+    pub security_opt: Vec<String>,
+    /// Most memory of the container: 512m, 2g, or a number of MiB
+    #[arg(short, long, value_name = "SIZE", value_parser = mebibytes)]
+    pub memory: Option<u64>,
+    /// Most CPU time: 0.5 is half a CPU
+    #[arg(long, value_name = "NUMBER", value_parser = milli_cpus)]
+    pub cpus: Option<u64>,
+    /// Most processes and threads
+    #[arg(long, value_name = "NUMBER")]
+    pub pids_limit: Option<u64>,
+    /// A limit of the container's processes
+    #[arg(long, value_name = "NAME=SOFT[:HARD]")]
+    pub ulimit: Vec<String>,
+    /// Networks: none
+    #[arg(long, value_name = "NETWORK", default_value = "none", value_parser = ["none"])]
+    pub network: String,
+    /// Run in this tenant's VM, with its other containers; it is started where it is not there, and ends with the last one
+    #[arg(long, value_name = "NAME", value_parser = instance_id, help_heading = "Virtual machine")]
+    pub vm: Option<String>,
+    /// The VM's kernel [default: $VMM_KERNEL, or vmlinux beside this program]
+    #[arg(long, value_name = "FILE", env = "VMM_KERNEL", help_heading = "Virtual machine")]
+    pub kernel: Option<PathBuf>,
+    /// The VM's memory: 512M, 2G, or a number of MiB [default: what the container may use and 96 MiB, or 512 MiB]
+    #[arg(long, value_name = "SIZE", value_parser = mebibytes, help_heading = "Virtual machine")]
+    pub vm_memory: Option<u64>,
+    /// The VM's CPUs [default: as many as --cpus needs, at least 1]
+    #[arg(long, value_name = "NUMBER", help_heading = "Virtual machine")]
+    pub vm_cpus: Option<u64>,
+    /// NAME[:TAG] or NAME@DIGEST, pulled where the store has it not; oci:DIR[:REF], oci-archive:FILE[:REF],
+    /// docker-archive:FILE[:REF], or - for a tar of either kind on standard input
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
+    /// Program and arguments, instead of the image's
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+/// Thousandths of a CPU.
+fn milli_cpus(text: &str) -> Result<u64, String> {
+    let cpus: f64 = text.parse().map_err(|_| "a number of CPUs is expected, as 0.5 or 2".to_owned())?;
+    if !(0.001..=1024.0).contains(&cpus) {
+        return Err("from 0.001 to 1024 CPUs".to_owned());
+    }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // between 1 and 1,024,000
+    Ok((cpus * 1000.0).round() as u64)
+}
+
+impl ContainerArgs {
+    /// What the container shall be otherwise than its image says.
+    pub fn wishes(&self, id: &str) -> Result<Wishes, String> {
+        let (no_new_privileges, confinement) = security(&self.security_opt)?;
+        Ok(Wishes {
+            args: self.command.clone(),
+            entrypoint: self.entrypoint.clone(),
+            env: self.env()?,
+            workdir: self.workdir.clone(),
+            hostname: self.hostname.clone().unwrap_or_else(|| id.to_owned()),
+            read_only: self.read_only,
+            tmpfs: self.tmpfs.clone(),
+            cap_add: self.cap_add.clone(),
+            cap_drop: self.cap_drop.clone(),
+            memory: self.memory.map(|mib| mib.saturating_mul(1 << 20)),
+            milli_cpus: self.cpus,
+            pids: self.pids_limit,
+            ulimits: self.ulimit.clone(),
+            terminal: self.tty,
+            no_network: true,
+            no_new_privileges,
+            confinement,
+        })
+    }
+
+    /// Variables of files, then of flags; a name alone takes this process's value, if it has one.
+    fn env(&self) -> Result<Vec<String>, String> {
+        let mut env = Vec::new();
+        for path in &self.env_file {
+            let text =
+                std::fs::read_to_string(path).map_err(|error| format!("--env-file {}: {error}", path.display()))?;
+            let lines = text.lines().filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#'));
+            env.extend(lines.map(str::to_owned));
+        }
+        env.extend(self.env.iter().cloned());
+        Ok(own_values(env))
+    }
+
+    /// The notes, by their names.
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        let pair = |text: &String| {
+            let (name, value) = text.split_once('=').unwrap_or((text, ""));
+            (name.to_owned(), value.to_owned())
+        };
+        self.label.iter().map(pair).collect()
+    }
+}
+
+/// Whether programs may give more rights, and which system calls are allowed. The last word counts.
+fn security(options: &[String]) -> Result<(bool, Confinement), String> {
+    let mut found = (false, Confinement::Usual);
+    for option in options {
+        match option.split_once(['=', ':']).unwrap_or((option, "")) {
+            ("no-new-privileges", "" | "true") => found.0 = true,
+            ("no-new-privileges", "false") => found.0 = false,
+            ("seccomp", "unconfined") => found.1 = Confinement::Unconfined,
+            ("seccomp", file) if !file.is_empty() => {
+                found.1 = Confinement::read(file.as_ref()).map_err(|error| error.to_string())?;
+            }
+            _ => {
+                return Err(format!(
+                    "--security-opt {option}: no-new-privileges, seccomp=unconfined and seccomp=FILE are known"
+                ));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Variables; a name alone takes this process's value, if it has one.
+pub fn own_values(env: Vec<String>) -> Vec<String> {
+    let own = |entry: String| match entry.contains('=') {
+        true => entry,
+        false => std::env::var(&entry).map(|value| format!("{entry}={value}")).unwrap_or(entry),
+    };
+    env.into_iter().map(own).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn security_options_are_those_of_docker() {
+        let of = |options: &[&str]| security(&options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>());
+        assert_eq!(of(&[]), Ok((false, Confinement::Usual)));
+        assert_eq!(of(&["no-new-privileges", "seccomp=unconfined"]), Ok((true, Confinement::Unconfined)));
+        assert_eq!(of(&["no-new-privileges:false"]), Ok((false, Confinement::Usual)));
+        for wrong in ["label=disable", "seccomp", "no-new-privileges=1"] {
+            assert!(of(&[wrong]).unwrap_err().contains("are known"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn cpus_are_counted_in_thousandths() {
+        assert_eq!((milli_cpus("0.5"), milli_cpus("2")), (Ok(500), Ok(2000)));
+        for wrong in ["", "x", "0", "-1", "NaN", "2000"] {
+            assert!(milli_cpus(wrong).is_err(), "{wrong}");
+        }
+    }
+}

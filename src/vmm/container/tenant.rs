@@ -1,0 +1,163 @@
+//! A tenant's VM, which containers share: how one that wants to run in it finds its keeper, or starts one.
+//!
+//! The keeper (keeper.rs) is a process of its own. It is asked over a UNIX socket, in frames as the agent is: [`Sights`] says
+//! what the container needs to see, [`Joined`] where the agent is. The connection is the container's lease of the VM: when
+//! the last one has closed, the VM ends.
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use ::container::session::Session;
+use ::container::vm::{Share, Sights};
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use crate::args::{instance_id, mebibytes};
+
+/// How the name of a tenant's folder begins. No VM's own name (`--id`) has such a sign.
+const PREFIX: &str = "tenant@";
+/// The file that the keeper holds a lock on, and its socket.
+const LOCK: &str = "lock";
+const SOCKET: &str = "keeper";
+/// How long a keeper may take to come or to go.
+const PATIENCE: Duration = Duration::from_secs(120);
+const LOOK: Duration = Duration::from_millis(10);
+/// Exit status of a keeper that finds another one there.
+pub const TAKEN: u8 = 75;
+
+/// What the VM shall be, where it is not there yet.
+#[derive(Debug, Clone, Args)]
+#[command(max_term_width = 110)]
+pub struct TenantArgs {
+    /// Its name
+    #[arg(long, value_parser = instance_id)]
+    pub name: String,
+    /// Its kernel
+    #[arg(long)]
+    pub kernel: PathBuf,
+    /// MiB
+    #[arg(long, value_parser = mebibytes)]
+    pub memory: u64,
+    /// Virtual CPUs
+    #[arg(long)]
+    pub cpus: u64,
+    /// Directories that it sees, as JSON
+    #[arg(long, default_value = "[]")]
+    pub shares: String,
+}
+
+/// What it gets.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Joined {
+    /// The VM sees what it shall.
+    Ready {
+        /// The socket that leads to the agent.
+        socket: PathBuf,
+        /// MiB of memory of the VM.
+        mem_size_mib: u64,
+        /// Serial numbers of the disks with its volumes, in their order.
+        volumes: Vec<String>,
+    },
+    /// The VM is about to end: another one is to be started.
+    Ending,
+    /// It cannot be.
+    Refused(String),
+}
+
+/// A container's place in a tenant's VM, until it is dropped.
+#[derive(Debug)]
+pub struct Tenancy {
+    /// The socket that leads to the agent.
+    pub socket: PathBuf,
+    /// MiB of memory of the VM.
+    pub mem_size_mib: u64,
+    /// Serial numbers of the disks with its volumes, in their order.
+    pub volumes: Vec<String>,
+    _lease: Session,
+}
+
+/// The folder of a tenant.
+#[derive(Debug, Clone)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// That of this tenant, in the runtime directory.
+    pub fn of(runtime: &Path, name: &str) -> Self {
+        Self(runtime.join(format!("{PREFIX}{name}")))
+    }
+
+    /// The keeper's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.0.join(SOCKET)
+    }
+
+    /// Where the keeper writes what it has to say.
+    pub fn log(&self) -> PathBuf {
+        self.0.join("log")
+    }
+
+    /// Takes the tenant for this process; nothing where another one has it.
+    pub fn take(&self) -> io::Result<Option<File>> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
+        let mut options = OpenOptions::new();
+        let lock = options.write(true).create(true).truncate(false).mode(0o600).open(self.0.join(LOCK))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Some(lock)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+}
+
+/// Joins a tenant's VM, which is started where it is not there.
+pub fn join(runtime: &Path, args: &TenantArgs, wanted: &Sights) -> Result<Tenancy, String> {
+    let folder = Folder::of(runtime, &args.name);
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until {
+        if let Ok(stream) = UnixStream::connect(folder.socket()) {
+            let mut keeper = Session::new(stream);
+            // One that ends meanwhile is as one that says so.
+            let answer = keeper.say(wanted).and_then(|()| keeper.message()).unwrap_or(Joined::Ending);
+            match answer {
+                Joined::Ready { socket, mem_size_mib, volumes } => {
+                    return Ok(Tenancy { socket, mem_size_mib, volumes, _lease: keeper });
+                }
+                Joined::Refused(why) => return Err(format!("VM {}: {why}", args.name)),
+                Joined::Ending => sleep(LOOK),
+            }
+        } else if !start(args, &wanted.shares)? {
+            sleep(LOOK); // another one has just started or not yet ended
+        }
+    }
+    Err(format!("VM {}: its keeper does not answer at {}", args.name, folder.socket().display()))
+}
+
+/// Starts a keeper, and waits until its VM is there; false where another one is there.
+fn start(args: &TenantArgs, shares: &[Share]) -> Result<bool, String> {
+    let program = std::env::current_exe().map_err(|error| format!("find this program: {error}"))?;
+    let mut command = Command::new(program);
+    command.arg("keep").arg("--name").arg(&args.name).arg("--kernel").arg(&args.kernel);
+    command.arg("--memory").arg(args.memory.to_string()).arg("--cpus").arg(args.cpus.to_string());
+    let shares = serde_json::to_string(shares).map_err(|error| format!("start the VM's keeper: {error}"))?;
+    command.arg("--shares").arg(shares);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut keeper = command.spawn().map_err(|error| format!("start the VM's keeper: {error}"))?;
+    let mut said = String::new();
+    if let Some(mut from) = keeper.stdout.take() {
+        from.read_to_string(&mut said).map_err(|error| format!("hear the VM's keeper: {error}"))?;
+    }
+    if !said.is_empty() {
+        return Ok(true);
+    }
+    let status = keeper.wait().map_err(|error| format!("wait for the VM's keeper: {error}"))?;
+    match status.code() {
+        Some(code) if code == i32::from(TAKEN) => Ok(false),
+        _ => Err(format!("VM {} could not be started ({status})", args.name)),
+    }
+}

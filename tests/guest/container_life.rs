@@ -1,0 +1,239 @@
+//! The life of containers: left to themselves, looked at, spoken to, ended, started again; and what is known of them after.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::container::{image, store};
+use crate::vm::{PATIENCE, able, guest, program};
+
+/// A user with a store of her own.
+struct User(tempfile::TempDir);
+
+impl User {
+    fn new() -> Self {
+        if let Err(why) = able() {
+            panic!("{why}");
+        }
+        Self(store())
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(program());
+        command.args(words).env("VMM_STORE", self.0.path()).env("VMM_KERNEL", guest("tuned/vmlinux"));
+        command.env("VMM_RUNTIME_DIR", self.0.path().join("r")).stdin(Stdio::null());
+        command
+    }
+
+    fn output(&self, words: &[&str]) -> Output {
+        self.command(words).output().expect("vmm")
+    }
+
+    /// What it prints, when it goes well.
+    fn says(&self, words: &[&str]) -> String {
+        let output = self.output(words);
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// What it says when it does not go well, and its exit status.
+    fn refuses(&self, words: &[&str]) -> (i32, String) {
+        let output = self.output(words);
+        let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stdout));
+        (output.status.code().expect("an exit status"), why)
+    }
+
+    /// A container that is left to itself.
+    fn start(&self, options: &[&str], script: &str) -> String {
+        let image = image();
+        let words = [&["run", "-d"], options, &[&image, "sh", "-c", script]].concat();
+        self.says(&words).trim_end().to_owned()
+    }
+
+    /// What `vmm ps` knows of a container.
+    fn line(&self, name: &str) -> Option<Value> {
+        let all: Value = serde_json::from_str(&self.says(&["ps", "-a", "--json"])).expect("JSON");
+        all.as_array().expect("a list").iter().find(|line| line["name"] == name).cloned()
+    }
+
+    /// Waits until the log of a container has this.
+    fn until_logged(&self, name: &str, words: &str) {
+        let since = Instant::now();
+        while !self.says(&["logs", name]).contains(words) {
+            assert!(since.elapsed() < PATIENCE, "{name} did not write {words:?}: {}", self.says(&["logs", name]));
+            sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// What is left of VMs in the runtime directory.
+fn rooms(store: &Path) -> usize {
+    let rooms = store.join("r").read_dir().map(|entries| entries.count());
+    rooms.unwrap_or(0)
+}
+
+#[test]
+fn a_container_left_to_itself_is_found_and_ended() {
+    let user = User::new();
+    let script = "trap 'echo asked to end; exit 3' TERM; echo up $HOSTNAME; while :; do sleep 0.1; done";
+    let name = user.start(&["--name", "db", "--label", "tier=back"], script);
+    assert_eq!(name, "db");
+    user.until_logged("db", "up db");
+    let line = user.line("db").expect("it is listed");
+    assert_eq!(
+        (&line["state"], &line["labels"]["tier"], &line["kind"]),
+        (&"Running".into(), &"back".into(), &"container".into())
+    );
+    assert_eq!(user.says(&["ps", "-q"]), "db\n");
+    assert_eq!(user.says(&["exec", "db", "sh", "-c", "echo $$ > /tmp/n; hostname; exit 0"]), "db\n");
+    assert_eq!(user.refuses(&["exec", "db", "sh", "-c", "exit 9"]).0, 9);
+    assert_eq!(user.refuses(&["exec", "db", "no-such-program"]).0, 127);
+    let (code, why) = user.refuses(&["run", "--name", "db", &image(), "true"]);
+    assert!(code == 125 && why.contains("there is a container db already, and it runs"), "{why}");
+    assert!(user.refuses(&["rm", "db"]).1.contains("container db runs"), "it runs");
+    assert_eq!(user.says(&["stop", "db"]), "db\n");
+    assert_eq!(user.says(&["wait", "db"]), "3\n");
+    assert!(user.says(&["logs", "db"]).ends_with("asked to end\n"));
+    assert_eq!(user.says(&["logs", "-n", "1", "db"]), "asked to end\n");
+    let line = user.line("db").expect("it is known");
+    assert_eq!((&line["state"], &line["exit_code"]), (&"Exited".into(), &3.into()));
+    assert!(user.refuses(&["exec", "db", "true"]).1.contains("does not run"));
+    assert_eq!(user.says(&["rm", "db"]), "db\n");
+    assert!(user.line("db").is_none());
+    assert_eq!(rooms(user.0.path()), 0, "no VM leaves anything");
+}
+
+#[test]
+fn what_does_not_listen_is_killed_and_what_goes_with_its_end_is_gone() {
+    let user = User::new();
+    let name = user.start(&["--rm"], "trap '' TERM; echo deaf; while :; do sleep 0.1; done");
+    user.until_logged(&name, "deaf");
+    let waiting = user.command(&["wait", &name]).stdout(Stdio::piped()).spawn().expect("vmm wait");
+    let following = user.command(&["logs", "-f", &name]).stdout(Stdio::piped()).spawn().expect("vmm logs");
+    assert_eq!(user.says(&["stop", "-t", "0", &name]), format!("{name}\n"));
+    let waited = waiting.wait_with_output().expect("ended");
+    assert_eq!(String::from_utf8_lossy(&waited.stdout), "137\n");
+    assert_eq!(following.wait_with_output().expect("ended").stdout, b"deaf\n");
+    assert!(user.line(&name).is_none());
+    assert!(user.refuses(&["logs", &name]).1.contains("there is no container"));
+    // A container that cannot begin says why, where its user sees it.
+    let (code, why) = user.refuses(&["run", "-d", "--rm", &image(), "no-such-program"]);
+    assert!(code == 127 && why.contains("no-such-program"), "{code} {why}");
+}
+
+#[test]
+fn one_that_fails_is_started_again_as_often_as_asked() {
+    let user = User::new();
+    let name = user.start(&["--restart", "on-failure:2"], "echo once more; exit 4");
+    assert_eq!(user.says(&["wait", &name]), "4\n");
+    assert_eq!(user.says(&["logs", &name]), "once more\n".repeat(3));
+    let line = user.line(&name).expect("it is known");
+    assert_eq!((&line["restarts"], &line["exit_code"]), (&2.into(), &4.into()));
+}
+
+#[test]
+fn an_owner_that_is_killed_takes_its_vm_along() {
+    let user = User::new();
+    let name = user.start(&[], "echo up; sleep 1000");
+    user.until_logged(&name, "up");
+    let owner = user.line(&name).expect("it is listed")["pid"].as_u64().expect("a number");
+    let owner = rustix::process::Pid::from_raw(i32::try_from(owner).expect("a number")).expect("a number");
+    rustix::process::kill_process(owner, rustix::process::Signal::KILL).expect("killed");
+    assert_eq!(user.says(&["wait", &name]), "137\n");
+    let line = user.line(&name).expect("it is known");
+    assert_eq!(line["state"], "Exited");
+    assert_eq!(rooms(user.0.path()), 1, "the dead owner's");
+    // The next command clears up.
+    assert_eq!(user.says(&["run", "--rm", &image(), "echo", "next"]), "next\n");
+    assert_eq!(rooms(user.0.path()), 0);
+}
+
+#[test]
+fn a_tenants_containers_share_a_vm_and_nothing_else() {
+    let user = User::new();
+    let a =
+        user.start(&["--vm", "tenant-a", "--name", "one"], "echo mine > /tmp/f; echo up; while :; do sleep 0.1; done");
+    user.until_logged(&a, "up");
+    // The same image once more, and another one that the VM has not seen.
+    let script = "cat /tmp/f; ls /proc | grep -c '^[0-9]'; hostname; cat /proc/sys/kernel/random/boot_id";
+    let image = image();
+    let two = user.refuses(&[
+        "run",
+        "--rm",
+        "--vm",
+        "tenant-a",
+        "--name",
+        "two",
+        &image,
+        "sh",
+        "-c",
+        &format!("{script}; exit 6"),
+    ]);
+    assert!(two.0 == 6 && two.1.contains("can't open '/tmp/f'"), "{two:?}");
+    let boot = |name: &str| user.says(&["exec", name, "cat", "/proc/sys/kernel/random/boot_id"]);
+    let layered = user.start(&["--vm", "tenant-a", "--name", "three"], "while :; do sleep 0.1; done");
+    assert_eq!(boot("one"), boot(&layered), "one kernel");
+    let own = user.start(&["--name", "four"], "while :; do sleep 0.1; done");
+    assert_ne!(boot("one"), boot(&own), "two kernels");
+    assert_eq!(user.line("three").expect("it is listed")["vm"], "tenant-a");
+    // One is killed with its owner; the other lives on.
+    let owner = user.line("three").expect("it is listed")["pid"].as_u64().expect("a number");
+    let owner = rustix::process::Pid::from_raw(i32::try_from(owner).expect("a number")).expect("a number");
+    rustix::process::kill_process(owner, rustix::process::Signal::KILL).expect("killed");
+    user.says(&["wait", "three"]);
+    let since = Instant::now();
+    let again = || user.output(&["run", "--rm", "--vm", "tenant-a", "--name", "three", &image, "true"]);
+    user.says(&["rm", "three"]);
+    while !again().status.success() {
+        assert!(since.elapsed() < PATIENCE, "its name is free: {}", String::from_utf8_lossy(&again().stderr));
+    }
+    assert_eq!(user.says(&["exec", "one", "cat", "/tmp/f"]), "mine\n");
+    user.says(&["stop", "-t", "0", "one", "four"]);
+    // With the last container the VM ends; the next one starts another.
+    let since = Instant::now();
+    while user.says(&["ps", "--json"]).contains("tenant-a") {
+        assert!(since.elapsed() < PATIENCE, "the VM ends: {}", user.says(&["ps"]));
+    }
+    assert_eq!(user.says(&["run", "--rm", "--vm", "tenant-a", &image, "echo", "new"]), "new\n");
+}
+
+#[test]
+fn volumes_are_the_hosts_and_outlive_containers() {
+    let user = User::new();
+    let image = image();
+    let dir = user.0.path().join("shared");
+    std::fs::create_dir(&dir).expect("a directory");
+    std::fs::write(dir.join("in"), "from the host\n").expect("a file");
+    let (dir, file) = (dir.display().to_string(), dir.join("in").display().to_string());
+    let script =
+        "cat /s/in /one; echo back > /s/out; echo no > /r/x; echo kept > /named/f; cat /etc/app/passwd | head -n 1";
+    let volumes = [format!("{dir}:/s"), format!("{dir}:/r:ro"), format!("{file}:/one:ro"), "data:/named".to_owned()];
+    let options: Vec<&str> = volumes.iter().flat_map(|volume| ["-v", volume.as_str()]).collect();
+    let words = [&["run", "--rm"], options.as_slice(), &["-v", "etc:/etc/app", &image, "sh", "-c", script]].concat();
+    let output = user.output(&words);
+    let (said, why) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(said.starts_with("from the host\nfrom the host\n"), "{said} {why}");
+    assert!(why.contains("can't create /r/x: Read-only file system"), "{why}");
+    assert_eq!(std::fs::read_to_string(format!("{dir}/out")).expect("written"), "back\n");
+    // A volume by name is still there for the next container, also in a VM that runs already.
+    let first = user.start(&["--vm", "t", "--name", "first"], "echo up; while :; do sleep 0.1; done");
+    user.until_logged(&first, "up");
+    let in_vm = ["run", "--rm", "--vm", "t", "-v", "data:/d", "-v", "conf:/etc", &image];
+    assert_eq!(
+        user.says(&[&in_vm[..], &["sh", "-c", "cat /d/f; ls /d; grep -c root /etc/passwd"]].concat()),
+        "kept\nf\n1\n"
+    );
+    let late = format!("{dir}:/s");
+    let (code, why) = user.refuses(&["run", "--rm", "--vm", "t", "-v", &late, &image, "true"]);
+    assert!(code == 125 && why.contains("it runs and does not see"), "{why}");
+    // Nobody else writes to it meanwhile.
+    let (code, why) = user.refuses(&["run", "--rm", "-v", "data:/d", &image, "true"]);
+    assert!(code == 125 && why.contains("data"), "{why}");
+    user.says(&["rm", "-f", "first"]);
+    let (code, why) = user.refuses(&["run", "--rm", "-v", "/no/such:/d", &image, "true"]);
+    assert!(code == 125 && why.contains("/no/such: No such file"), "{why}");
+}
