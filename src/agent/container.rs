@@ -150,7 +150,7 @@ fn inside(root: &Path, path: &str) -> Option<OwnedFd> {
 }
 
 /// A container's control group, below their root.
-fn group(id: &str) -> String {
+pub fn group(id: &str) -> String {
     format!("containers/{id}")
 }
 

@@ -5,6 +5,7 @@
 //! before the host can be told stands on the console, and the VM switches itself off.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+mod archive;
 mod connection;
 mod container;
 mod launch;
@@ -14,6 +15,7 @@ mod reaper;
 mod streams;
 mod system;
 mod terminal;
+mod usage;
 mod user;
 mod volumes;
 

@@ -8,12 +8,13 @@ use std::thread;
 
 use protocol::VERSION;
 use protocol::frame::Kind;
-use protocol::message::{Done, Exec, Exit, Failure, Hello, Input as Said, Order, Report, Run, Setup};
+use protocol::message::{Answer, Done, Exec, Exit, Failure, Hello, Input as Said, Order, Report, Run, Setup};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use vsock::VsockListener;
 
+use crate::archive;
 use crate::connection::{self, Connection, Incoming};
 use crate::container::{self, Containers, Place};
 use crate::launch::{Launched, Streams, launch};
@@ -22,6 +23,7 @@ use crate::reaper::Reaper;
 use crate::streams::{Input, pump};
 use crate::system::{self, OWN};
 use crate::terminal;
+use crate::usage;
 use crate::user::User;
 use crate::{Doing, Fault};
 
@@ -80,17 +82,32 @@ fn follow(connection: &Connection, reaper: &Reaper, containers: &Containers) -> 
             Ok(launched) => attend(connection, incoming, reaper, launched, None),
             Err(failure) => connection.say(&Report::Failed(failure)),
         },
-        Order::Kill { id, signal } => {
-            let done = containers.pid(&id).and_then(|pid| kill(pid, signal));
-            connection.say(&done.map_or_else(|why| Done::Failed(Failure::engine(why)), |()| Done::Ok))
-        }
+        Order::Kill { id, signal } => connection.say(&done(containers.pid(&id).and_then(|pid| kill(pid, signal)))),
         Order::List => connection.say(&containers.list()),
+        Order::Usage { id } => connection.say(&answer(containers.pid(&id).and_then(|pid| usage::of(&id, pid)))),
+        Order::Processes { id } => connection.say(&answer(containers.pid(&id).and_then(|_| usage::processes(&id)))),
+        Order::Get { id, path } => {
+            let got = containers.pid(&id).and_then(|pid| archive::get(connection, pid, &path));
+            connection.say(&done(got))
+        }
+        Order::Put { id, path } => {
+            let put = containers.pid(&id).and_then(|pid| archive::put(&mut incoming, pid, &path));
+            connection.say(&done(put))
+        }
         Order::PowerOff => {
             containers.part();
             connection.say(&Done::Ok)?;
             system::power_off()
         }
     }
+}
+
+fn done(what: Result<(), Fault>) -> Done {
+    what.map_or_else(|why| Done::Failed(Failure::engine(why)), |()| Done::Ok)
+}
+
+fn answer<T>(what: Result<T, Fault>) -> Answer<T> {
+    what.map_or_else(|why| Answer::Failed(Failure::engine(why)), Answer::Ok)
 }
 
 /// Makes a container and starts it.

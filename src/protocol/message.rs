@@ -70,6 +70,30 @@ pub enum Order {
     },
     /// Name the containers. [`Containers`] follow.
     List,
+    /// Say what a container uses. [`Answer`] with [`Usage`] follows.
+    Usage {
+        /// The container.
+        id: String,
+    },
+    /// Say which processes a container has. [`Answer`] with a list of [`Process`]es follows.
+    Processes {
+        /// The container.
+        id: String,
+    },
+    /// Send a file or directory of a container as a tar, as bytes of standard output. [`Done`] follows.
+    Get {
+        /// The container.
+        id: String,
+        /// Where it is: an absolute path.
+        path: String,
+    },
+    /// Put what comes as a tar, as bytes of standard input, into a container. [`Done`] follows.
+    Put {
+        /// The container.
+        id: String,
+        /// Into this directory; or, where there is none, in its parent under its name.
+        path: String,
+    },
     /// Write everything to disk and switch the VM off. [`Done`] follows, then the end.
     PowerOff,
 }
@@ -221,6 +245,60 @@ pub enum FailureKind {
     NotExecutable,
     /// There is no such program: 127.
     NotFound,
+}
+
+/// What was asked for, or why it cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Answer<T> {
+    /// Here it is.
+    Ok(T),
+    /// It is not.
+    Failed(Failure),
+}
+
+/// What a container uses (cgroup v2; the interfaces of its network namespace but lo).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Usage {
+    /// CPU time, µs.
+    pub cpu_us: u64,
+    /// Memory, bytes, without what the kernel could drop at once (inactive_file).
+    pub memory_bytes: u64,
+    /// Most of it, bytes; none: the VM's.
+    pub memory_limit: Option<u64>,
+    /// The VM's memory, bytes.
+    pub vm_memory_bytes: u64,
+    /// Processes and threads.
+    pub pids: u64,
+    /// Most of them.
+    pub pids_limit: Option<u64>,
+    /// Bytes read from disks.
+    pub read_bytes: u64,
+    /// Bytes written to disks.
+    pub written_bytes: u64,
+    /// Bytes that came by the network.
+    pub received_bytes: u64,
+    /// Bytes that went by the network.
+    pub sent_bytes: u64,
+    /// Processes that the kernel killed because memory was used up.
+    pub oom_kills: u64,
+}
+
+/// A process of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    /// Its number in the container.
+    pub pid: u32,
+    /// Its user's number.
+    pub uid: u32,
+    /// CPU time, ms.
+    pub cpu_ms: u64,
+    /// Memory, bytes (resident set).
+    pub resident_bytes: u64,
+    /// Program and arguments.
+    pub command: String,
 }
 
 /// The containers of a VM.

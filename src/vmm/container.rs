@@ -1,8 +1,10 @@
 //! Containers in microVMs: `vmm run`, and what speaks to those that run.
 
 mod attach;
+mod copy;
 mod detach;
 mod exec;
+mod health;
 mod home;
 mod keeper;
 mod list;
@@ -11,6 +13,7 @@ mod options;
 mod restart;
 mod run;
 mod signal;
+mod stats;
 mod tenant;
 mod verbs;
 
@@ -35,6 +38,12 @@ pub enum ContainerVerb {
     Kill(verbs::KillArgs),
     /// Wait for the end of containers and print their exit statuses
     Wait(verbs::WaitArgs),
+    /// Copy files out of a container or into it
+    Cp(copy::CopyArgs),
+    /// Print what containers use, every second
+    Stats(stats::StatsArgs),
+    /// List the processes of a container
+    Top(stats::TopArgs),
     /// Remove containers that have ended
     Rm(verbs::RmArgs),
     /// Have the VM of a tenant
@@ -51,6 +60,9 @@ pub fn act(verb: &ContainerVerb) -> ExitCode {
         ContainerVerb::Stop(args) => verbs::stop(args),
         ContainerVerb::Kill(args) => verbs::kill(args),
         ContainerVerb::Wait(args) => verbs::wait(args),
+        ContainerVerb::Cp(args) => copy::copy(args),
+        ContainerVerb::Stats(args) => stats::stats(args),
+        ContainerVerb::Top(args) => stats::top(args),
         ContainerVerb::Rm(args) => verbs::remove(args),
         ContainerVerb::Keep(args) => keeper::keep(args),
     }

@@ -237,3 +237,80 @@ fn volumes_are_the_hosts_and_outlive_containers() {
     let (code, why) = user.refuses(&["run", "--rm", "-v", "/no/such:/d", &image, "true"]);
     assert!(code == 125 && why.contains("/no/such: No such file"), "{why}");
 }
+
+#[test]
+fn what_a_container_uses_and_has_is_told_and_copied() {
+    let user = User::new();
+    let name =
+        user.start(&["--name", "busy", "--memory", "64m", "--pids-limit", "9"], "sleep 1000 & while :; do :; done");
+    let looked: Value = serde_json::from_str(&user.says(&["stats", "--json", "--no-stream"])).expect("JSON");
+    let line = &looked[0];
+    let number = |key: &str| line[key].as_u64().unwrap_or_else(|| panic!("{key}: {line}"));
+    assert_eq!(
+        (&line["name"], number("memory_limit"), number("pids_limit"), number("pids")),
+        (&"busy".into(), 64 << 20, 9, 2)
+    );
+    assert!(number("memory_bytes") > 0 && number("memory_bytes") < number("memory_limit"), "{line}");
+    assert!(line["cpu_percent"].as_f64().expect("a number") > 0.0, "{line}");
+    let top: Value = serde_json::from_str(&user.says(&["top", "--json", "busy"])).expect("JSON");
+    let commands: Vec<_> =
+        top.as_array().expect("a list").iter().map(|it| (it["pid"].as_u64(), it["command"].as_str())).collect();
+    assert!(
+        commands.iter().any(|(pid, command)| *pid == Some(1) && command.is_some_and(|it| it.starts_with("sh -c"))),
+        "{top}"
+    );
+    assert!(commands.iter().any(|(_, command)| *command == Some("sleep 1000")), "{top}");
+
+    // In, under another name and into a directory, and out again.
+    let host = user.0.path().join("files");
+    std::fs::create_dir_all(host.join("tree/sub")).expect("directories");
+    let content: Vec<u8> = (0..3_000_000_u32).map(|at| (at % 251) as u8).collect();
+    std::fs::write(host.join("tree/sub/big"), &content).expect("a file");
+    std::os::unix::fs::symlink("sub/big", host.join("tree/link")).expect("a link");
+    let path = |rest: &str| host.join(rest).display().to_string();
+    user.says(&["cp", &path("tree"), "busy:/tmp"]);
+    user.says(&["cp", &path("tree/sub/big"), "busy:/tmp/renamed"]);
+    assert_eq!(
+        user.says(&["exec", &name, "sh", "-c", "cmp /tmp/renamed /tmp/tree/link && ls /tmp"]),
+        "renamed\ntree\n"
+    );
+    user.says(&["cp", "busy:/tmp/tree", &path("out")]);
+    assert_eq!(std::fs::read(host.join("out/link")).expect("a file"), content);
+    user.says(&["cp", "busy:/tmp/renamed", &path("out")]);
+    assert_eq!(std::fs::read(host.join("out/renamed")).expect("a file"), content);
+    // Links of a container lead nowhere outside of it.
+    user.says(&["exec", &name, "sh", "-c", "ln -s /run/vmm /tmp/escape; mkdir -p /run/vmm; echo own > /run/vmm/f"]);
+    user.says(&["cp", "busy:/tmp/escape/f", &path("f")]);
+    assert_eq!(std::fs::read_to_string(host.join("f")).expect("a file"), "own\n");
+    for (from, to, why) in [
+        ("busy:/none", path("x"), "/none: No such file"),
+        ("busy:/tmp/../etc", path("x"), "is not a path from / on"),
+        ("busy:/etc", "busy:/tmp".to_owned(), "one of FROM and TO"),
+    ] {
+        let said = user.refuses(&["cp", from, &to]).1;
+        assert!(said.contains(why), "{from}: {said}");
+    }
+    assert!(user.refuses(&["cp", &path("tree"), "busy:/no/such/place"]).1.contains("there is no such directory"));
+    user.says(&["rm", "-f", "busy"]);
+}
+
+#[test]
+fn health_is_looked_at_again_and_again() {
+    let user = User::new();
+    let options = ["--health-cmd", "test ! -e /tmp/ill", "--health-interval", "200ms", "--health-retries", "2"];
+    let name = user.start(&options, "echo up; while :; do sleep 0.1; done");
+    let until = |wanted: &str| {
+        let since = Instant::now();
+        while user.line(&name).expect("it is listed")["health"] != wanted {
+            assert!(since.elapsed() < PATIENCE, "{wanted}: {:?}", user.line(&name));
+            sleep(Duration::from_millis(50));
+        }
+    };
+    until("healthy");
+    user.says(&["exec", &name, "touch", "/tmp/ill"]);
+    until("unhealthy");
+    assert!(user.says(&["ps"]).contains("Running (unhealthy)"));
+    user.says(&["exec", &name, "rm", "/tmp/ill"]);
+    until("healthy");
+    user.says(&["rm", "-f", &name]);
+}

@@ -7,6 +7,7 @@ use ::container::seccomp::Confinement;
 use ::container::spec::Wishes;
 use clap::Args;
 
+use super::health::HealthArgs;
 use super::restart::Restart;
 use super::signal::signal_number;
 use crate::args::{instance_id, mebibytes};
@@ -94,6 +95,8 @@ pub struct ContainerArgs {
     /// Networks: none
     #[arg(long, value_name = "NETWORK", default_value = "none", value_parser = ["none"])]
     pub network: String,
+    #[command(flatten)]
+    pub health: HealthArgs,
     /// Run in this tenant's VM, with its other containers; it is started where it is not there, and ends with the last one
     #[arg(long, value_name = "NAME", value_parser = instance_id, help_heading = "Virtual machine")]
     pub vm: Option<String>,

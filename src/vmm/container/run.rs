@@ -23,6 +23,7 @@ use protocol::message::{Exit, File, Order, Run};
 
 use super::attach::{self, AttachError, Ends};
 use super::detach;
+use super::health::Checks;
 use super::home::{self, Home};
 use super::options::ContainerArgs;
 use super::restart::Pauses;
@@ -40,6 +41,7 @@ struct Ordered {
     home: Home,
     order: Run,
     owned: Owned,
+    checks: Option<Checks>,
     /// Keeps the image.
     _lease: Lease,
 }
@@ -111,6 +113,7 @@ fn log(owned: &Owned) -> Result<Log, AttachError> {
 /// Runs the container, as often as it shall be started again.
 fn again_and_again(ordered: &mut Ordered, args: &ContainerArgs, ends: &mut Ends) -> Result<Exit, AttachError> {
     let mut pauses = Pauses::default();
+    let mut watched = None;
     loop {
         let mut session = Session::call(&ordered.home.socket())?;
         session.say(&Order::Run(Box::new(ordered.order.clone())))?;
@@ -119,11 +122,16 @@ fn again_and_again(ordered: &mut Ordered, args: &ContainerArgs, ends: &mut Ends)
         let mut noted = Ok(());
         let exit = ends.attach(session, || {
             noted = owned.note(|record| record.started_ms = Some(now_ms()));
+            if let Some(checks) = ordered.checks.clone() {
+                let (id, socket) = (owned.record().name.clone(), ordered.home.socket());
+                watched = checks.watch(id, socket, owned.health()).map_err(|error| complain(&error.to_string())).ok();
+            }
             if args.owner && owned.record().restarts == 0 {
                 detach::started(owned);
             }
         })?;
         noted.map_err(|error| AttachError::Io("note the container's start", io::Error::other(error)))?;
+        drop(watched.take());
         if !args.restart.again(exit.code, owned.record().restarts) || owned.is_stopping() {
             return Ok(exit);
         }
@@ -193,6 +201,7 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
     let sights = home::sights(&store, layers, &volumes, &mut files)?;
     let (home, mem_size_mib, disks) = home::home(args, &store, kernel, &name, sights)?;
     owned.note(|record| record.socket = Some(home.socket())).map_err(|error| error.to_string())?;
+    let checks = Checks::of(&args.health, run_config.healthcheck.as_ref());
     let order = Run {
         id: name,
         layers: names,
@@ -204,7 +213,7 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
         terminal: args.tty.then(attach::window),
         stdin: args.interactive,
     };
-    Ok(Ordered { home, order, owned, _lease: lease })
+    Ok(Ordered { home, order, owned, checks, _lease: lease })
 }
 
 /// A name for a container whose user has none for it.
