@@ -95,6 +95,9 @@ fn print(args: &LogsArgs, container: &Container) -> io::Result<()> {
 
 /// Leaves the last lines of these.
 fn last(pieces: &mut Vec<Piece>, lines: usize) {
+    if lines == 0 {
+        return pieces.clear();
+    }
     let mut left = lines;
     let mut at_end = true;
     for (number, piece) in pieces.iter_mut().enumerate().rev() {
@@ -103,18 +106,14 @@ fn last(pieces: &mut Vec<Piece>, lines: usize) {
             if std::mem::take(&mut at_end) && at + 1 == piece.bytes.len() {
                 continue;
             }
-            if left <= 1 {
-                let keep = if left == 0 { piece.bytes.len() } else { at + 1 };
-                piece.bytes.drain(..keep);
+            if left == 1 {
+                piece.bytes.drain(..=at);
                 pieces.drain(..number);
                 return;
             }
             left -= 1;
         }
         at_end = false;
-    }
-    if lines == 0 {
-        pieces.clear();
     }
 }
 
