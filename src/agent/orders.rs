@@ -186,10 +186,12 @@ fn attend(
                 status
             });
             let exit = Exit { code: code(status), oom_killed: place.as_ref().is_some_and(Place::oom_killed) };
+            let told = connection.say(&Report::Exited(exit));
+            // Nobody has to wait for this. The name is free when all is gone.
             if let Some(place) = place {
                 delete(reaper, place.id());
             }
-            connection.say(&Report::Exited(exit))
+            told
         });
         let mut input = Input::new(input, is_terminal);
         let heard = hear(&mut incoming, &mut input, pid);
