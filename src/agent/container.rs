@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use protocol::message::{self, Run};
 use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, open, openat2};
@@ -20,10 +20,22 @@ use crate::{Doing, Fault};
 /// All of them.
 #[derive(Debug, Default)]
 pub struct Containers {
-    /// Their first processes; none while a container is being made.
-    known: Mutex<BTreeMap<String, Option<u32>>>,
+    known: Mutex<BTreeMap<String, State>>,
+    /// A name has become free.
+    freed: Condvar,
     layers: Layers,
     volumes: Volumes,
+}
+
+/// What a container does.
+#[derive(Debug, Clone, Copy)]
+enum State {
+    /// It is being made.
+    Begins,
+    /// It runs; this is its first process.
+    Runs(u32),
+    /// It has ended, and what was made for it is being taken away.
+    Ends,
 }
 
 /// A container's place: what was made for it goes with it.
@@ -34,8 +46,14 @@ pub struct Place<'a> {
 }
 
 impl Containers {
-    /// A place for a container of this name.
+    /// A place for a container of this name. Waits for one of this name that has ended, which the host may know already.
     pub fn place(&self, id: &str) -> Result<Place<'_>, Fault> {
+        let place = self.take(id)?;
+        fs::create_dir_all(folder(id)).doing(|| format!("make a folder for container {id}"))?;
+        Ok(place)
+    }
+
+    fn take(&self, id: &str) -> Result<Place<'_>, Fault> {
         let plain = |letter: char| letter.is_ascii_alphanumeric();
         if !id.starts_with(plain) || !id.chars().all(|letter| plain(letter) || "_.-".contains(letter)) {
             return Err(format!(
@@ -43,22 +61,23 @@ impl Containers {
             ));
         }
         let mut known = self.lock();
+        while matches!(known.get(id), Some(State::Ends)) {
+            known = self.freed.wait(known).unwrap_or_else(PoisonError::into_inner);
+        }
         if known.contains_key(id) {
             return Err(format!("there is a container {id} already"));
         }
-        known.insert(id.to_owned(), None);
+        known.insert(id.to_owned(), State::Begins);
         drop(known);
-        let place = Place { containers: self, id: id.to_owned() };
-        fs::create_dir_all(folder(id)).doing(|| format!("make a folder for container {id}"))?;
-        Ok(place)
+        Ok(Place { containers: self, id: id.to_owned() })
     }
 
     /// The first process of a container.
     pub fn pid(&self, id: &str) -> Result<u32, Fault> {
         match self.lock().get(id) {
-            Some(Some(pid)) => Ok(*pid),
-            Some(None) => Err(format!("container {id} is being made")),
-            None => Err(format!("there is no container {id}")),
+            Some(State::Runs(pid)) => Ok(*pid),
+            Some(State::Begins) => Err(format!("container {id} is being made")),
+            Some(State::Ends) | None => Err(format!("there is no container {id}")),
         }
     }
 
@@ -70,11 +89,14 @@ impl Containers {
     /// Those that run.
     pub fn list(&self) -> message::Containers {
         let known = self.lock();
-        let running = known.iter().filter_map(|(id, pid)| Some(message::Container { id: id.clone(), pid: (*pid)? }));
+        let running = known.iter().filter_map(|(id, state)| match state {
+            State::Runs(pid) => Some(message::Container { id: id.clone(), pid: *pid }),
+            State::Begins | State::Ends => None,
+        });
         message::Containers { containers: running.collect() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Option<u32>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, State>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -122,7 +144,17 @@ impl Place<'_> {
 
     /// The container runs; this is its first process.
     pub fn runs(&self, pid: u32) {
-        self.containers.lock().insert(self.id.clone(), Some(pid));
+        self.containers.lock().insert(self.id.clone(), State::Runs(pid));
+    }
+
+    /// Its first process has ended. Its name is free when the place is gone.
+    pub fn ends(&self) {
+        self.containers.lock().insert(self.id.clone(), State::Ends);
+    }
+
+    /// Whether its first process has ended.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.containers.lock().get(&self.id), Some(State::Ends))
     }
 
     /// Whether the kernel killed a process of the container because its memory was used up.
@@ -138,6 +170,7 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         layers::part(&folder(&self.id));
         self.containers.lock().remove(&self.id);
+        self.containers.freed.notify_all();
     }
 }
 
@@ -258,6 +291,26 @@ mod tests {
         make_folder(root.path(), "/../../up").unwrap();
         assert!(root.path().join("up").is_dir());
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_name_is_free_when_its_container_is_gone() {
+        let containers = Containers::default();
+        containers.lock().insert("c".to_owned(), State::Runs(7));
+        assert_eq!(containers.pid("c"), Ok(7));
+        assert_eq!(containers.take("c").unwrap_err(), "there is a container c already");
+        let place = Place { containers: &containers, id: "c".to_owned() };
+        assert!(!place.has_ended());
+        place.ends();
+        assert!(place.has_ended());
+        assert_eq!(containers.pid("c").unwrap_err(), "there is no container c");
+        assert!(containers.list().containers.is_empty());
+        std::thread::scope(|scope| {
+            let next = scope.spawn(|| containers.take("c").map(|next| next.runs(8)));
+            drop(place);
+            assert_eq!(next.join().unwrap(), Ok(()));
+        });
+        assert_eq!(containers.pid("c").unwrap_err(), "there is no container c"); // that one is gone, too
     }
 
     #[test]

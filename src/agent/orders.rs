@@ -172,9 +172,8 @@ fn attend(
 ) -> Result<(), Fault> {
     let Launched { pid, input, output, errors, is_terminal } = launched;
     connection.say(&Report::Started { pid })?;
-    let is_container = place.is_some();
     let (bell, ring) = pipe_with(PipeFlags::CLOEXEC).doing(|| "make a pipe".to_owned())?;
-    thread::scope(|scope| {
+    let done = thread::scope(|scope| {
         let waiting = scope.spawn(|| {
             let status = thread::scope(|pumps| {
                 pumps.spawn(|| pump(connection, Kind::Stdout, output, &bell));
@@ -186,23 +185,26 @@ fn attend(
                 status
             });
             let exit = Exit { code: code(status), oom_killed: place.as_ref().is_some_and(Place::oom_killed) };
-            let told = connection.say(&Report::Exited(exit));
-            // Nobody has to wait for this. The name is free when all is gone.
-            if let Some(place) = place {
-                delete(reaper, place.id());
+            if let Some(place) = &place {
+                place.ends();
             }
-            told
+            connection.say(&Report::Exited(exit))
         });
         let mut input = Input::new(input, is_terminal);
         let heard = hear(&mut incoming, &mut input, pid);
         drop(input);
-        // A container whose owner is gone has nobody who knows it.
-        if is_container && !waiting.is_finished() {
+        // A container whose owner is gone has nobody who knows it. Of one that has ended the number may be another's.
+        if place.as_ref().is_some_and(|place| !place.has_ended()) {
             let _ = kill(pid, Signal::KILL.as_raw());
         }
         let told = waiting.join().unwrap_or_else(|_| Err("a thread ended in disorder".to_owned()));
         heard.and(told)
-    })
+    });
+    // Who waits for the container need not wait for this.
+    if let Some(place) = place {
+        delete(reaper, place.id());
+    }
+    done
 }
 
 /// Follows what the host says while a process runs, until it hangs up.

@@ -129,6 +129,8 @@ pub enum VmError {
 pub struct Vm {
     monitor: Child,
     folder: Room,
+    /// What the guest writes goes to files of the host.
+    writes: bool,
 }
 
 impl Vm {
@@ -158,7 +160,7 @@ impl Vm {
         command.stdin(Stdio::null()).stdout(console).stderr(errors).process_group(0);
         dies_with_us(&mut command);
         let monitor = command.spawn().map_err(doing("start the monitor"))?;
-        let mut vm = Self { monitor, folder };
+        let mut vm = Self { monitor, folder, writes: writes(&config) };
         let stream = vm.greeted(&listening)?;
         vm.set_up(stream, &wishes.hostname)?;
         Ok(vm)
@@ -169,8 +171,11 @@ impl Vm {
         self.folder.path().join("vsock")
     }
 
-    /// Has everything written to the disks and the VM switched off.
+    /// Has everything written to the disks and the VM switched off. One that writes nowhere is just ended.
     pub fn power_off(mut self) -> Result<(), VmError> {
+        if !self.writes {
+            return Ok(());
+        }
         let mut session = Session::call(&self.socket())?;
         session.say(&Order::PowerOff)?;
         let _ = session.message::<Done>(); // the VM may be gone before it is heard
@@ -242,7 +247,10 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         let _ = self.monitor.kill();
-        let _ = self.monitor.wait();
+        // The kernel takes tens of milliseconds to clear up after a VM. Whoever may want its files next waits for that.
+        if self.writes {
+            let _ = self.monitor.wait();
+        }
     }
 }
 
@@ -272,9 +280,29 @@ fn config(wishes: &VmWishes, parts: &Parts, folder: &Path, empty: &Path, volumes
     })
 }
 
+/// Whether a VM of this configuration writes to files of the host.
+fn writes(config: &Value) -> bool {
+    let of = |kind: &str| config.get(kind).and_then(Value::as_array).into_iter().flatten();
+    of("drives").chain(of("shares")).chain(of("pmem")).any(|one| one.get("is_read_only") != Some(&Value::Bool(true)))
+}
+
 /// The monitor shall not outlive this process, however that ends.
 fn dies_with_us(command: &mut Command) {
     let tell = || set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from);
     // SAFETY: the closure makes one system call, which is async-signal-safe; it allocates nothing and takes no lock.
     unsafe { command.pre_exec(tell) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_that_can_write_is_switched_off() {
+        let drive = |read_only: Value| json!({"drives": [{"is_read_only": true}, {"is_read_only": read_only}]});
+        assert!(!writes(&drive(true.into())));
+        assert!(writes(&drive(false.into())) && writes(&drive(Value::Null)));
+        assert!(writes(&json!({"drives": [], "shares": [{"tag": "t"}]})));
+        assert!(!writes(&json!({})));
+    }
 }

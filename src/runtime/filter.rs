@@ -6,7 +6,7 @@
 //! x86-64 system calls only; a 32-bit one (which a guest's kernel may have, the tuned one has not) ends its process.
 #![allow(unsafe_code)] // prctl(2)
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::str::FromStr;
 
@@ -15,12 +15,17 @@ use libcontainer::oci_spec::runtime::{
 };
 use seccompiler::{
     BpfProgram, BpfProgramRef, SeccompAction as Action, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
-    SeccompFilter, SeccompRule, TargetArch,
+    SeccompFilter, SeccompRule, TargetArch, sock_filter,
 };
 use syscalls::x86_64::Sysno;
 
 /// By number of a system call the rules of which one must hold; no rule: it always matches.
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// Offsets in struct seccomp_data (linux/seccomp.h), and what stands there for x86-64 (linux/audit.h).
+const NUMBER_AT: u32 = 0;
+const ARCH_AT: u32 = 4;
+const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 
 /// The programs, in the order in which they are to be loaded.
 pub fn programs(seccomp: &LinuxSeccomp) -> Result<Vec<BpfProgram>, String> {
@@ -55,9 +60,72 @@ pub fn programs(seccomp: &LinuxSeccomp) -> Result<Vec<BpfProgram>, String> {
     }
     if usual != Action::Allow {
         // The last one: it may deny the loading of more.
-        programs.push(program(excepted, usual, Action::Allow)?);
+        let (plain, conditional) = excepted.into_iter().partition::<Rules, _>(|(_, rules)| rules.is_empty());
+        let mut whole = allowed(&plain.into_keys().filter_map(|number| u32::try_from(number).ok()).collect());
+        whole.append(&mut program(conditional, usual, Action::Allow)?);
+        programs.push(whole);
     }
     Ok(programs)
+}
+
+/// Instructions that allow these calls, whatever their arguments, and go on behind themselves with all others.
+///
+/// seccompiler compares one number after the other. The kernel tries each number with a program when it is loaded, to
+/// know those that are always allowed; with hundreds of comparisons that takes it 4 ms, and with these few 0.2 ms.
+fn allowed(numbers: &BTreeSet<u32>) -> BpfProgram {
+    // Where what holds for the numbers below does not hold any more.
+    let mut parts = vec![(0, numbers.contains(&0))];
+    for number in numbers {
+        if parts.last().is_none_or(|(_, allowed)| !allowed) {
+            parts.push((*number, true));
+        }
+        if let Some(next) = number.checked_add(1).filter(|next| !numbers.contains(next)) {
+            parts.push((next, false));
+        }
+    }
+    parts.dedup_by_key(|(start, _)| *start);
+    let tree = search(&parts, 0);
+    let mut program = vec![
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, ARCH_AT),
+        jump(libc::BPF_JEQ, AUDIT_ARCH_X86_64, 1, 0),
+        instruction(libc::BPF_JMP | libc::BPF_JA, length(&tree).saturating_add(1)),
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, NUMBER_AT),
+    ];
+    program.extend(tree);
+    program
+}
+
+/// Looks the number up in `parts`; `behind` instructions stand between what this gives and the next program.
+fn search(parts: &[(u32, bool)], behind: u32) -> BpfProgram {
+    let (lower, upper) = parts.split_at(parts.len() / 2);
+    let Some((first, allowed)) = upper.first() else { return Vec::new() };
+    if lower.is_empty() {
+        return vec![match allowed {
+            true => instruction(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+            false => instruction(libc::BPF_JMP | libc::BPF_JA, behind),
+        }];
+    }
+    let above = search(upper, behind);
+    let below = search(lower, behind.saturating_add(length(&above)));
+    let mut program = match u8::try_from(below.len()) {
+        Ok(skipped) => vec![jump(libc::BPF_JGE, *first, skipped, 0)],
+        Err(_) => vec![jump(libc::BPF_JGE, *first, 0, 1), instruction(libc::BPF_JMP | libc::BPF_JA, length(&below))],
+    };
+    program.extend(below);
+    program.extend(above);
+    program
+}
+
+fn length(program: BpfProgramRef<'_>) -> u32 {
+    u32::try_from(program.len()).unwrap_or(u32::MAX)
+}
+
+fn instruction(code: u32, k: u32) -> sock_filter {
+    sock_filter { code: u16::try_from(code).unwrap_or_default(), jt: 0, jf: 0, k }
+}
+
+fn jump(compare: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
+    sock_filter { jt, jf, ..instruction(libc::BPF_JMP | compare | libc::BPF_K, k) }
 }
 
 /// Has the kernel ask `program` about every system call from now on. Takes CAP_SYS_ADMIN or `no_new_privs`.
@@ -124,6 +192,7 @@ fn conditions(args: &[LinuxSeccompArg]) -> Result<Vec<SeccompCondition>, String>
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
@@ -189,6 +258,29 @@ mod tests {
         ]});
         let calls = &[(libc::SYS_uname, 0), (libc::SYS_pipe, 1), (libc::SYS_brk, 0)];
         assert_eq!(asked(of(denied).unwrap(), calls), [-libc::ENOSYS, -95, 0]);
+    }
+
+    proptest! {
+        /// As the kernel would run it (Documentation/networking/filter.rst).
+        #[test]
+        fn exactly_these_calls_are_allowed(numbers in prop::collection::btree_set(0_u32..600, 0..400)) {
+            let program = allowed(&numbers);
+            for asked in (0..700).chain([0x4000_0000, u32::MAX]) {
+                let (mut at, mut value) = (0, 0);
+                let ended = loop {
+                    let Some(step) = program.get(at) else { break at == program.len() };
+                    at += 1;
+                    match u32::from(step.code) {
+                        0x20 => value = if step.k == ARCH_AT { AUDIT_ARCH_X86_64 } else { asked },
+                        0x15 => at += usize::from(if value == step.k { step.jt } else { step.jf }),
+                        0x35 => at += usize::from(if value >= step.k { step.jt } else { step.jf }),
+                        0x05 => at += step.k as usize,
+                        _ => break false,
+                    }
+                };
+                prop_assert_eq!(!ended, numbers.contains(&asked), "{}", asked);
+            }
+        }
     }
 
     #[test]
