@@ -12,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use rustix::fs::getxattr;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::system::OWN;
@@ -114,7 +115,7 @@ pub fn join(layers: &[PathBuf], folder: &Path, bytes: u64) -> Result<PathBuf, Fa
     for made in [&upper, &work] {
         fs::create_dir(made).doing(|| format!("make {}", made.display()))?;
     }
-    let lower: Vec<String> = layers.iter().rev().map(|layer| layer.display().to_string()).collect();
+    let lower: Vec<String> = seen_through(layers, is_opaque).rev().map(|layer| layer.display().to_string()).collect();
     let (lower, upper, work) = (lower.join(":"), upper.display(), work.display());
     let options = CString::new(format!("lowerdir={lower},upperdir={upper},workdir={work}"))
         .doing(|| "name the layers".to_owned())?;
@@ -123,10 +124,41 @@ pub fn join(layers: &[PathBuf], folder: &Path, bytes: u64) -> Result<PathBuf, Fa
     Ok(root)
 }
 
+/// Layers without those that a higher one hides as a whole.
+fn seen_through(layers: &[PathBuf], opaque: impl Fn(&Path) -> bool) -> std::slice::Iter<'_, PathBuf> {
+    let lowest = layers.iter().rposition(|layer| opaque(layer)).unwrap_or(0);
+    layers.get(lowest..).unwrap_or_default().iter()
+}
+
+/// Whether a layer hides all lower ones: the mark of opaque directories, at the root. overlayfs does not look there
+/// (Documentation/filesystems/overlayfs.rst).
+fn is_opaque(layer: &Path) -> bool {
+    let mut value = [0; 2];
+    getxattr(layer, "trusted.overlay.opaque", &mut value[..]).is_ok_and(|len| value.get(..len) == Some(b"y"))
+}
+
 /// Takes what [`join`] made away.
 pub fn part(folder: &Path) {
     for at in ["root", "writable"] {
         let _ = unmount(folder.join(at), UnmountFlags::DETACH);
     }
     let _ = fs::remove_dir_all(folder);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_under_an_opaque_one_are_left_out() {
+        let layers = ["0", "1", "2", "3"].map(PathBuf::from);
+        let seen = |opaque: &[&str]| {
+            let seen = seen_through(&layers, |layer| opaque.iter().any(|one| Path::new(one) == layer));
+            seen.map(|layer| layer.display().to_string()).collect::<String>()
+        };
+        assert_eq!(seen(&[]), "0123");
+        assert_eq!(seen(&["0"]), "0123");
+        assert_eq!(seen(&["1", "2"]), "23");
+        assert_eq!(seen(&["3"]), "3");
+    }
 }

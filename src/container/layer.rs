@@ -1,5 +1,6 @@
 //! One layer of an image, which is a tar that may be compressed, becomes one read-only EROFS image as overlayfs wants it:
-//! whiteouts are character devices 0:0, and an opaque directory has `trusted.overlay.opaque`.
+//! whiteouts are character devices 0:0, and an opaque directory has `trusted.overlay.opaque`. So has the root directory of a
+//! layer that hides all lower ones; overlayfs does not look at it there: who joins layers leaves out those below.
 //!
 //! The layer is hostile. It is read once, from front to end; nothing of it is put on a file system of the host, so that
 //! there is nothing to escape from: names are looked up in a tree in memory, whose root is the only one there is.
@@ -55,9 +56,6 @@ pub struct Converted {
     pub bytes: u64,
     /// Entries of the layer.
     pub entries: u64,
-    /// Whether the layer hides all that lower layers have. overlayfs knows no opaque root directory: who joins layers
-    /// leaves out those below.
-    pub opaque: bool,
 }
 
 /// Converts the layer that `input` has, up to its end, to an image in `out`, which is empty.

@@ -14,13 +14,17 @@ use devices::virtio::fs::stand_in;
 use devices::virtio::vhost_user::hostile::Hostile;
 use devices::virtio::{Change, DeviceConfig};
 use machine::config::{Source, load};
+use protocol::frame::{Decoder, Frame, Kind};
+use protocol::message::{Containers, Done, Hello, Input, Order, Report, Setup};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 /// A target's name and what it does with an input.
 type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     ("device", device),
     ("disk", disk),
     ("balloon", balloon),
@@ -31,6 +35,7 @@ pub const TARGETS: [Target; 11] = [
     ("vsock", vsock),
     ("api", api),
     ("layer", layer),
+    ("agent", agent),
     ("config", config),
 ];
 
@@ -206,4 +211,46 @@ pub fn config(data: &[u8]) {
         }
         Err(faults) => assert!(faults.iter().all(|fault| !fault.to_string().is_empty())),
     }
+}
+
+/// What comes over a connection between host and agent, in pieces of the first byte's size: frames, which are the same
+/// bytes again, and messages, which can be said again.
+pub fn agent(data: &[u8]) {
+    let Some((size, bytes)) = data.split_first() else { return };
+    let mut decoder = Decoder::default();
+    let mut taken = Vec::new();
+    for piece in bytes.chunks(usize::from(*size).max(1)) {
+        decoder.push(piece);
+        loop {
+            match decoder.next_frame() {
+                Ok(Some(frame)) => {
+                    taken.extend(frame.bytes().expect("a frame that has come"));
+                    open_each(&frame);
+                }
+                Ok(None) => break,
+                Err(_) => return assert!(bytes.starts_with(&taken)),
+            }
+        }
+    }
+    assert!(bytes.starts_with(&taken));
+    assert_eq!(decoder.finish().is_ok(), taken.len() == bytes.len());
+}
+
+/// Opens a frame as each message that there is.
+fn open_each(frame: &Frame) {
+    /// The message, and what another would hear of it.
+    fn heard<T: DeserializeOwned + Serialize>(frame: &Frame) -> Option<(T, T)> {
+        let message = frame.open().ok()?;
+        let said = Frame::message(&message).expect("what has come can be said");
+        assert_eq!(said.kind, Kind::Message);
+        let heard = said.open().expect("what was said");
+        Some((message, heard))
+    }
+    heard::<Hello>(frame).inspect(|(one, other)| assert_eq!(one, other));
+    heard::<Setup>(frame).inspect(|(one, other)| assert_eq!(one, other));
+    heard::<Done>(frame).inspect(|(one, other)| assert_eq!(one, other));
+    heard::<Report>(frame).inspect(|(one, other)| assert_eq!(one, other));
+    heard::<Input>(frame).inspect(|(one, other)| assert_eq!(one, other));
+    heard::<Containers>(frame).inspect(|(one, other)| assert_eq!(one, other));
+    heard::<Order>(frame); // the last digit of a broken number in a specification may change
 }

@@ -186,3 +186,27 @@ fn a_profile_of_a_file_decides() {
     assert_eq!(output.status.code(), Some(125));
     assert!(String::from_utf8_lossy(&output.stderr).contains("missing field `defaultAction`"), "{output:?}");
 }
+
+/// A layer whose root hides all lower ones: overlayfs alone would show them.
+#[test]
+fn an_opaque_root_hides_all_that_is_under_it() {
+    let room = store();
+    let (layout, top) = (room.path().join("layout"), room.path().join("top"));
+    let done = |command: &mut Command| {
+        let output = command.output().expect("a program");
+        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    done(Command::new("cp").arg("-r").arg(guest("images/busybox")).arg(&layout));
+    std::fs::create_dir_all(top.join("bin")).expect("a folder");
+    std::fs::copy("/bin/busybox", top.join("bin/busybox")).expect("a static busybox");
+    std::os::unix::fs::symlink("busybox", top.join("bin/ls")).expect("a link");
+    let insert = ["insert", "--image", "layout:latest", "--tag", "opaque", "--opaque", "top", "/"];
+    done(Command::new("umoci").args(insert).current_dir(room.path()));
+    let mut command = Command::new(program());
+    command.args(["run", &format!("oci:{}:opaque", layout.display()), "ls", "/etc", "/bin"]);
+    command.env("VMM_STORE", room.path().join("store")).env("VMM_KERNEL", guest("tuned/vmlinux")).stdin(Stdio::null());
+    let output = command.output().expect("vmm run");
+    let said = String::from_utf8_lossy(&output.stdout);
+    // /etc has nothing but the files that are mounted there.
+    assert_eq!(said, "/bin:\nbusybox\nls\n\n/etc:\nhostname\nhosts\nresolv.conf\n", "{output:?}");
+}

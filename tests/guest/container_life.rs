@@ -314,3 +314,15 @@ fn health_is_looked_at_again_and_again() {
     until("healthy");
     user.says(&["rm", "-f", &name]);
 }
+
+/// The filter of system calls is the container's, not its first process's.
+#[test]
+fn further_processes_are_filtered_too() {
+    let user = User::new();
+    let name = user.start(&[], "sleep 1000");
+    let said = user.says(&["exec", &name, "grep", "-E", "^(Seccomp|CapEff):", "/proc/self/status"]);
+    assert_eq!(said, "CapEff:\t00000000a80425fb\nSeccomp:\t2\n");
+    let (_, why) = user.refuses(&["exec", &name, "unshare", "-u", "true"]);
+    assert!(why.contains("Operation not permitted"), "{why}");
+    user.says(&["rm", "-f", &name]);
+}

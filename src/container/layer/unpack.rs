@@ -212,9 +212,8 @@ impl<'a, W: Write + Seek> Unpack<'a, W> {
         let mut uuid: [u8; 16] = std::array::from_fn(|n| diff_id[n]);
         uuid[6] = uuid[6] & 0x0f | 0x80; // RFC 9562: version 8, made of what one likes
         uuid[8] = uuid[8] & 0x3f | 0x80;
-        let opaque = self.opaque.contains(&Tree::ROOT);
         let bytes = self.image.finish(&self.tree, uuid)?;
-        Ok(Converted { diff_id, bytes, entries: self.entries, opaque })
+        Ok(Converted { diff_id, bytes, entries: self.entries })
     }
 
     /// Puts whiteouts into the tree. A name that the layer itself has needs none, but a directory must not be merged
@@ -224,7 +223,7 @@ impl<'a, W: Write + Seek> Unpack<'a, W> {
             let there = names.iter().filter_map(|name| self.tree.child(*directory, name));
             self.opaque.extend(there.filter(|id| self.tree.is_directory(*id)));
         }
-        for directory in self.opaque.iter().filter(|id| **id != Tree::ROOT) {
+        for directory in &self.opaque {
             self.tree.inode_mut(*directory).metadata.attributes.set(b"trusted.overlay.opaque", b"y")?;
         }
         let mut open = vec![Tree::ROOT];
