@@ -46,11 +46,20 @@ impl Parts {
     /// Finds them in `kept`, or makes them there.
     pub fn ready(kept: &Path) -> Result<Self, PartsError> {
         fs::create_dir_all(kept).map_err(|error| PartsError::Io(format!("make {}", kept.display()), error))?;
-        let folder = folder()?;
-        let initrd = made(&folder.join(AGENT), kept, "cpio", |program, to| Ok(write_initrd(program, to)?))?;
-        let runtime = made(&folder.join(RUNTIME), kept, "erofs", write_runtime)?;
+        let initrd = initrd(AGENT, kept)?;
+        let runtime = made(&program(RUNTIME)?, kept, "erofs", write_runtime)?;
         Ok(Self { initrd, runtime })
     }
+}
+
+/// An initial RAM file system whose init is the program `name`; found in `kept`, or made there.
+pub fn initrd(name: &str, kept: &Path) -> Result<PathBuf, PartsError> {
+    made(&program(name)?, kept, "cpio", |program, to| Ok(write_initrd(program, to)?))
+}
+
+/// A program that comes with this one.
+pub fn program(name: &str) -> Result<PathBuf, PartsError> {
+    Ok(folder()?.join(name))
 }
 
 fn folder() -> Result<PathBuf, PartsError> {
@@ -100,11 +109,11 @@ impl From<io::Error> for Making {
     }
 }
 
-/// An archive with the agent as /init, and the console that the kernel opens for it
+/// An archive with the program as /init, and the console that the kernel opens for it
 /// (Documentation/driver-api/early-userspace/buffer-format.rst).
 fn write_initrd(program: &Path, to: &mut File) -> io::Result<()> {
     let mut from = File::open(program)?;
-    let size = u32::try_from(from.metadata()?.len()).map_err(|_| io::Error::other("the agent is too large"))?;
+    let size = u32::try_from(from.metadata()?.len()).map_err(|_| io::Error::other("the program is too large"))?;
     let mut out = Builder::new("dev").mode(0o755).set_mode_file_type(ModeFileType::Directory).write(to, 0).finish()?;
     let console = Builder::new("dev/console").mode(0o600).set_mode_file_type(ModeFileType::Char);
     out = console.rdev_major(5).rdev_minor(1).write(out, 0).finish()?;

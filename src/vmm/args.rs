@@ -22,6 +22,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::compare::CompareArgs;
 use crate::container::ContainerVerb;
 use crate::cpu::CpuArgs;
 use crate::ctl::CtlArgs;
@@ -87,6 +88,8 @@ enum Verb {
     Image(ImageArgs),
     #[command(flatten)]
     Container(ContainerVerb),
+    /// Measure an image as a process, a container, a microVM and a container in a microVM
+    Compare(Box<CompareArgs>),
     /// Print what a guest would see of its CPUs
     Cpu(CpuArgs),
     /// Print the JSON Schema of the configuration
@@ -179,6 +182,8 @@ pub enum Order {
     Image(ImageArgs),
     /// What is done with containers: `vmm run` and others.
     Container(ContainerVerb),
+    /// `vmm compare`.
+    Compare(Box<CompareArgs>),
     /// `vmm cpu`.
     Cpu(CpuArgs),
     /// `vmm schema`.
@@ -216,6 +221,7 @@ pub fn read(args: impl IntoIterator<Item = OsString>, personality: Personality) 
         Some(Verb::Ps(args)) => Order::Ps(args),
         Some(Verb::Image(args)) => Order::Image(args),
         Some(Verb::Container(verb)) => Order::Container(verb),
+        Some(Verb::Compare(args)) => Order::Compare(args),
         Some(Verb::Cpu(args)) => Order::Cpu(args),
         Some(Verb::Schema) => Order::Schema,
     })

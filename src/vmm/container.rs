@@ -22,6 +22,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 pub use list::{Line, lines, table};
+pub use run::{image, kernel};
 
 /// What is done with containers.
 #[derive(Debug, Subcommand)]

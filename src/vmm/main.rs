@@ -1,6 +1,7 @@
 //! `vmm`: a micro-VM monitor. Reads the command line and the configuration, then hands over to one verb.
 
 mod args;
+mod compare;
 mod console;
 mod container;
 mod cpu;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         Order::Ps(args) => Ok(ps::run(&args)),
         Order::Image(args) => Ok(image::run(&args)),
         Order::Container(verb) => Ok(container::act(&verb)),
+        Order::Compare(args) => Ok(compare::run(&args)),
         Order::Doctor(args) => Ok(doctor::print(&args)),
     };
     done.unwrap_or_else(|failure| {

@@ -8,6 +8,7 @@ mod api;
 mod balloon;
 mod boot;
 mod client;
+mod compare;
 mod console;
 mod container;
 mod container_life;

@@ -167,7 +167,7 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
         return Err("--tty: standard input is not a terminal".to_owned());
     }
     let store = Store::of_this_user().map_err(|error| error.to_string())?;
-    let kernel = kernel(args)?;
+    let kernel = kernel(args.kernel.as_ref())?;
     let (image, lease) = image(&store, &args.image)?;
     let name = args.name.clone().map_or_else(made_up_name, Ok)?;
     let run_config = image.config.config.clone().unwrap_or_default();
@@ -225,7 +225,7 @@ pub(super) fn made_up_name() -> Result<String, String> {
 }
 
 /// The image, from wherever it is.
-fn image(store: &Store, text: &str) -> Result<(Image, Lease), String> {
+pub fn image(store: &Store, text: &str) -> Result<(Image, Lease), String> {
     let reference: Reference = text.parse().map_err(|error| format!("{error}"))?;
     if let Reference::Registry(name) = &reference
         && store.find(&name.to_string()).is_ok()
@@ -237,8 +237,8 @@ fn image(store: &Store, text: &str) -> Result<(Image, Lease), String> {
 }
 
 /// The kernel that is asked for, or the one that comes with this program.
-fn kernel(args: &ContainerArgs) -> Result<PathBuf, String> {
-    if let Some(kernel) = &args.kernel {
+pub fn kernel(asked: Option<&PathBuf>) -> Result<PathBuf, String> {
+    if let Some(kernel) = asked {
         return Ok(kernel.clone());
     }
     let own = std::env::current_exe().ok().and_then(|program| Some(program.parent()?.join("vmlinux")));
