@@ -14,6 +14,7 @@ use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change, unmount,
 };
 use rustix::thread::{UnshareFlags, unshare_unsafe};
+use subject::layers::seen;
 
 use crate::{Doing, Fault, shown};
 
@@ -67,7 +68,7 @@ impl Ground {
         for made in [&upper, &work] {
             fs::create_dir(made).doing(|| format!("make {}", shown(made)))?;
         }
-        let lower: Vec<String> = self.layers.iter().rev().map(|layer| shown(layer)).collect();
+        let lower: Vec<String> = seen(&self.layers).iter().rev().map(|layer| shown(layer)).collect();
         let options = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), shown(&upper), shown(&work));
         let options = text(options)?;
         mount("overlay", &at, "overlay", MountFlags::empty(), Some(options.as_c_str()))

@@ -9,7 +9,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
 use rustix::fs::sync;
@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_move};
 use rustix::process::{chdir, chroot};
 use rustix::system::{RebootCommand, reboot, sethostname};
+use subject::layers::seen;
 use subject::{PORT, Start};
 use vsock::{VMADDR_CID_HOST, VsockStream};
 
@@ -67,9 +68,9 @@ fn enter(start: &Start) -> io::Result<()> {
         let (device, at) = (partition(name)?, format!("/layers/{number}"));
         fs::create_dir_all(&at)?;
         mount(&device, &at, "erofs", MountFlags::RDONLY, None)?;
-        lower.push(at);
+        lower.push(PathBuf::from(at));
     }
-    lower.reverse();
+    let lower: Vec<String> = seen(&lower).iter().rev().map(|layer| layer.display().to_string()).collect();
     for folder in ["/writable", "/image"] {
         fs::create_dir_all(folder)?;
     }

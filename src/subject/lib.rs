@@ -1,7 +1,8 @@
 //! What the subject of `vmm compare` says, for itself and for the host that hears it: facts read from inside
-//! (`facts.rs`), and how long things took. Plain data.
+//! (`facts.rs`), and how long things took; and which layers of an image are joined (`layers.rs`).
 
 pub mod facts;
+pub mod layers;
 
 use std::collections::BTreeMap;
 
