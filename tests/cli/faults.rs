@@ -139,6 +139,10 @@ fn each_fault_of_a_document_is_one_line() {
             "vm.json:4: network-interfaces[1].user.publish[0]: `127.0.0.1:80:90`: port 80 of the host is published already".into(),
         ),
         (
+            with("\"network-interfaces\": [{\"iface_id\": \"a\", \"user\": {\"address\": \"10.0.2.1/24\"}}]"),
+            "vm.json:3: network-interfaces[0].user.address: `10.0.2.1/24`: the network's own address, its first two (the gateway, the name server) and its last are taken".into(),
+        ),
+        (
             with("\"network-interfaces\": [{\"iface_id\": \"a\", \"user\": {\"publish\": \"80:80\"}}]"),
             "vm.json:3: network-interfaces[0].user.publish: must be a list in brackets, not \"80:80\"".into(),
         ),

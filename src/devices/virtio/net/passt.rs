@@ -30,7 +30,7 @@ const WORDS: u64 = 16 << 10;
 
 /// Starts passt; a stream of frames to it. `mtu`: the largest packet, bytes, where the user chose one.
 pub fn start(config: &UserConfig, mtu: Option<u16>) -> io::Result<UnixStream> {
-    config.ports().try_for_each(|port| check_port(&port))?;
+    ports(config).try_for_each(|port| check_port(&port))?;
     let program = config
         .passt
         .clone()
@@ -57,12 +57,27 @@ fn arguments(config: &UserConfig, mtu: Option<u16>) -> Vec<OsString> {
     if let Some(mtu) = mtu {
         words.extend(["--mtu".into(), mtu.to_string().into()]);
     }
-    for port in config.ports() {
+    if let Some(own) = config.own() {
+        let (address, prefix) = (own.address.to_string(), own.prefix.to_string());
+        let (gateway, nameserver) = (own.gateway.to_string(), own.nameserver.to_string());
+        words.extend(["--ipv4-only", "--no-map-gw", "--address", &address, "--netmask", &prefix].map(OsString::from));
+        words.extend(["--gateway", &gateway, "--dns-forward", &nameserver].map(OsString::from));
+    }
+    for port in ports(config) {
         for option in [port.tcp.then_some("--tcp-ports"), port.udp.then_some("--udp-ports")].into_iter().flatten() {
             words.extend([option.into(), port.to_string().into()]);
         }
     }
     words
+}
+
+/// The ports, on addresses of the kind that passt serves.
+fn ports(config: &UserConfig) -> impl Iterator<Item = Publish> {
+    let only_ipv4 = config.address.is_some();
+    config.ports().map(move |port| match port.address {
+        None if only_ipv4 => Publish { address: Some(Ipv4Addr::UNSPECIFIED.into()), ..port },
+        _ => port,
+    })
 }
 
 /// Waits until passt is in the background, or has failed.
@@ -118,7 +133,8 @@ fn check_port(port: &Publish) -> io::Result<()> {
         }
         _ => error.to_string(),
     };
-    let address = port.address.map_or(String::new(), |address| format!(" of {address}"));
+    let one = port.address.filter(|address| !address.is_unspecified());
+    let address = one.map_or(String::new(), |address| format!(" of {address}"));
     Err(io::Error::other(format!("publish port {}{address}: {why}", port.host)))
 }
 
@@ -170,12 +186,19 @@ mod tests {
     #[test]
     fn it_is_told_what_to_do() {
         let publish = ["8080:80", "127.0.0.1:53:53/udp", "[::1]:22:22/tcp"].map(str::to_owned).to_vec();
-        let config = UserConfig { publish, passt: None };
+        let config = UserConfig { publish, ..UserConfig::default() };
         let words = |mtu| arguments(&config, mtu).join(" ".as_ref()).into_string().unwrap();
         let ports =
             "--tcp-ports 8080:80 --udp-ports 8080:80 --udp-ports 127.0.0.1/53:53 --tcp-ports ::1/22:22".to_owned();
         assert_eq!(words(None), format!("--quiet {ports}"));
         assert_eq!(words(Some(1400)), format!("--quiet --mtu 1400 {ports}"));
+        let (address, publish) = (Some("10.0.2.15/24".to_owned()), vec!["80:8080/tcp".to_owned()]);
+        let own = UserConfig { address, publish, ..UserConfig::default() };
+        assert_eq!(
+            arguments(&own, None).join(" ".as_ref()).into_string().unwrap(),
+            "--quiet --ipv4-only --no-map-gw --address 10.0.2.15 --netmask 24 --gateway 10.0.2.1 --dns-forward 10.0.2.2 \
+             --tcp-ports 0.0.0.0/80:8080"
+        );
     }
 
     #[test]

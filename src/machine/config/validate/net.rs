@@ -2,6 +2,7 @@
 
 use devices::rate_limit::RateLimiterConfig;
 use devices::virtio::net::config::{MAX_QUEUE_PAIRS, MTU_MIN, Mac, NetConfig, bad_name};
+use devices::virtio::net::user::OwnNetwork;
 
 use super::{Problem, VmConfig, bad_id};
 use crate::config::path::JsonPath;
@@ -58,7 +59,11 @@ impl VmConfig {
                 }
                 None => {}
             }
-            self.check_interface_options(net, wrong);
+            let address = net.user.as_ref().and_then(|user| user.address.as_deref());
+            if let Some((text, Err(why))) = address.map(|text| (text, OwnNetwork::parse(text))) {
+                problems.push(Problem::new(path.key("user").key("address"), format!("`{text}`: {why}")));
+            }
+            self.check_interface_options(net, |key, text| problems.push(Problem::new(path.key(key), text)));
         }
     }
 
