@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use serde_json::{Value, json};
 
 use crate::layers::{self, Layers};
+use crate::network::{Joined, Network};
 use crate::system::{CGROUPS, OWN};
 use crate::user::User;
 use crate::volumes::Volumes;
@@ -25,6 +26,7 @@ pub struct Containers {
     freed: Condvar,
     layers: Layers,
     volumes: Volumes,
+    network: Option<Network>,
 }
 
 /// What a container does.
@@ -43,9 +45,15 @@ enum State {
 pub struct Place<'a> {
     containers: &'a Containers,
     id: String,
+    joined: Option<Joined<'a>>,
 }
 
 impl Containers {
+    /// None yet, in a VM with this network.
+    pub fn new(network: Option<Network>) -> Self {
+        Self { network, ..Self::default() }
+    }
+
     /// A place for a container of this name. Waits for one of this name that has ended, which the host may know already.
     pub fn place(&self, id: &str) -> Result<Place<'_>, Fault> {
         let place = self.take(id)?;
@@ -69,7 +77,7 @@ impl Containers {
         }
         known.insert(id.to_owned(), State::Begins);
         drop(known);
-        Ok(Place { containers: self, id: id.to_owned() })
+        Ok(Place { containers: self, id: id.to_owned(), joined: None })
     }
 
     /// The first process of a container.
@@ -108,15 +116,21 @@ pub fn folder(id: &str) -> PathBuf {
 
 impl Place<'_> {
     /// The bundle that the runtime makes the container of.
-    pub fn bundle(&self, order: &Run) -> Result<PathBuf, Fault> {
+    pub fn bundle(&mut self, order: &Run) -> Result<PathBuf, Fault> {
         let bundle = folder(&self.id);
         let mounted: Result<Vec<PathBuf>, Fault> =
             order.layers.iter().map(|name| self.containers.layers.mounted(name)).collect();
         let root = layers::join(&mounted?, &bundle, order.writable_bytes)?;
         let mut spec = order.spec.clone();
         settle(&mut spec, order, &root)?;
-        place_files(&mut spec, order, &bundle)?;
+        let sources = place_files(&mut spec, order, &bundle)?;
         self.place_volumes(&mut spec, order, &root)?;
+        if let Some(endpoint) = &order.network {
+            let network = self.containers.network.as_ref().ok_or("this VM has no network (--network none)")?;
+            let joined = self.joined.insert(network.join(&order.id, endpoint)?);
+            order.files.iter().zip(&sources).try_for_each(|(file, source)| joined.tell(file, source))?;
+            enter_network(&mut spec, joined.path())?;
+        }
         let text = serde_json::to_vec(&spec).doing(|| "write the container's specification".to_owned())?;
         fs::write(bundle.join("config.json"), text).doing(|| "write the container's specification".to_owned())?;
         Ok(bundle)
@@ -168,6 +182,7 @@ impl Place<'_> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
+        drop(self.joined.take()); // its namespace bears the container's name, which is free for another in a moment
         layers::part(&folder(&self.id));
         self.containers.lock().remove(&self.id);
         self.containers.freed.notify_all();
@@ -212,19 +227,30 @@ fn settle(spec: &mut Value, order: &Run, root: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Writes the files that the container shall see, and has them mounted.
-fn place_files(spec: &mut Value, order: &Run, bundle: &Path) -> Result<(), Fault> {
+/// The container's network namespace is the one of this file.
+fn enter_network(spec: &mut Value, file: &Path) -> Result<(), Fault> {
+    let namespaces = spec.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut);
+    let mut namespaces = namespaces.into_iter().flatten().filter_map(Value::as_object_mut);
+    let network = namespaces.find(|namespace| namespace.get("type").is_some_and(|kind| kind == "network"));
+    network.ok_or("the specification has no network namespace")?.insert("path".to_owned(), json!(file));
+    Ok(())
+}
+
+/// Writes the files that the container shall see, and has them mounted. Where they lie, in their order.
+fn place_files(spec: &mut Value, order: &Run, bundle: &Path) -> Result<Vec<PathBuf>, Fault> {
     let folder = bundle.join("files");
     fs::create_dir_all(&folder).doing(|| format!("make {}", folder.display()))?;
     let mounts = spec.get_mut("mounts").and_then(Value::as_array_mut).ok_or("the specification has no mounts")?;
+    let mut sources = Vec::new();
     for (number, file) in order.files.iter().enumerate() {
         let source = folder.join(number.to_string());
         fs::write(&source, &file.content).doing(|| format!("write {}", source.display()))?;
         mounts.push(json!({
             "destination": file.path, "source": source, "type": "bind", "options": ["bind", "rw", "nosuid", "nodev"]
         }));
+        sources.push(source);
     }
-    Ok(())
+    Ok(sources)
 }
 
 /// Makes a directory of the container with its parents, as Docker does for a working directory. Links of the container
@@ -264,6 +290,7 @@ mod tests {
             user: "1000:50".to_owned(),
             files: vec![message::File { path: "/etc/hosts".to_owned(), content: "x".to_owned() }],
             volumes: vec![],
+            network: None,
             terminal: None,
             stdin: false,
         }
@@ -284,6 +311,15 @@ mod tests {
     }
 
     #[test]
+    fn a_network_namespace_is_entered_where_one_is_asked_for() {
+        let mut spec = json!({"linux": {"namespaces": [{"type": "pid"}, {"type": "network"}]}});
+        enter_network(&mut spec, Path::new("/run/vmm/net/c")).unwrap();
+        let wanted = json!([{"type": "pid"}, {"type": "network", "path": "/run/vmm/net/c"}]);
+        assert_eq!(spec["linux"]["namespaces"], wanted);
+        assert!(enter_network(&mut json!({"linux": {"namespaces": [{"type": "pid"}]}}), Path::new("/x")).is_err());
+    }
+
+    #[test]
     fn a_working_directory_stays_in_the_container() {
         let (root, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::os::unix::fs::symlink(outside.path(), root.path().join("out")).unwrap();
@@ -299,7 +335,7 @@ mod tests {
         containers.lock().insert("c".to_owned(), State::Runs(7));
         assert_eq!(containers.pid("c"), Ok(7));
         assert_eq!(containers.take("c").unwrap_err(), "there is a container c already");
-        let place = Place { containers: &containers, id: "c".to_owned() };
+        let place = Place { containers: &containers, id: "c".to_owned(), joined: None };
         assert!(!place.has_ended());
         place.ends();
         assert!(place.has_ended());
@@ -315,7 +351,7 @@ mod tests {
 
     #[test]
     fn names_are_taken_once() {
-        let containers = Containers::default();
+        let containers = Containers::new(None);
         for bad in ["", "a/b", "..", "-a", "a\u{e9}"] {
             assert!(containers.place(bad).unwrap_err().contains("is no container's name"));
         }

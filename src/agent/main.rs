@@ -10,6 +10,7 @@ mod connection;
 mod container;
 mod launch;
 mod layers;
+mod network;
 mod orders;
 mod reaper;
 mod streams;
@@ -53,9 +54,8 @@ fn main() {
 fn begin() -> Result<(), Fault> {
     system::mount_all()?;
     let reaper = Arc::new(Reaper::default());
-    let containers = Arc::new(Containers::default());
     let listening = connection::listen()?;
-    orders::greet()?;
+    let containers = Arc::new(Containers::new(orders::greet()?));
     let served = Arc::clone(&reaper);
     std::thread::Builder::new()
         .name("orders".to_owned())

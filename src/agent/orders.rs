@@ -19,6 +19,7 @@ use crate::connection::{self, Connection, Incoming};
 use crate::container::{self, Containers, Place};
 use crate::launch::{Launched, Streams, launch};
 use crate::layers;
+use crate::network::Network;
 use crate::reaper::Reaper;
 use crate::streams::{Input, pump};
 use crate::system::{self, OWN};
@@ -30,8 +31,8 @@ use crate::{Doing, Fault};
 /// The partition with the runtime; mounted when it is first needed.
 static RUNTIME: OnceLock<String> = OnceLock::new();
 
-/// Calls the host and does what it says about the VM.
-pub fn greet() -> Result<(), Fault> {
+/// Calls the host and does what it says about the VM; the network, if there is one.
+pub fn greet() -> Result<Option<Network>, Fault> {
     let host = connection::call()?;
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     host.say(&Hello { version: VERSION, kernel })?;
@@ -39,18 +40,19 @@ pub fn greet() -> Result<(), Fault> {
     let setup: Setup = frame.open().doing(|| "read what the host says".to_owned())?;
     let done = set_up(setup);
     host.say(&match &done {
-        Ok(()) => Done::Ok,
+        Ok(_) => Done::Ok,
         Err(why) => Done::Failed(Failure::engine(why.clone())),
     })?;
     done
 }
 
-fn set_up(setup: Setup) -> Result<(), Fault> {
+fn set_up(setup: Setup) -> Result<Option<Network>, Fault> {
     if setup.version != VERSION {
         return Err(format!("the host speaks version {} of the protocol, the agent {VERSION}", setup.version));
     }
     let _ = RUNTIME.set(setup.runtime);
-    system::name(&setup.hostname)
+    system::name(&setup.hostname)?;
+    setup.network.as_ref().map(Network::begin).transpose()
 }
 
 /// Takes connections, for ever.
@@ -112,7 +114,7 @@ fn answer<T>(what: Result<T, Fault>) -> Answer<T> {
 
 /// Makes a container and starts it.
 fn run<'a>(reaper: &Reaper, containers: &'a Containers, order: &Run) -> Result<(Place<'a>, Launched), Failure> {
-    let place = containers.place(&order.id)?;
+    let mut place = containers.place(&order.id)?;
     let bundle = place.bundle(order)?;
     let mut command = runtime()?;
     command.arg("run").arg(&bundle).arg(state()).arg(&order.id);

@@ -12,7 +12,21 @@ use crate::{Doing, Fault};
 /// Starts it.
 pub fn start(host: &Host, args: &[String], folder: PathBuf) -> Result<Instance, Fault> {
     let mut command = Command::new(&host.program);
-    command.args(["run", "--rm", "-i", "--user", "0", "--workdir", "/", "--entrypoint", "", "--hostname", HOSTNAME]);
+    command.args([
+        "run",
+        "--rm",
+        "-i",
+        "--network",
+        "none",
+        "--user",
+        "0",
+        "--workdir",
+        "/",
+        "--entrypoint",
+        "",
+        "--hostname",
+        HOSTNAME,
+    ]);
     command.arg("--memory").arg(format!("{}m", host.asked.memory_mib));
     if let Some(kernel) = &host.asked.kernel {
         command.arg("--kernel").arg(kernel);

@@ -11,6 +11,7 @@ pub mod erofs;
 pub mod export;
 mod fetch;
 pub mod layer;
+pub mod network;
 pub mod output;
 pub mod parts;
 pub mod progress;

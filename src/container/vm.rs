@@ -21,12 +21,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use crate::network::VmNetwork;
 use crate::parts::Parts;
 use crate::room::Room;
 use crate::session::{Session, SessionError};
 
 /// Name of the partition with the runtime.
 const RUNTIME: &str = "runtime";
+/// Files of the VM's folder: what its console shows, what its monitor says.
+const CONSOLE: &str = "console";
+const ERRORS: &str = "errors";
+/// What stands before what the monitor says.
+const SAYS: &str = "vmm: ";
 /// Most bytes of the console's end that an error shows.
 const CONSOLE_END: usize = 2000;
 
@@ -62,6 +68,8 @@ pub struct Sights {
     pub shares: Vec<Share>,
     /// Images of named volumes, by the names.
     pub volumes: Vec<(String, PathBuf)>,
+    /// The network; none: loopback only.
+    pub network: Option<VmNetwork>,
 }
 
 /// A directory that is shared with a VM.
@@ -105,6 +113,9 @@ pub enum VmError {
     /// The host refuses something.
     #[error("{0}: {1}")]
     Io(String, #[source] io::Error),
+    /// The monitor did not start the VM, and said why.
+    #[error("the VM was not started: {0}")]
+    Refused(String),
     /// The monitor ended before the agent was there.
     #[error("the VM ended ({status}) before its agent was there{console}")]
     Ended {
@@ -152,8 +163,8 @@ impl Vm {
         fs::write(&file, config.to_string()).map_err(doing("write the VM's configuration"))?;
         let hello = folder.path().join(format!("vsock_{}", protocol::PORT));
         let listening = UnixListener::bind(&hello).map_err(doing("listen for the agent"))?;
-        let console = File::create(folder.path().join("console")).map_err(doing("write the VM's console"))?;
-        let errors = console.try_clone().map_err(doing("write the VM's console"))?;
+        let console = File::create(folder.path().join(CONSOLE)).map_err(doing("write the VM's console"))?;
+        let errors = File::create(folder.path().join(ERRORS)).map_err(doing("write what the monitor says"))?;
         let mut command = Command::new(&wishes.program);
         command.arg("--config").arg(&file);
         command.args(wishes.id.iter().flat_map(|id| ["--id", id]));
@@ -162,7 +173,7 @@ impl Vm {
         let monitor = command.spawn().map_err(doing("start the monitor"))?;
         let mut vm = Self { monitor, folder, writes: writes(&config) };
         let stream = vm.greeted(&listening)?;
-        vm.set_up(stream, &wishes.hostname)?;
+        vm.set_up(stream, wishes)?;
         Ok(vm)
     }
 
@@ -183,13 +194,19 @@ impl Vm {
         Ok(())
     }
 
-    /// What stands at the end of its console, after a newline.
+    /// What stands at the end of its console and what the monitor said, after a newline.
     pub fn console(&self) -> String {
-        let text = fs::read(self.folder.path().join("console")).unwrap_or_default();
-        let end = text.get(text.len().saturating_sub(CONSOLE_END)..).unwrap_or_default();
-        let text = String::from_utf8_lossy(end);
+        let texts = [CONSOLE, ERRORS].map(|name| self.end_of(name));
+        let text = texts.join("\n");
         let text = text.trim();
         if text.is_empty() { String::new() } else { format!("; its console:\n{text}") }
+    }
+
+    /// The end of a file of the VM's folder.
+    fn end_of(&self, name: &str) -> String {
+        let text = fs::read(self.folder.path().join(name)).unwrap_or_default();
+        let end = text.get(text.len().saturating_sub(CONSOLE_END)..).unwrap_or_default();
+        String::from_utf8_lossy(end).trim().to_owned()
     }
 
     /// Waits for the VM's end, or for another file, or so long.
@@ -224,19 +241,26 @@ impl Vm {
             Waited::Other => listening.accept().map(|(stream, _)| stream).map_err(waiting),
             _ => {
                 let status = self.monitor.wait().map_err(waiting)?;
+                if let Some(why) = self.end_of(ERRORS).strip_prefix(SAYS).filter(|_| self.end_of(CONSOLE).is_empty()) {
+                    return Err(VmError::Refused(explained(why)));
+                }
                 Err(VmError::Ended { status, console: self.console() })
             }
         }
     }
 
-    fn set_up(&self, stream: UnixStream, hostname: &str) -> Result<(), VmError> {
+    fn set_up(&self, stream: UnixStream, wishes: &VmWishes) -> Result<(), VmError> {
         let mut session = Session::new(stream);
         let hello: Hello = session.message()?;
         if hello.version != VERSION {
             return Err(VmError::Version(hello.version));
         }
-        let hostname = hostname.to_owned();
-        session.say(&Setup { version: VERSION, hostname, runtime: RUNTIME.to_owned(), network: None })?;
+        session.say(&Setup {
+            version: VERSION,
+            hostname: wishes.hostname.clone(),
+            runtime: RUNTIME.to_owned(),
+            network: wishes.sights.network.as_ref().map(|network| network.told.clone()),
+        })?;
         match session.message()? {
             Done::Ok => Ok(()),
             Done::Failed(failure) => Err(VmError::Agent(failure.why)),
@@ -268,6 +292,7 @@ fn config(wishes: &VmWishes, parts: &Parts, folder: &Path, empty: &Path, volumes
     let drives: Vec<Value> = std::iter::once(drive("image".to_owned(), all)).chain(spares).chain(volumes).collect();
     let share = |share: &Share| json!({"tag": share.tag, "path_on_host": share.path, "is_read_only": share.read_only});
     let shares: Vec<Value> = wishes.sights.shares.iter().map(share).collect();
+    let interfaces: Vec<&Value> = wishes.sights.network.iter().map(|network| &network.interface).collect();
     json!({
         "boot-source": {
             "kernel_image_path": wishes.kernel, "initrd_path": parts.initrd,
@@ -276,6 +301,7 @@ fn config(wishes: &VmWishes, parts: &Parts, folder: &Path, empty: &Path, volumes
         "machine-config": {"vcpu_count": wishes.vcpu_count, "mem_size_mib": wishes.mem_size_mib},
         "drives": drives,
         "shares": shares,
+        "network-interfaces": interfaces,
         "vsock": {"guest_cid": 3, "uds_path": folder.join("vsock")},
     })
 }
@@ -284,6 +310,12 @@ fn config(wishes: &VmWishes, parts: &Parts, folder: &Path, empty: &Path, volumes
 fn writes(config: &Value) -> bool {
     let of = |kind: &str| config.get(kind).and_then(Value::as_array).into_iter().flatten();
     of("drives").chain(of("shares")).chain(of("pmem")).any(|one| one.get("is_read_only") != Some(&Value::Bool(true)))
+}
+
+/// Why there is no VM; where that is its network alone, with the way around it.
+fn explained(why: &str) -> String {
+    let networks = ["passt was not found", "passt ended"].iter().any(|words| why.contains(words));
+    if networks { format!("{why}; without a network it goes by --network none") } else { why.to_owned() }
 }
 
 /// The monitor shall not outlive this process, however that ends.

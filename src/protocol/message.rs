@@ -35,8 +35,8 @@ pub struct Setup {
 pub struct Network {
     /// Address and prefix length, IPv4: `192.0.2.2/24`.
     pub address: String,
-    /// Where the rest of the world is.
-    pub gateway: String,
+    /// Where the rest of the world is; none: nowhere.
+    pub gateway: Option<String>,
     /// Name servers.
     pub nameservers: Vec<String>,
     /// Domains to search.
@@ -116,10 +116,35 @@ pub struct Run {
     pub files: Vec<File>,
     /// What it sees of the host.
     pub volumes: Vec<Volume>,
+    /// Its end of the VM's network; none: loopback only. The agent adds names to the file /etc/hosts, and writes
+    /// /etc/resolv.conf.
+    pub network: Option<Endpoint>,
     /// Its standard streams are a terminal of this size.
     pub terminal: Option<Window>,
     /// Somebody writes to its standard input; otherwise that is /dev/null.
     pub stdin: bool,
+}
+
+/// A container's end of the VM's network.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Endpoint {
+    /// What other containers of the VM call it.
+    pub names: Vec<String>,
+    /// Its ports that are reached at the VM's address.
+    pub publish: Vec<Publish>,
+}
+
+/// A port of the VM that leads to one of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Publish {
+    /// The VM's.
+    pub vm: u16,
+    /// The container's.
+    pub container: u16,
+    /// For UDP; otherwise for TCP.
+    pub udp: bool,
 }
 
 /// One more process in a container.

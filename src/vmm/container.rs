@@ -9,6 +9,7 @@ mod home;
 mod keeper;
 mod list;
 mod logs;
+mod network;
 mod options;
 mod restart;
 mod run;

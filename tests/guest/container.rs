@@ -24,7 +24,7 @@ fn command(store: &Path, options: &[&str], words: &[&str]) -> Command {
         panic!("{why}");
     }
     let mut command = Command::new(program());
-    command.arg("run").args(options).arg(image()).args(words);
+    command.args(["run", "--network", "none"]).args(options).arg(image()).args(words);
     command.env("VMM_STORE", store).env("VMM_KERNEL", guest("tuned/vmlinux")).stdin(Stdio::null());
     command
 }
@@ -128,7 +128,7 @@ fn a_terminal_has_the_users_size_and_keys() {
     let size = |rows, columns| Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     tcsetwinsize(terminal.user(), size(33, 99)).expect("a size");
     let before = terminal.settings();
-    let vm = Vm::new().args(["run", "-it", &image(), "sh"]).env("VMM_STORE", store.path());
+    let vm = Vm::new().args(["run", "-it", "--network", "none", &image(), "sh"]).env("VMM_STORE", store.path());
     let mut vm = vm.env("VMM_KERNEL", guest("tuned/vmlinux")).on(&terminal).start();
     vm.expect("# ");
     vm.send("stty size; tty\n");

@@ -11,19 +11,24 @@ use crate::container::{image, store};
 use crate::vm::{PATIENCE, able, guest, program};
 
 /// A user with a store of her own.
-struct User(tempfile::TempDir);
+pub struct User(tempfile::TempDir);
 
 impl User {
-    fn new() -> Self {
+    /// Who has nothing yet.
+    pub fn new() -> Self {
         if let Err(why) = able() {
             panic!("{why}");
         }
         Self(store())
     }
 
+    /// Containers have no network, unless one is asked for.
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(program());
-        command.args(words).env("VMM_STORE", self.0.path()).env("VMM_KERNEL", guest("tuned/vmlinux"));
+        let (verb, rest) = words.split_at(1);
+        let runs = verb == ["run"] && !words.contains(&"--network");
+        command.args(verb).args(["--network", "none"].iter().filter(|_| runs)).args(rest);
+        command.env("VMM_STORE", self.0.path()).env("VMM_KERNEL", guest("tuned/vmlinux"));
         command.env("VMM_RUNTIME_DIR", self.0.path().join("r")).stdin(Stdio::null());
         command
     }
@@ -33,14 +38,14 @@ impl User {
     }
 
     /// What it prints, when it goes well.
-    fn says(&self, words: &[&str]) -> String {
+    pub fn says(&self, words: &[&str]) -> String {
         let output = self.output(words);
         assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("text")
     }
 
     /// What it says when it does not go well, and its exit status.
-    fn refuses(&self, words: &[&str]) -> (i32, String) {
+    pub fn refuses(&self, words: &[&str]) -> (i32, String) {
         let output = self.output(words);
         let why = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stdout));

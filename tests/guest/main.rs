@@ -12,6 +12,7 @@ mod compare;
 mod console;
 mod container;
 mod container_life;
+mod container_network;
 mod cpu_template;
 mod cpus_memory;
 mod disk;

@@ -63,8 +63,8 @@ pub fn home(
     let vcpu_count = args.vm_cpus.unwrap_or(args.cpus.map_or(1, |milli| milli.div_ceil(1000)));
     let runtime = runtime_directory()?;
     if let Some(tenant) = &args.vm {
-        let (name, shares) = (tenant.clone(), String::new());
-        let wanted = TenantArgs { name, kernel, memory: mem_size_mib, cpus: vcpu_count, shares };
+        let (name, at_start) = (tenant.clone(), String::new());
+        let wanted = TenantArgs { name, kernel, memory: mem_size_mib, cpus: vcpu_count, sights: at_start };
         let tenancy = tenant::join(&runtime, &wanted, &sights)?;
         let (mem_size_mib, volumes) = (tenancy.mem_size_mib, tenancy.volumes.clone());
         return Ok((Home::Shared(tenancy), mem_size_mib, volumes));

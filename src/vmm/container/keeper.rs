@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use ::container::network::VmNetwork;
 use ::container::parts::Parts;
 use ::container::session::Session;
 use ::container::store::Store;
@@ -39,6 +40,7 @@ struct Kept {
     mem_size_mib: u64,
     /// What it was started with.
     shares: Vec<Share>,
+    network: Option<VmNetwork>,
     inside: Mutex<Inside>,
     /// Hung up when the VM shall end.
     end: Mutex<Option<io::PipeWriter>>,
@@ -78,7 +80,8 @@ fn begin(args: &TenantArgs) -> Result<Option<ExitCode>, String> {
     let parts = Parts::ready(&store.path().join("guest")).map_err(|error| error.to_string())?;
     let api =
         Runtime::of_this_user().ok_or("a VM with a name wants XDG_RUNTIME_DIR or VMM_RUNTIME_DIR")?.socket(&args.name);
-    let shares: Vec<Share> = serde_json::from_str(&args.shares).map_err(|error| format!("--shares: {error}"))?;
+    let sights: Sights = serde_json::from_str(&args.sights).map_err(|error| format!("--sights: {error}"))?;
+    let (shares, network) = (sights.shares.clone(), sights.network.clone());
     let wishes = VmWishes {
         program: std::env::current_exe().map_err(|error| format!("find this program: {error}"))?,
         room: runtime,
@@ -87,7 +90,7 @@ fn begin(args: &TenantArgs) -> Result<Option<ExitCode>, String> {
         mem_size_mib: args.memory,
         vcpu_count: args.cpus,
         hostname: args.name.clone(),
-        sights: Sights { shares: shares.clone(), ..Sights::default() },
+        sights,
         spare: SPARE,
     };
     let mut vm = Vm::start(&wishes, &parts).map_err(|error| error.to_string())?;
@@ -97,6 +100,7 @@ fn begin(args: &TenantArgs) -> Result<Option<ExitCode>, String> {
         api,
         mem_size_mib: args.memory,
         shares,
+        network,
         inside: Mutex::default(),
         end: Mutex::new(Some(end)),
     });
@@ -160,7 +164,8 @@ impl Kept {
         if inside.is_ending {
             return Joined::Ending;
         }
-        let shown = self.has_shares(&wanted.shares).and_then(|()| self.show_layers(&mut inside, &wanted.layers));
+        let has = self.has_shares(&wanted.shares).and_then(|()| self.has_network(wanted.network.as_ref()));
+        let shown = has.and_then(|()| self.show_layers(&mut inside, &wanted.layers));
         match shown.and_then(|()| self.show_volumes(&mut inside, &wanted.volumes)) {
             Err(why) => Joined::Refused(why),
             Ok(volumes) => {
@@ -179,6 +184,15 @@ impl Kept {
                  containers first, use another --vm, or a named volume",
                 share.path.display()
             )),
+        }
+    }
+
+    /// So is the network, with its ports.
+    fn has_network(&self, wanted: Option<&VmNetwork>) -> Result<(), String> {
+        match (&self.network, wanted) {
+            (_, None) => Ok(()),
+            (None, Some(_)) => Err("it runs without a network, so this container takes --network none".to_owned()),
+            (Some(own), Some(wanted)) => own.serves(wanted).map_err(|error| error.to_string()),
         }
     }
 

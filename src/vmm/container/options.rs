@@ -8,6 +8,7 @@ use ::container::spec::Wishes;
 use clap::Args;
 
 use super::health::HealthArgs;
+use super::network::NetworkArgs;
 use super::restart::Restart;
 use super::signal::signal_number;
 use crate::args::{instance_id, mebibytes};
@@ -92,9 +93,8 @@ pub struct ContainerArgs {
     /// A limit of the container's processes
     #[arg(long, value_name = "NAME=SOFT[:HARD]")]
     pub ulimit: Vec<String>,
-    /// Networks: none
-    #[arg(long, value_name = "NETWORK", default_value = "none", value_parser = ["none"])]
-    pub network: String,
+    #[command(flatten)]
+    pub network: NetworkArgs,
     #[command(flatten)]
     pub health: HealthArgs,
     /// Run in this tenant's VM, with its other containers; it is started where it is not there, and ends with the last one

@@ -17,6 +17,7 @@ use ::container::session::Session;
 use ::container::source::Options;
 use ::container::spec::spec;
 use ::container::store::{Image, Lease, Store};
+use ::container::vm::Sights;
 use ::container::volume::Volume;
 use machine::signals::Signals;
 use protocol::message::{Exit, File, Order, Run};
@@ -197,8 +198,9 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
     let mut owned = Containers::of(store.path()).take(record).map_err(|error| error.to_string())?;
     let layers = home::named(&store, &image.config.rootfs.diff_ids);
     let names = layers.iter().map(|(name, _)| name.clone()).collect();
-    let mut files = files(&wishes.hostname);
-    let sights = home::sights(&store, layers, &volumes, &mut files)?;
+    let network = args.network.plan([&name, &wishes.hostname])?;
+    let mut files = files(&wishes.hostname, network.endpoint.is_some());
+    let sights = Sights { network: network.vm, ..home::sights(&store, layers, &volumes, &mut files)? };
     let (home, mem_size_mib, disks) = home::home(args, &store, kernel, &name, sights)?;
     owned.note(|record| record.socket = Some(home.socket())).map_err(|error| error.to_string())?;
     let checks = Checks::of(&args.health, run_config.healthcheck.as_ref());
@@ -208,6 +210,7 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
         writable_bytes: mem_size_mib.saturating_mul(1 << 19), // half of the memory
         files,
         volumes: home::in_vm(&volumes, &disks),
+        network: network.endpoint,
         spec,
         user: args.user.clone().or(run_config.user).unwrap_or_default(),
         terminal: args.tty.then(attach::window),
@@ -247,12 +250,13 @@ pub fn kernel(asked: Option<&PathBuf>) -> Result<PathBuf, String> {
     })
 }
 
-/// Files that every container has.
-fn files(hostname: &str) -> Vec<File> {
+/// Files that every container has. What the network says of names and name servers the agent adds.
+fn files(hostname: &str, connected: bool) -> Vec<File> {
+    let own = if connected { String::new() } else { format!("127.0.1.1\t{hostname}\n") };
     let file = |path: &str, content: String| File { path: path.to_owned(), content };
     vec![
         file("/etc/hostname", format!("{hostname}\n")),
-        file("/etc/hosts", format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n127.0.1.1\t{hostname}\n")),
+        file("/etc/hosts", format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n{own}")),
         file("/etc/resolv.conf", String::new()),
     ]
 }

@@ -14,7 +14,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use ::container::session::Session;
-use ::container::vm::{Share, Sights};
+use ::container::vm::Sights;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
@@ -47,9 +47,9 @@ pub struct TenantArgs {
     /// Virtual CPUs
     #[arg(long)]
     pub cpus: u64,
-    /// Directories that it sees, as JSON
-    #[arg(long, default_value = "[]")]
-    pub shares: String,
+    /// What it sees from its start on, as JSON: directories and the network
+    #[arg(long)]
+    pub sights: String,
 }
 
 /// What it gets.
@@ -131,7 +131,7 @@ pub fn join(runtime: &Path, args: &TenantArgs, wanted: &Sights) -> Result<Tenanc
                 Joined::Refused(why) => return Err(format!("VM {}: {why}", args.name)),
                 Joined::Ending => sleep(LOOK),
             }
-        } else if !start(args, &wanted.shares)? {
+        } else if !start(args, wanted)? {
             sleep(LOOK); // another one has just started or not yet ended
         }
     }
@@ -139,13 +139,14 @@ pub fn join(runtime: &Path, args: &TenantArgs, wanted: &Sights) -> Result<Tenanc
 }
 
 /// Starts a keeper, and waits until its VM is there; false where another one is there.
-fn start(args: &TenantArgs, shares: &[Share]) -> Result<bool, String> {
+fn start(args: &TenantArgs, wanted: &Sights) -> Result<bool, String> {
     let program = std::env::current_exe().map_err(|error| format!("find this program: {error}"))?;
     let mut command = Command::new(program);
     command.arg("keep").arg("--name").arg(&args.name).arg("--kernel").arg(&args.kernel);
     command.arg("--memory").arg(args.memory.to_string()).arg("--cpus").arg(args.cpus.to_string());
-    let shares = serde_json::to_string(shares).map_err(|error| format!("start the VM's keeper: {error}"))?;
-    command.arg("--shares").arg(shares);
+    let first = Sights { shares: wanted.shares.clone(), network: wanted.network.clone(), ..Sights::default() };
+    let first = serde_json::to_string(&first).map_err(|error| format!("start the VM's keeper: {error}"))?;
+    command.arg("--sights").arg(first);
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut keeper = command.spawn().map_err(|error| format!("start the VM's keeper: {error}"))?;
     let mut said = String::new();
