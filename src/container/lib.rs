@@ -10,6 +10,7 @@ pub mod document;
 pub mod erofs;
 pub mod export;
 mod fetch;
+mod hostgroup;
 pub mod layer;
 pub mod network;
 pub mod output;

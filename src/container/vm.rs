@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::network::VmNetwork;
+use crate::hostgroup::HostGroup;
 use crate::parts::Parts;
 use crate::room::Room;
 use crate::session::{Session, SessionError};
@@ -139,6 +140,8 @@ pub enum VmError {
 #[derive(Debug)]
 pub struct Vm {
     monitor: Child,
+    /// Dropped when the monitor has ended.
+    _group: Option<HostGroup>,
     folder: Room,
     /// What the guest writes goes to files of the host.
     writes: bool,
@@ -170,8 +173,10 @@ impl Vm {
         command.args(wishes.id.iter().flat_map(|id| ["--id", id]));
         command.stdin(Stdio::null()).stdout(console).stderr(errors).process_group(0);
         dies_with_us(&mut command);
+        let group = HostGroup::make(folder.path(), wishes.mem_size_mib, wishes.vcpu_count);
         let monitor = command.spawn().map_err(doing("start the monitor"))?;
-        let mut vm = Self { monitor, folder, writes: writes(&config) };
+        let group = group.filter(|group| group.take(monitor.id()).is_some());
+        let mut vm = Self { monitor, _group: group, folder, writes: writes(&config) };
         let stream = vm.greeted(&listening)?;
         vm.set_up(stream, wishes)?;
         Ok(vm)

@@ -22,8 +22,12 @@ impl User {
         Self(store())
     }
 
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
     /// Containers have no network, unless one is asked for.
-    fn command(&self, words: &[&str]) -> Command {
+    pub fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(program());
         let (verb, rest) = words.split_at(1);
         let runs = verb == ["run"] && !words.contains(&"--network");
@@ -33,7 +37,7 @@ impl User {
         command
     }
 
-    fn output(&self, words: &[&str]) -> Output {
+    pub fn output(&self, words: &[&str]) -> Output {
         self.command(words).output().expect("vmm")
     }
 
@@ -53,20 +57,20 @@ impl User {
     }
 
     /// A container that is left to itself.
-    fn start(&self, options: &[&str], script: &str) -> String {
+    pub fn start(&self, options: &[&str], script: &str) -> String {
         let image = image();
         let words = [&["run", "-d"], options, &[&image, "sh", "-c", script]].concat();
         self.says(&words).trim_end().to_owned()
     }
 
     /// What `vmm ps` knows of a container.
-    fn line(&self, name: &str) -> Option<Value> {
+    pub fn line(&self, name: &str) -> Option<Value> {
         let all: Value = serde_json::from_str(&self.says(&["ps", "-a", "--json"])).expect("JSON");
         all.as_array().expect("a list").iter().find(|line| line["name"] == name).cloned()
     }
 
     /// Waits until the log of a container has this.
-    fn until_logged(&self, name: &str, words: &str) {
+    pub fn until_logged(&self, name: &str, words: &str) {
         let since = Instant::now();
         while !self.says(&["logs", name]).contains(words) {
             assert!(since.elapsed() < PATIENCE, "{name} did not write {words:?}: {}", self.says(&["logs", name]));

@@ -7,6 +7,7 @@
 mod api;
 mod balloon;
 mod boot;
+mod claims;
 mod client;
 mod compare;
 mod console;
