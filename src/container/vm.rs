@@ -37,6 +37,9 @@ const SAYS: &str = "vmm: ";
 /// Most bytes of the console's end that an error shows.
 const CONSOLE_END: usize = 2000;
 
+/// How long an agent may take to call: far more than any VM takes, also one in a VM.
+const GREETING: Duration = Duration::from_secs(300);
+
 /// What a VM for containers shall be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmWishes {
@@ -125,6 +128,9 @@ pub enum VmError {
         /// What stood on its console, with a newline before it.
         console: String,
     },
+    /// The agent does not call.
+    #[error("the agent in the VM did not call within {} s{0}", GREETING.as_secs())]
+    Silent(String),
     /// The agent is of another version.
     #[error("the agent in the VM speaks version {0} of the protocol, this program {VERSION}: they come together")]
     Version(u32),
@@ -141,7 +147,7 @@ pub enum VmError {
 pub struct Vm {
     monitor: Child,
     /// Dropped when the monitor has ended.
-    _group: Option<HostGroup>,
+    group: Option<HostGroup>,
     folder: Room,
     /// What the guest writes goes to files of the host.
     writes: bool,
@@ -176,7 +182,7 @@ impl Vm {
         let group = HostGroup::make(folder.path(), wishes.mem_size_mib, wishes.vcpu_count);
         let monitor = command.spawn().map_err(doing("start the monitor"))?;
         let group = group.filter(|group| group.take(monitor.id()).is_some());
-        let mut vm = Self { monitor, _group: group, folder, writes: writes(&config) };
+        let mut vm = Self { monitor, group, folder, writes: writes(&config) };
         let stream = vm.greeted(&listening)?;
         vm.set_up(stream, wishes)?;
         Ok(vm)
@@ -242,9 +248,10 @@ impl Vm {
     /// Waits for the agent, or for the monitor's end.
     fn greeted(&mut self, listening: &UnixListener) -> Result<UnixStream, VmError> {
         let waiting = |error: io::Error| VmError::Io("wait for the agent".to_owned(), error);
-        match self.wait_or(listening.as_fd(), None)? {
+        match self.wait_or(listening.as_fd(), Some(GREETING))? {
             Waited::Other => listening.accept().map(|(stream, _)| stream).map_err(waiting),
-            _ => {
+            Waited::TooLong => Err(VmError::Silent(self.console())),
+            Waited::Ended => {
                 let status = self.monitor.wait().map_err(waiting)?;
                 if let Some(why) = self.end_of(ERRORS).strip_prefix(SAYS).filter(|_| self.end_of(CONSOLE).is_empty()) {
                     return Err(VmError::Refused(explained(why)));
@@ -276,8 +283,9 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         let _ = self.monitor.kill();
-        // The kernel takes tens of milliseconds to clear up after a VM. Whoever may want its files next waits for that.
-        if self.writes {
+        // The kernel takes tens of milliseconds to clear up after a VM. Whoever may want its files next waits for that, and
+        // a control group with processes cannot be removed.
+        if self.writes || self.group.is_some() {
             let _ = self.monitor.wait();
         }
     }
