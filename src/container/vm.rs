@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use crate::network::VmNetwork;
 use crate::hostgroup::HostGroup;
+use crate::network::VmNetwork;
 use crate::parts::Parts;
 use crate::room::Room;
 use crate::session::{Session, SessionError};
@@ -129,7 +129,7 @@ pub enum VmError {
         console: String,
     },
     /// The agent does not call.
-    #[error("the agent in the VM did not call within {} s{0}", GREETING.as_secs())]
+    #[error("the agent in the VM did not call within {} s{}", GREETING.as_secs(), .0)]
     Silent(String),
     /// The agent is of another version.
     #[error("the agent in the VM speaks version {0} of the protocol, this program {VERSION}: they come together")]
