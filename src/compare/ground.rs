@@ -44,14 +44,14 @@ impl Ground {
         unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.doing(|| "make a mount namespace".to_owned())?;
         let apart = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
         mount_change("/", apart).doing(|| "keep mounts apart from the host's".to_owned())?;
-        let mut layers = Vec::new();
+        let mut ground = Self { layers: Vec::new(), writable_bytes };
         for (number, layer) in image.config.rootfs.diff_ids.iter().enumerate() {
             let at = folder.join("layers").join(number.to_string());
             fs::create_dir_all(&at).doing(|| format!("make {}", shown(&at)))?;
             mount_layer(&store.layer_path(layer), &at)?;
-            layers.push(at);
+            ground.layers.push(at);
         }
-        Ok(Self { layers, writable_bytes })
+        Ok(ground)
     }
 
     /// A root file system of its own in `folder`.
@@ -79,6 +79,14 @@ impl Ground {
 
 fn text(text: String) -> Result<CString, Fault> {
     CString::new(text).map_err(|_| Fault::Said("a path with a NUL".to_owned()))
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        for layer in &self.layers {
+            let _ = unmount(layer, UnmountFlags::DETACH);
+        }
+    }
 }
 
 /// By mount(8), which finds a loop device and has it go with the mount.

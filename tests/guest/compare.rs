@@ -38,8 +38,11 @@ fn four_worlds_are_measured_and_differ_where_there_are_walls() {
     command.args(["compare", "-n", "2", "--work", "2", "--worlds", "process,container,vm,vm-container"]);
     command.arg("--json").arg(&json).arg("--html").arg(&html);
     command.arg(format!("oci:{}", guest("images/busybox").display()));
+    let temporary = folder.path().join("tmp");
+    std::fs::create_dir(&temporary).expect("a folder");
     command.env("VMM_STORE", &store).env("VMM_KERNEL", guest("tuned/vmlinux")).stdin(Stdio::null());
-    let output = command.output().expect("vmm compare");
+    let output = command.env("TMPDIR", &temporary).output().expect("vmm compare");
+    assert_eq!(std::fs::read_dir(&temporary).expect("a folder").count(), 0, "something is left");
     let (said, complaint) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{said}{complaint}");
     let document: Value = serde_json::from_slice(&std::fs::read(&json).expect("JSON")).expect("JSON");
