@@ -116,7 +116,7 @@ pub fn folder(id: &str) -> PathBuf {
 
 impl Place<'_> {
     /// The bundle that the runtime makes the container of.
-    pub fn bundle(&mut self, order: &Run) -> Result<PathBuf, Fault> {
+    pub fn bundle(&mut self, order: &Run, runtime: &Path) -> Result<PathBuf, Fault> {
         let bundle = folder(&self.id);
         let mounted: Result<Vec<PathBuf>, Fault> =
             order.layers.iter().map(|name| self.containers.layers.mounted(name)).collect();
@@ -130,6 +130,9 @@ impl Place<'_> {
             let joined = self.joined.insert(network.join(&order.id, endpoint)?);
             order.files.iter().zip(&sources).try_for_each(|(file, source)| joined.tell(file, source))?;
             enter_network(&mut spec, joined.path())?;
+        }
+        if order.init {
+            place_init(&mut spec, runtime)?;
         }
         let text = serde_json::to_vec(&spec).doing(|| "write the container's specification".to_owned())?;
         fs::write(bundle.join("config.json"), text).doing(|| "write the container's specification".to_owned())?;
@@ -253,6 +256,18 @@ fn place_files(spec: &mut Value, order: &Run, bundle: &Path) -> Result<Vec<PathB
     Ok(sources)
 }
 
+/// Has the runtime's program, by the name at which it is one that hands signals on and reaps, start the command.
+fn place_init(spec: &mut Value, runtime: &Path) -> Result<(), Fault> {
+    const AT: &str = "/dev/vmm-init";
+    let args = spec.pointer_mut("/process/args").and_then(Value::as_array_mut);
+    args.ok_or("the specification has no command")?.insert(0, AT.into());
+    let mounts = spec.get_mut("mounts").and_then(Value::as_array_mut).ok_or("the specification has no mounts")?;
+    mounts.push(json!({
+        "destination": AT, "source": runtime, "type": "bind", "options": ["bind", "ro", "nosuid", "nodev"]
+    }));
+    Ok(())
+}
+
 /// Makes a directory of the container with its parents, as Docker does for a working directory. Links of the container
 /// lead nowhere outside of it.
 fn make_folder(root: &Path, path: &str) -> Result<(), Fault> {
@@ -292,6 +307,7 @@ mod tests {
             volumes: vec![],
             network: None,
             terminal: None,
+            init: false,
             stdin: false,
         }
     }
@@ -317,6 +333,18 @@ mod tests {
         let wanted = json!([{"type": "pid"}, {"type": "network", "path": "/run/vmm/net/c"}]);
         assert_eq!(spec["linux"]["namespaces"], wanted);
         assert!(enter_network(&mut json!({"linux": {"namespaces": [{"type": "pid"}]}}), Path::new("/x")).is_err());
+    }
+
+    #[test]
+    fn a_first_process_stands_before_the_command() {
+        let mut spec = order().spec;
+        place_init(&mut spec, Path::new("/r/vmm-runtime")).unwrap();
+        assert_eq!(spec["process"]["args"], json!(["/dev/vmm-init", "sh"]));
+        assert_eq!(
+            (&spec["mounts"][0]["source"], &spec["mounts"][0]["options"][1]),
+            (&json!("/r/vmm-runtime"), &json!("ro"))
+        );
+        assert!(place_init(&mut json!({}), Path::new("/r")).is_err());
     }
 
     #[test]

@@ -115,8 +115,8 @@ fn answer<T>(what: Result<T, Fault>) -> Answer<T> {
 /// Makes a container and starts it.
 fn run<'a>(reaper: &Reaper, containers: &'a Containers, order: &Run) -> Result<(Place<'a>, Launched), Failure> {
     let mut place = containers.place(&order.id)?;
-    let bundle = place.bundle(order)?;
     let mut command = runtime()?;
+    let bundle = place.bundle(order, Path::new(command.get_program()))?;
     command.arg("run").arg(&bundle).arg(state()).arg(&order.id);
     let streams = Streams { terminal: order.terminal, stdin: order.stdin, folder: &bundle };
     let launched = launch(reaper, command, &streams).inspect_err(|_| delete(reaper, &order.id))?;

@@ -198,7 +198,7 @@ impl<'a> Host<'a> {
             workdir: Some("/".to_owned()),
             hostname: HOSTNAME.to_owned(),
             memory: Some(self.asked.memory_mib.saturating_mul(1 << 20)),
-            no_network: true,
+            own_network: true,
             ..Wishes::default()
         };
         Ok(spec(&self.derived.image.config.config.clone().unwrap_or_default(), &wishes)?)

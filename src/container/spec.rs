@@ -38,8 +38,8 @@ pub struct Wishes {
     pub ulimits: Vec<String>,
     /// Its standard streams are a terminal.
     pub terminal: bool,
-    /// It has a network namespace of its own, with nothing but the loopback interface.
-    pub no_network: bool,
+    /// It has a network namespace of its own, as every container of ours.
+    pub own_network: bool,
     /// No program may give its process more rights.
     pub no_new_privileges: bool,
     /// Which system calls it may make.
@@ -151,7 +151,7 @@ pub fn spec(image: &RunConfig, wishes: &Wishes) -> Result<Value, SpecError> {
         held.push("CAP_SYS_ADMIN".to_owned());
     }
     let mut namespaces = vec!["pid", "mount", "uts", "ipc", "cgroup"];
-    if wishes.no_network {
+    if wishes.own_network {
         namespaces.push("network");
     }
     let namespaces: Vec<Value> = namespaces.into_iter().map(|kind| json!({"type": kind})).collect();

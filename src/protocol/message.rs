@@ -119,6 +119,8 @@ pub struct Run {
     /// Its end of the VM's network; none: loopback only. The agent adds names to the file /etc/hosts, and writes
     /// /etc/resolv.conf.
     pub network: Option<Endpoint>,
+    /// Its first process is one that hands signals on and reaps, and starts the program.
+    pub init: bool,
     /// Its standard streams are a terminal of this size.
     pub terminal: Option<Window>,
     /// Somebody writes to its standard input; otherwise that is /dev/null.

@@ -3,6 +3,7 @@
 //!     vmm-runtime run BUNDLE STATE ID [CONSOLE]      makes the container of BUNDLE/config.json and starts it
 //!     vmm-runtime exec PROCESS STATE ID [CONSOLE]    starts the process of the file PROCESS in it
 //!     vmm-runtime delete STATE ID                    takes away what a container left, after its end
+//!     vmm-init COMMAND...                            is PID 1 of a container (init.rs)
 //!
 //! STATE is a folder for the library's notes. CONSOLE is a socket that is given the terminal, where there is one.
 //! Standard input, output and error become the new process's; what this program has to say, it says in one line on file
@@ -10,6 +11,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 mod filter;
+mod init;
 mod workload;
 
 use std::error::Error;
@@ -36,7 +38,11 @@ struct Task {
 }
 
 fn main() -> ExitCode {
+    let is_init = std::env::args_os().next().is_some_and(|name| Path::new(&name).ends_with(init::NAME));
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if is_init {
+        return init::run(&arguments);
+    }
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let report = match words.as_slice() {
         ["run", bundle, state, id, console @ ..] => started(run(&task(state, id, console), Path::new(bundle))),

@@ -6,7 +6,7 @@ mod list;
 mod remove;
 mod show;
 
-pub use come::bring;
+pub use come::{bring, warn_of_latest};
 
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -335,3 +335,22 @@ fn further_processes_are_filtered_too() {
     assert!(why.contains("Operation not permitted"), "{why}");
     user.says(&["rm", "-f", &name]);
 }
+
+#[test]
+fn a_first_process_reaps_and_hands_signals_on() {
+    let user = User::new();
+    let script = "trap 'echo heard; exit 5' TERM; (sleep 0.1 & exec true) ; echo up; while :; do sleep 0.1; done";
+    let name = user.start(&["--init"], script);
+    user.until_logged(&name, "up");
+    let top = user.says(&["top", &name]);
+    assert!(top.contains("/dev/vmm-init sh -c"), "{top}");
+    let since = Instant::now();
+    // An orphan that has ended is nobody's after the first process has reaped it.
+    while user.says(&["exec", &name, "sh", "-c", "grep -l '^State:.Z' /proc/[0-9]*/status; true"]).contains("status") {
+        assert!(since.elapsed() < PATIENCE, "{}", user.says(&["top", &name]));
+    }
+    user.says(&["stop", &name]);
+    assert_eq!(user.says(&["wait", &name]), "5\n");
+    assert!(user.says(&["logs", &name]).ends_with("heard\n"));
+    assert_eq!(user.refuses(&["run", "--rm", "--init", &image(), "no-such-program"]).0, 127);
+}

@@ -41,6 +41,9 @@ pub struct ContainerArgs {
     /// A note for people and programs
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub label: Vec<String>,
+    /// Have a first process that hands signals on and reaps what nobody else does
+    #[arg(long)]
+    pub init: bool,
     /// Signal that asks it to end [default: the image's, or TERM]
     #[arg(long, value_name = "SIGNAL", value_parser = signal_number)]
     pub stop_signal: Option<i32>,
@@ -147,7 +150,7 @@ impl ContainerArgs {
             pids: self.pids_limit,
             ulimits: self.ulimit.clone(),
             terminal: self.tty,
-            no_network: true,
+            own_network: true,
             no_new_privileges,
             confinement,
         })

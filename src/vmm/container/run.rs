@@ -29,7 +29,7 @@ use super::home::{self, Home};
 use super::options::ContainerArgs;
 use super::restart::Pauses;
 use super::signal::signal_number;
-use crate::image::bring;
+use crate::image::{bring, warn_of_latest};
 use crate::table::shown;
 
 /// Exit status when the fault is not the container's, as Docker's.
@@ -213,6 +213,7 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
         network: network.endpoint,
         spec,
         user: args.user.clone().or(run_config.user).unwrap_or_default(),
+        init: args.init,
         terminal: args.tty.then(attach::window),
         stdin: args.interactive,
     };
@@ -234,6 +235,9 @@ pub fn image(store: &Store, text: &str) -> Result<(Image, Lease), String> {
         && store.find(&name.to_string()).is_ok()
     {
         return store.hold(&name.to_string()).map_err(|error| error.to_string());
+    }
+    if let Reference::Registry(name) = &reference {
+        warn_of_latest(name);
     }
     let added = bring(store, &reference, text, &[], &Options::default(), false)?;
     Ok((added.image, added.lease))

@@ -70,15 +70,20 @@ pub fn pull(store: &Store, args: &PullArgs) -> Result<(), String> {
     let Reference::Registry(name) = &reference else {
         return come(store, &reference, &args.image, &[], &args.registry.options(), args.quiet);
     };
-    if name.is_latest() {
-        let name = name.familiar();
-        eprintln!("vmm: warning: {name} is another image tomorrow; a version or @sha256:… stays the same");
-    }
+    warn_of_latest(name);
     // What can not have changed is not asked for.
     if name.pin().is_some() && store.find(&name.to_string()).is_ok() {
         return super::print(&format!("{name}\n"));
     }
     come(store, &reference, &name.familiar(), &[], &args.registry.options(), args.quiet)
+}
+
+/// Says so where a name means another image tomorrow.
+pub fn warn_of_latest(name: &Name) {
+    if name.is_latest() {
+        let name = name.familiar();
+        eprintln!("vmm: warning: {name} is another image tomorrow; a version or @sha256:… stays the same");
+    }
 }
 
 /// Adds an image from a directory, an archive or standard input.

@@ -4,6 +4,7 @@ as JSON. See `report` for what is measured.
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -30,8 +31,16 @@ $b mount -t overlay -o lowerdir=layer,upperdir=top/u,workdir=top/w overlay root
 for d in proc sys dev; do $b mount --move /$d $d; done
 exec $b switch_root /new /bin/busybox sh -c '
 b=/bin/busybox; $b mount -t cgroup2 cgroup2 /sys/fs/cgroup
-/tools/runc --root /run/runc run --bundle /bundle c </dev/null
-echo RUNC ended with $?; $b poweroff -f'
+TAIL $b poweroff -f'
+"""
+# One container; or, told by the guest's clock in seconds, ten more beside one that runs, and ten processes in that.
+ONE = "/tools/runc --root /run/runc run --bundle /bundle c </dev/null; echo RUNC ended with $?;"
+MORE = """
+r="/tools/runc --root /run/runc"; now() { read up idle </proc/uptime; echo $1 $up; }
+$b mkdir /long; $b sed "s/\\"true\\"/\\"sleep\\", \\"1000\\"/" /bundle/config.json >/long/config.json
+$r run -d --bundle /long long </dev/null >/dev/null 2>&1; $r exec long true; $r run --bundle /bundle first </dev/null
+now BEGAN; for n in 1 2 3 4 5 6 7 8 9 10; do $r run --bundle /bundle c$n </dev/null; done; now RAN
+for n in 1 2 3 4 5 6 7 8 9 10; do $r exec long true; done; now EXECED;
 """
 
 
@@ -66,7 +75,33 @@ class Bench:
         return timed(monitors.command("vmm", self.vmm, vm))[0]
 
     def run(self):
-        return timed([self.vmm, "run", "--rm", "bench:1", "true"], self.env)[0]
+        return timed([self.vmm, "run", "--rm", "--network", "none", "bench:1", "true"], self.env)[0]
+
+    @contextlib.contextmanager
+    def tenant(self):
+        """A tenant's VM with a container that waits."""
+        words = ["--vm", "bench", "--network", "none"]
+        timed([self.vmm, "run", "-d", "--rm", "--name", "long", *words, "bench:1", "sleep", "1000"], self.env)
+        try:
+            yield
+        finally:
+            timed([self.vmm, "rm", "-f", "long"], self.env)
+
+    def second(self):
+        """One more container in it."""
+        return timed([self.vmm, "run", "--rm", "--vm", "bench", "--network", "none", "bench:1", "true"], self.env)[0]
+
+    def exec(self):
+        """One more process in its container."""
+        return timed([self.vmm, "exec", "long", "true"], self.env)[0]
+
+    def runc(self):
+        """Milliseconds of the same by runc in a guest with the same kernel: a container, a process."""
+        said = timed(self.runc_command)[1]
+        at = {word: float(time) for word, time in re.findall(r"^(BEGAN|RAN|EXECED) ([0-9.]+)", said, re.M)}
+        if len(at) < 3:
+            sys.exit(f"bench: runc did not run:\n{said}")
+        return (at["RAN"] - at["BEGAN"]) * 100, (at["EXECED"] - at["RAN"]) * 100
 
     def qemu(self):
         """The same image and command by QEMU microvm, busybox and runc."""
@@ -75,26 +110,25 @@ class Bench:
             sys.exit(f"bench: QEMU's container did not run:\n{said}")
         return took
 
-    def prepare_qemu(self):
-        tree = os.path.join(self.work, "qemu-initrd")
+    def prepare_qemu(self, name, tail):
+        """The command of a guest that does so."""
+        tree = os.path.join(self.work, name)
         for folder in ("bin", "dev", "proc", "sys"):
             os.makedirs(os.path.join(tree, folder))
         shutil.copy("/bin/busybox", os.path.join(tree, "bin"))
         with open(os.path.join(tree, "init"), "w") as file:
-            file.write(QEMU_INIT)
+            file.write(QEMU_INIT.replace("TAIL", tail))
         os.chmod(os.path.join(tree, "init"), 0o755)
         with open(self.spec["runc_config"]) as file:
             config = json.load(file)
         config["root"], config["process"]["terminal"], config["process"]["args"] = {"path": "/root"}, False, ["true"]
         with open(os.path.join(tree, "config.json"), "w") as file:
             json.dump(config, file)
-        initrd = os.path.join(self.work, "qemu.initrd")
+        initrd = os.path.join(self.work, f"{name}.initrd")
         timed(["sh", "-c", f"find . | cpio -o -H newc -R 0:0 >{initrd}"], cwd=tree)
         layers = os.path.join(self.work, "store/layers")
         layer, = (os.path.join(layers, name) for name in os.listdir(layers))
         tools = shutil.copy(self.spec["runc_disk"], self.work)
-        place = os.path.join(self.work, "qemu")
-        os.mkdir(place)
         # `-L` of monitors.py looks beside the program for firmware; here it is the machine's own.
         vm = {"kernel": self.kernel, "initrd": initrd, "cmdline": monitors.CMDLINE, "memory": 512, "cpus": 1}
         command = monitors.command("qemu", self.spec["qemu"], vm)
@@ -103,7 +137,7 @@ class Bench:
         for name, path in (("layer", layer), ("tools", tools)):
             command += ["-drive", f"id={name},file={path},format=raw,if=none,readonly=on"]
             command += ["-device", f"virtio-blk-device,drive={name}"]
-        self.qemu_command = command
+        return command
 
     @contextlib.contextmanager
     def registry(self):
@@ -148,7 +182,7 @@ class Bench:
         running, totals = [], [0]
         try:
             for number in range(VMS):
-                command = [self.vmm, "run", "--rm", "-i", "--memory", "64m", "bench:1", "sh", "-c", "echo UP; exec cat"]
+                command = [self.vmm, "run", "--rm", "-i", "--network", "none", "--memory", "64m", "bench:1", "sh", "-c", "echo UP; exec cat"]
                 pipe = subprocess.PIPE
                 vm = subprocess.Popen(command, env=self.env, stdin=pipe, stdout=pipe, start_new_session=True)
                 running.append(vm)
@@ -191,14 +225,21 @@ def main():
     spec = json.loads(sys.argv[1])
     work = tempfile.mkdtemp(prefix="bench.", dir="/tmp")
     bench = Bench(spec, work)
-    samples = {"bare": [], "run": [], "qemu": [], "pull": [], "skopeo": []}
-    bench.prepare_qemu()
+    samples = {name: [] for name in ("bare", "run", "qemu", "pull", "skopeo", "second", "exec", "runc run", "runc exec")}
+    bench.qemu_command, bench.runc_command = bench.prepare_qemu("one", ONE), bench.prepare_qemu("more", MORE)
     for number in range(-1, spec["rounds"]):
         for name in ("bare", "run", "qemu"):
             took = getattr(bench, name)()
             say(f"round {number + 1} {name}: {took:.1f} ms")
             if number >= 0:
                 samples[name].append(took)
+    with bench.tenant():
+        for number in range(-1, spec["rounds"]):
+            ran, execed = bench.runc()
+            for name, took in (("second", bench.second()), ("exec", bench.exec()), ("runc run", ran), ("runc exec", execed)):
+                say(f"round {number + 1} {name}: {took:.1f} ms")
+                if number >= 0:
+                    samples[name].append(took)
     with bench.registry() as image:
         for number in range(-1, spec["pull_rounds"]):
             for name in ("pull", "skopeo"):
@@ -228,6 +269,11 @@ def table(result, large_mb):
     line("vmm run --rm IMAGE true", ("run", "bare"), "of the bare boot; aim: at most 1.3")
     line("QEMU microvm, busybox, runc, the same image", ("qemu", "bare"), "of the bare boot")
     print(f"{'vmm run by QEMU':<52}{samples['run'] / samples['qemu']:>25.2f}  aim: at most 0.5")
+    line("one more container in a tenant's VM that runs", ("second", "runc run"), "of runc's; aim: at most 2")
+    line("the same by runc, in a guest with the same kernel", ("runc run", "runc run"), "")
+    line("vmm exec CONTAINER true", ("exec", "runc exec"), "")
+    line("runc exec in a guest with the same kernel", ("runc exec", "runc exec"), "")
+    print(f"{'vmm exec less runc exec, ms':<52}{samples['exec'] - samples['runc exec']:>25.1f}  aim: at most 20")
     line(f"vmm image pull, {large_mb} MB from loopback", ("pull", "skopeo"), "")
     line("skopeo copy to a layout, umoci unpack", ("skopeo", "skopeo"), "")
     print(f"{'speed of vmm image pull by theirs':<52}{samples['skopeo'] / samples['pull']:>25.2f}  aim: at least 0.8")
