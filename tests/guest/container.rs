@@ -203,7 +203,7 @@ fn an_opaque_root_hides_all_that_is_under_it() {
     let insert = ["insert", "--image", "layout:latest", "--tag", "opaque", "--opaque", "top", "/"];
     done(Command::new("umoci").args(insert).current_dir(room.path()));
     let mut command = Command::new(program());
-    command.args(["run", &format!("oci:{}:opaque", layout.display()), "ls", "/etc", "/bin"]);
+    command.args(["run", "--network", "none", &format!("oci:{}:opaque", layout.display()), "ls", "/etc", "/bin"]);
     command.env("VMM_STORE", room.path().join("store")).env("VMM_KERNEL", guest("tuned/vmlinux")).stdin(Stdio::null());
     let output = command.output().expect("vmm run");
     let said = String::from_utf8_lossy(&output.stdout);
