@@ -93,7 +93,8 @@ fn published_ports_lead_into_the_container() {
         socket(T, PF_INET, SOCK_STREAM, 0) && bind(T, sockaddr_in(80, INADDR_ANY)) && listen(T, 5) or die "tcp: $!";
         print "READY\n";
         $from = recv(U, $heard, 2000, 0); send(U, "heard $heard", 0, $from);
-        accept(C, T); { local $/; $all = <C>; } print C $all; close C;"#;
+        accept(C, T); { local $/; $all = <C>; } print C $all; close C;
+        recv(U, $heard, 2000, 0);"#; // what a network still has to send is gone with its container
     let options = ["-p", "127.0.0.1:7120:80", "-p", "7121:53/udp"];
     let run = Run::new(&options, &with_perl(folder.path()), &["perl", "-MSocket", "-e", script]);
     let (_run, mut child) = run.ready();
@@ -115,6 +116,7 @@ fn published_ports_lead_into_the_container() {
     let mut came_back = Vec::new();
     stream.read_to_end(&mut came_back).expect("an answer");
     assert!(came_back == sent, "{} bytes came back, or others", came_back.len());
+    socket.send_to(b"it may end", (own, 7121)).expect("sending");
     assert!(child.wait().expect("an end").success());
     assert!(passt("127.0.0.1/7120:7120").is_none());
 }
