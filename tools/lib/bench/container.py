@@ -128,6 +128,7 @@ class Bench:
         timed(["sh", "-c", f"find . | cpio -o -H newc -R 0:0 >{initrd}"], cwd=tree)
         layers = os.path.join(self.work, "store/layers")
         layer, = (os.path.join(layers, name) for name in os.listdir(layers))
+        layer = shutil.copy(layer, os.path.join(self.work, f"{name}.erofs"))  # vmm's VMs hold locks on theirs
         tools = shutil.copy(self.spec["runc_disk"], self.work)
         # `-L` of monitors.py looks beside the program for firmware; here it is the machine's own.
         vm = {"kernel": self.kernel, "initrd": initrd, "cmdline": monitors.CMDLINE, "memory": 512, "cpus": 1}
