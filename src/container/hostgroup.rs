@@ -6,16 +6,24 @@
 //! Source: Linux, Documentation/admin-guide/cgroup-v2.rst.
 
 use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// Where control groups are.
 const MOUNTED: &str = "/sys/fs/cgroup";
-/// How their names begin; the name of the VM's folder follows.
+/// How their names begin; what tells the room with the VM's folder from others follows, and the folder's name.
 const PREFIX: &str = "vmm-";
 /// Memory beside the guest's, bytes: the monitor, what carries its network and its shares, and some page cache.
 const OWN_BYTES: u64 = 256 << 20;
 /// The time of a CPU in which limits are counted, µs.
 const PERIOD: u64 = 100_000;
+/// How long the kernel may take to let go of the group of processes that were killed.
+const GONE: Duration = Duration::from_secs(2);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// A group. It goes when this is dropped, after its processes.
 #[derive(Debug)]
@@ -28,8 +36,9 @@ impl HostGroup {
         for controller in ["+memory", "+cpu"] {
             let _ = fs::write(parent.join("cgroup.subtree_control"), controller);
         }
-        sweep(&parent, folder.parent()?);
-        let path = parent.join(format!("{PREFIX}{}", folder.file_name()?.to_str()?));
+        let prefix = prefix(folder.parent()?).ok()?;
+        sweep(&parent, &prefix, folder.parent()?);
+        let path = parent.join(format!("{prefix}{}", folder.file_name()?.to_str()?));
         fs::create_dir(&path).ok()?;
         let group = Self(path);
         let memory = mem_size_mib.saturating_mul(1 << 20).saturating_add(OWN_BYTES);
@@ -51,8 +60,20 @@ impl HostGroup {
 
 impl Drop for HostGroup {
     fn drop(&mut self) {
-        let _ = fs::remove_dir(&self.0);
+        let _ = fs::write(self.0.join("cgroup.kill"), "1"); // helpers of the monitor, where it was killed
+        let since = Instant::now();
+        while fs::remove_dir(&self.0).is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy)
+            && since.elapsed() < GONE
+        {
+            sleep(LOOK);
+        }
     }
+}
+
+/// How the names of groups begin whose VMs have their folders here: users and tests have rooms of their own, and none
+/// takes another's group for one that was left.
+fn prefix(room: &Path) -> io::Result<String> {
+    Ok(format!("{PREFIX}{:x}-", fs::metadata(room)?.ino()))
 }
 
 /// Where the group of a process that is in these groups (/proc/PID/cgroup) may be made: beside its own.
@@ -62,13 +83,13 @@ fn parent(groups: &str) -> Option<PathBuf> {
     Some(Path::new(MOUNTED).join(above))
 }
 
-/// Removes the groups of VMs whose folders have gone.
-fn sweep(parent: &Path, folders: &Path) {
+/// Removes the groups of this room's VMs whose folders have gone.
+fn sweep(parent: &Path, prefix: &str, room: &Path) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let folder = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
-        if folder.is_some_and(|folder| !folders.join(folder).exists()) {
+        let folder = name.to_str().and_then(|name| name.strip_prefix(prefix));
+        if folder.is_some_and(|folder| !room.join(folder).exists()) {
             let _ = fs::remove_dir(entry.path()); // one with processes stays
         }
     }
@@ -89,13 +110,16 @@ mod tests {
 
     #[test]
     fn groups_of_the_dead_go() {
-        let (groups, folders) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        for name in ["vmm-dead", "vmm-lives", "other"] {
+        let (groups, room, other) =
+            (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (own, others) = (prefix(room.path()).unwrap(), prefix(other.path()).unwrap());
+        let names = [format!("{own}dead"), format!("{own}lives"), format!("{others}starts"), "other".to_owned()];
+        for name in &names {
             fs::create_dir(groups.path().join(name)).unwrap();
         }
-        fs::create_dir(folders.path().join("lives")).unwrap();
-        sweep(groups.path(), folders.path());
-        let left = |name: &str| groups.path().join(name).exists();
-        assert_eq!(["vmm-dead", "vmm-lives", "other"].map(left), [false, true, true]);
+        fs::create_dir(room.path().join("lives")).unwrap();
+        sweep(groups.path(), &own, room.path());
+        let left = names.map(|name| groups.path().join(name).exists());
+        assert_eq!(left, [false, true, true, true]);
     }
 }

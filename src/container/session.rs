@@ -7,12 +7,16 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use protocol::PORT;
 use protocol::frame::{self, Decoder, Frame, FrameError, Kind};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
+
+/// How long an agent may take to accept a conversation. One of a VM that is paused, or whose kernel hangs, takes for ever.
+const ACCEPTS: Duration = Duration::from_secs(20);
 
 /// Why a conversation ended.
 #[derive(Debug, Error)]
@@ -26,6 +30,9 @@ pub enum SessionError {
     /// The agent does not speak as it should.
     #[error("the agent in the VM sent {0}")]
     Frame(#[source] FrameError),
+    /// It does not answer.
+    #[error("the agent in the VM does not answer; is the VM paused, or does its kernel hang?")]
+    Silent,
     /// It is gone.
     #[error("the agent in the VM hung up")]
     Closed,
@@ -34,6 +41,7 @@ pub enum SessionError {
 impl From<FrameError> for SessionError {
     fn from(error: FrameError) -> Self {
         match error {
+            FrameError::Io(error) if is_late(&error) => Self::Silent,
             FrameError::Io(error) => Self::Io(error),
             error => Self::Frame(error),
         }
@@ -54,8 +62,19 @@ pub struct Speaker(UnixStream);
 impl Session {
     /// Calls the agent of the VM whose socket this is.
     pub fn call(socket: &Path) -> Result<Self, SessionError> {
-        let connecting = |error| SessionError::Connect(socket.display().to_string(), error);
+        let session = Self::call_within(socket, ACCEPTS)?;
+        session.speaker.0.set_read_timeout(None)?;
+        Ok(session)
+    }
+
+    /// The same; the agent may take so long to accept it, and for each frame.
+    pub fn call_within(socket: &Path, most: Duration) -> Result<Self, SessionError> {
+        let connecting = |error| match is_late(&error) {
+            true => SessionError::Silent,
+            false => SessionError::Connect(socket.display().to_string(), error),
+        };
         let mut stream = UnixStream::connect(socket).map_err(connecting)?;
+        stream.set_read_timeout(Some(most)).map_err(connecting)?;
         writeln!(stream, "CONNECT {PORT}").map_err(connecting)?;
         // The answer is `OK PORT` and a newline; not a byte more may be taken.
         let mut answer = Vec::new();
@@ -99,6 +118,11 @@ impl Session {
     pub fn close(&self) {
         let _ = self.speaker.0.shutdown(Shutdown::Both);
     }
+}
+
+/// Whether somebody did not answer in time (SO_RCVTIMEO in socket(7)).
+fn is_late(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
 }
 
 impl Speaker {

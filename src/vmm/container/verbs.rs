@@ -14,8 +14,19 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::run::complain;
 use super::signal::signal_number;
 
-/// How long a container that was killed may take to be gone.
-const GONE: Duration = Duration::from_secs(20);
+/// How long agents and owners may take.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// The agent, to answer.
+    answer: Duration,
+    /// A container that was killed, to be gone.
+    gone: Duration,
+    /// One whose agent hung up: it may be ending.
+    hung_up: Duration,
+}
+
+const PATIENCE: Patience =
+    Patience { answer: Duration::from_secs(10), gone: Duration::from_secs(20), hung_up: Duration::from_secs(2) };
 
 /// What `vmm kill` takes.
 #[derive(Debug, Clone, Args)]
@@ -68,7 +79,7 @@ pub fn kill(args: &KillArgs) -> ExitCode {
         if args.signal == libc::SIGKILL {
             container.ask_to_stop().map_err(|error| error.to_string())?;
         }
-        signal(container, args.signal)?;
+        signal(container, args.signal, PATIENCE.answer)?;
         Ok(container.record.name.clone())
     })
 }
@@ -76,7 +87,7 @@ pub fn kill(args: &KillArgs) -> ExitCode {
 /// Ends containers.
 pub fn stop(args: &StopArgs) -> ExitCode {
     each(&args.containers, |container| {
-        end(container, container.record.stop_signal, Duration::from_secs(args.time))?;
+        end(container, container.record.stop_signal, Duration::from_secs(args.time), PATIENCE)?;
         Ok(container.record.name.clone())
     })
 }
@@ -97,7 +108,7 @@ pub fn remove(args: &RmArgs) -> ExitCode {
     };
     each(&args.containers, |container| {
         if args.force {
-            end(container, libc::SIGKILL, GONE)?;
+            end(container, libc::SIGKILL, PATIENCE.gone, PATIENCE)?;
         }
         match all.remove(container) {
             // One that goes with its end has gone.
@@ -135,23 +146,27 @@ fn each(names: &[String], act: impl Fn(&Container) -> Result<String, String>) ->
     status
 }
 
-/// Sends a signal to the first process of a container.
-fn signal(container: &Container, signal: i32) -> Result<(), String> {
+/// The conversation with the agent of a container that runs, in which this is ordered.
+pub fn order(container: &Container, order: &Order) -> Result<Session, String> {
     let socket = container.socket().map_err(|error| error.to_string())?;
-    let id = container.record.name.clone();
-    let say = || {
-        let mut session = Session::call(socket)?;
-        session.say(&Order::Kill { id, signal })?;
-        session.message()
-    };
-    match say().map_err(|error| error.to_string())? {
+    let mut session = Session::call(socket).map_err(|error| error.to_string())?;
+    session.say(order).map_err(|error| error.to_string())?;
+    Ok(session)
+}
+
+/// Sends a signal to the first process of a container.
+fn signal(container: &Container, signal: i32, answer: Duration) -> Result<(), String> {
+    let socket = container.socket().map_err(|error| error.to_string())?;
+    let mut session = Session::call_within(socket, answer).map_err(|error| error.to_string())?;
+    session.say(&Order::Kill { id: container.record.name.clone(), signal }).map_err(|error| error.to_string())?;
+    match session.message().map_err(|error| error.to_string())? {
         Done::Ok => Ok(()),
         Done::Failed(failure) => Err(failure.why),
     }
 }
 
 /// Ends a container: first it is asked, then it is killed, and where its VM does not hear, its owner is, and the VM with it.
-fn end(container: &Container, asking: i32, patience: Duration) -> Result<(), String> {
+fn end(container: &Container, asking: i32, first: Duration, patience: Patience) -> Result<(), String> {
     if matches!(container.state(), State::Ended(_)) {
         return Ok(());
     }
@@ -165,22 +180,87 @@ fn end(container: &Container, asking: i32, patience: Duration) -> Result<(), Str
     {
         return Err(error.to_string());
     }
-    let asked = signal(container, asking);
-    if asked.is_ok() && waited(patience)? {
-        return Ok(());
-    }
-    if asked.is_ok() && asking != libc::SIGKILL && signal(container, libc::SIGKILL).is_ok() && waited(GONE)? {
-        return Ok(());
-    }
-    if waited(Duration::ZERO)? {
-        return Ok(());
+    for (asking, most) in [(asking, first), (libc::SIGKILL, patience.gone)] {
+        // One that ends as it is asked hangs up: an end that has begun is waited for, too.
+        let most = signal(container, asking, patience.answer).map_or(patience.hung_up, |()| most);
+        if waited(most)? {
+            return Ok(());
+        }
     }
     // Its lock is held, so the number is still its owner's.
     let owner = i32::try_from(container.record.pid).ok().and_then(Pid::from_raw).ok_or("its owner has no number")?;
     kill_process(owner, Signal::KILL)
         .map_err(|error| format!("kill the owner of {}: {error}", container.record.name))?;
-    match waited(GONE)? {
+    match waited(patience.gone)? {
         true => Ok(()),
         false => Err(format!("container {} does not end", container.record.name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::os::unix::process::ExitStatusExt;
+    use std::path::Path;
+    use std::process::{Child, Command};
+    use std::thread;
+
+    use ::container::register::{Ended, Owned, Record, now_ms};
+
+    use super::*;
+
+    /// Containers with one of this agent; its owner, for the register, is the process.
+    fn one(folder: &Path, owner: &Child) -> (UnixListener, Owned, Container) {
+        let socket = folder.join("vsock");
+        let listening = UnixListener::bind(&socket).unwrap();
+        let record = Record {
+            name: "one".to_owned(),
+            pid: owner.id(),
+            started_ms: Some(now_ms()),
+            socket: Some(socket),
+            ..Record::default()
+        };
+        let all = Containers::of(folder);
+        let owned = all.take(record).unwrap();
+        (listening, owned, all.find("one").unwrap())
+    }
+
+    fn sleeper() -> Child {
+        Command::new("sleep").arg("60").spawn().unwrap()
+    }
+
+    /// An agent whose VM goes while it is asked. The owner has something to clear up then, and is not killed at that.
+    #[test]
+    fn an_owner_that_clears_up_is_let() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut owner = sleeper();
+        let (listening, owned, container) = one(folder.path(), &owner);
+        let clearing = thread::spawn(move || {
+            drop(listening.accept().unwrap());
+            drop(listening);
+            thread::sleep(Duration::from_millis(100));
+            owned.ended(&Ended::default()).unwrap();
+        });
+        end(&container, libc::SIGKILL, PATIENCE.gone, PATIENCE).unwrap();
+        clearing.join().unwrap();
+        assert!(owner.try_wait().unwrap().is_none(), "it was killed");
+        owner.kill().unwrap();
+        owner.wait().unwrap();
+    }
+
+    /// A VM that is paused accepts nothing.
+    #[test]
+    fn an_owner_whose_vm_does_not_hear_is_killed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut owner = sleeper();
+        let (_listening, owned, container) = one(folder.path(), &owner);
+        let short = Duration::from_millis(20);
+        let ending = thread::spawn(move || {
+            let patience = Patience { answer: short, hung_up: short, ..PATIENCE };
+            end(&container, libc::SIGTERM, PATIENCE.gone, patience)
+        });
+        assert_eq!(owner.wait().unwrap().signal(), Some(libc::SIGKILL));
+        drop(owned);
+        ending.join().unwrap().unwrap();
     }
 }
