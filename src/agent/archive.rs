@@ -2,15 +2,15 @@
 //! links the container has made, they lead nowhere outside of it.
 
 use std::fs;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Cursor, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
-use std::thread;
 
 use protocol::frame::{Kind, MOST_DATA};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
+use crate::apart::apart;
 use crate::connection::{Connection, Incoming};
 use crate::{Doing, Fault};
 
@@ -37,7 +37,7 @@ pub fn get(connection: &Connection, pid: u32, path: &str) -> Result<(), Fault> {
 pub fn put(incoming: &mut Incoming<'_>, pid: u32, path: &str) -> Result<(), Fault> {
     let path = absolute(path)?;
     inside(pid, || {
-        let mut from = Pieces { incoming, left: Vec::new(), ended: false };
+        let mut from = Pieces { incoming, left: Cursor::default(), ended: false };
         let unpack = |from: &mut Pieces<'_, '_>| -> io::Result<()> {
             let (into, name) = match (fs::metadata(&path), path.parent(), path.file_name()) {
                 (Ok(facts), ..) if facts.is_dir() => (path.as_path(), None),
@@ -77,13 +77,10 @@ fn inside<T: Send>(pid: u32, what: impl FnOnce() -> Result<T, Fault> + Send) -> 
     let entering = || "enter the container's mount namespace".to_owned();
     let namespace = open(format!("/proc/{pid}/ns/mnt"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let namespace = namespace.doing(entering)?;
-    thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            own_directories().doing(entering)?;
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount)).doing(entering)?;
-            what()
-        });
-        thread.join().unwrap_or_else(|_| Err("a thread ended in disorder".to_owned()))
+    apart(|| {
+        own_directories().doing(entering)?;
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount)).doing(entering)?;
+        what()
     })
 }
 
@@ -112,24 +109,23 @@ impl Write for Frames<'_> {
 /// Reads what the host sends, until its empty piece.
 struct Pieces<'a, 'b> {
     incoming: &'a mut Incoming<'b>,
-    left: Vec<u8>,
+    left: Cursor<Vec<u8>>,
     ended: bool,
 }
 
 impl Read for Pieces<'_, '_> {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        while self.left.is_empty() && !self.ended {
+        loop {
+            let count = self.left.read(to)?;
+            if count > 0 || self.ended || to.is_empty() {
+                return Ok(count);
+            }
             let frame = self.incoming.next_frame().map_err(io::Error::other)?;
             let frame = frame.ok_or(io::ErrorKind::UnexpectedEof)?;
             if frame.kind == Kind::Stdin {
                 self.ended = frame.body.is_empty();
-                self.left = frame.body;
+                self.left = Cursor::new(frame.body);
             }
         }
-        let count = to.len().min(self.left.len());
-        for (to, from) in to.iter_mut().zip(self.left.drain(..count)) {
-            *to = from;
-        }
-        Ok(count)
     }
 }

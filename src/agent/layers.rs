@@ -6,21 +6,15 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use rustix::fs::getxattr;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use crate::disks;
 use crate::system::OWN;
 use crate::{Doing, Fault};
-
-/// How long a disk that was given other partitions may take to show them.
-const PATIENCE: Duration = Duration::from_secs(5);
-const LOOK: Duration = Duration::from_millis(2);
 
 /// The layers that are mounted, by the names of their partitions.
 #[derive(Debug, Default)]
@@ -42,64 +36,10 @@ impl Layers {
 
 /// Mounts the file system of a partition, which cannot be written to.
 pub fn mount_partition(name: &str, at: &Path) -> Result<(), Fault> {
-    let device = partition(name)?;
-    read_ahead(&device);
+    let device = disks::partition(name)?;
+    disks::read_ahead(&device);
     fs::create_dir_all(at).doing(|| format!("make {}", at.display()))?;
     mount(&device, at, "erofs", MountFlags::RDONLY, None).doing(|| format!("mount {name} from {}", device.display()))
-}
-
-/// Has the kernel read more at once from the disk of this partition. A request costs an exit of the VM and an interrupt,
-/// much more than the bytes, which the host has in its page cache. A kernel that does not want to is slower, no more.
-fn read_ahead(partition: &Path) {
-    const KIB: &str = "512";
-    let name = partition.file_name().unwrap_or_default();
-    let _ = fs::write(Path::new("/sys/class/block").join(name).join("../queue/read_ahead_kb"), KIB);
-}
-
-/// The device of a partition, by the name that the partition table gives it. It may be on a disk that has just come.
-fn partition(name: &str) -> Result<PathBuf, Fault> {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = seen(name)? {
-            return Ok(found);
-        }
-        if Instant::now() >= until {
-            return Err(format!("no disk has a partition called {name}"));
-        }
-        read_tables()?;
-        sleep(LOOK);
-    }
-}
-
-/// The partition of this name, among those that the kernel knows.
-fn seen(name: &str) -> Result<Option<PathBuf>, Fault> {
-    for entry in disks()? {
-        let facts = fs::read_to_string(entry.join("uevent")).unwrap_or_default();
-        if facts.lines().any(|line| line.strip_prefix("PARTNAME=") == Some(name)) {
-            return Ok(Some(Path::new("/dev").join(entry.file_name().unwrap_or_default())));
-        }
-    }
-    Ok(None)
-}
-
-/// Has the kernel read the partition tables of disks again. One that is in use says so and stays as it is.
-#[allow(unsafe_code)] // ioctl(2): the request has no safe wrapper
-fn read_tables() -> Result<(), Fault> {
-    /// _IO(0x12, 95), linux/fs.h
-    const BLKRRPART: libc::c_ulong = 0x125f;
-    for entry in disks()?.into_iter().filter(|entry| !entry.join("partition").exists()) {
-        if let Ok(disk) = fs::File::open(Path::new("/dev").join(entry.file_name().unwrap_or_default())) {
-            // SAFETY: the request takes no argument, and the descriptor is open.
-            unsafe { libc::ioctl(disk.as_raw_fd(), BLKRRPART) };
-        }
-    }
-    Ok(())
-}
-
-/// Disks and partitions, in sysfs.
-fn disks() -> Result<Vec<PathBuf>, Fault> {
-    let all = fs::read_dir("/sys/class/block").doing(|| "look for disks".to_owned())?;
-    Ok(all.flatten().map(|entry| entry.path()).collect())
 }
 
 /// Joins layers, the lowest first, under a writable one of at most `bytes` bytes. `folder` is for the mount points.

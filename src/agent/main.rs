@@ -5,9 +5,11 @@
 //! before the host can be told stands on the console, and the VM switches itself off.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+mod apart;
 mod archive;
 mod connection;
 mod container;
+mod disks;
 mod launch;
 mod layers;
 mod network;

@@ -1,8 +1,7 @@
 //! The host's orders: one connection each, one thread each.
 
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::Command;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
@@ -38,12 +37,9 @@ pub fn greet() -> Result<Option<Network>, Fault> {
     host.say(&Hello { version: VERSION, kernel })?;
     let frame = host.incoming().next_frame()?.ok_or("the host hung up")?;
     let setup: Setup = frame.open().doing(|| "read what the host says".to_owned())?;
-    let done = set_up(setup);
-    host.say(&match &done {
-        Ok(_) => Done::Ok,
-        Err(why) => Done::Failed(Failure::engine(why.clone())),
-    })?;
-    done
+    let network = set_up(setup);
+    host.say(&done(network.as_ref().map(|_| ()).map_err(Fault::clone)))?;
+    network
 }
 
 fn set_up(setup: Setup) -> Result<Option<Network>, Fault> {
@@ -186,7 +182,7 @@ fn attend(
                 drop(ring);
                 status
             });
-            let exit = Exit { code: code(status), oom_killed: place.as_ref().is_some_and(Place::oom_killed) };
+            let exit = Exit { code: Exit::code_of(status), oom_killed: place.as_ref().is_some_and(Place::oom_killed) };
             if let Some(place) = &place {
                 place.ends();
             }
@@ -229,12 +225,6 @@ fn kill(pid: u32, signal: i32) -> Result<(), Fault> {
     let number = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or("no such process")?;
     let signal = Signal::from_named_raw(signal).ok_or_else(|| format!("there is no signal {signal}"))?;
     kill_process(number, signal).doing(|| "send a signal".to_owned())
-}
-
-/// A status as shells say it.
-fn code(status: ExitStatus) -> u8 {
-    let code = status.code().or_else(|| status.signal().map(|signal| signal.saturating_add(128)));
-    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(255)
 }
 
 /// The folder of the runtime's notes.

@@ -9,13 +9,12 @@ use std::fs::{self, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use protocol::message::{Volume, VolumeSource};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use crate::disks;
 use crate::system::OWN;
 use crate::{Doing, Fault};
 
@@ -23,11 +22,6 @@ use crate::{Doing, Fault};
 const DATA: &str = "_data";
 /// The same while it is being filled.
 const NEW: &str = "_new";
-/// How long a disk that was given another image may take to show it.
-const PATIENCE: Duration = Duration::from_secs(5);
-const LOOK: Duration = Duration::from_millis(2);
-/// Bytes of a disk that waits for an image.
-const WAITING: u64 = 512;
 
 /// What is mounted, by tag or serial number.
 #[derive(Debug, Default)]
@@ -44,7 +38,7 @@ impl Volumes {
             }),
             VolumeSource::Disk { serial } => {
                 let at = once(&mut known, serial, |at| {
-                    let disk = disk(serial)?;
+                    let disk = disks::with_serial(serial)?;
                     mount(&disk, at, "ext4", MountFlags::NODEV | MountFlags::NOSUID, None)
                         .doing(|| format!("mount the volume of {} from {}", volume.path, disk.display()))
                 })?;
@@ -79,23 +73,6 @@ fn once(
     how(&at)?;
     known.insert(name.to_owned(), at.clone());
     Ok(at)
-}
-
-/// The disk with this serial number, once it has its image.
-fn disk(serial: &str) -> Result<PathBuf, Fault> {
-    let until = Instant::now() + PATIENCE;
-    while Instant::now() < until {
-        let all = fs::read_dir("/sys/block").doing(|| "look for disks".to_owned())?;
-        for entry in all.flatten() {
-            let fact = |name: &str| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
-            let sectors: u64 = fact("size").trim().parse().unwrap_or(0);
-            if fact("serial").trim() == serial && sectors > WAITING / 512 {
-                return Ok(Path::new("/dev").join(entry.file_name()));
-            }
-        }
-        sleep(LOOK);
-    }
-    Err(format!("no disk has the serial number {serial}"))
 }
 
 /// Makes the directory of a new volume, with what the image has.

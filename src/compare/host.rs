@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use container::parts::{self, Parts};
+use container::register::Containers;
 use container::spec::{Wishes, spec};
 use container::store::{Image, Store};
 use serde_json::Value;
@@ -177,7 +178,7 @@ impl<'a> Host<'a> {
 
     /// Where `vmm run` keeps what is known of a container.
     pub fn record(&self, name: &str) -> PathBuf {
-        self.store.join("containers").join(name)
+        Containers::of(&self.store).folder(name)
     }
 
     /// The file systems of the image's layers, the lowest first.
@@ -198,7 +199,6 @@ impl<'a> Host<'a> {
             workdir: Some("/".to_owned()),
             hostname: HOSTNAME.to_owned(),
             memory: Some(self.asked.memory_mib.saturating_mul(1 << 20)),
-            own_network: true,
             ..Wishes::default()
         };
         Ok(spec(&self.derived.image.config.config.clone().unwrap_or_default(), &wishes)?)

@@ -20,6 +20,17 @@ enum Shown {
     P99,
 }
 
+impl Shown {
+    /// The number.
+    fn of(self, samples: &[f64]) -> Option<f64> {
+        match self {
+            Self::Middle => median(samples),
+            Self::P50 => quantile(samples, 0.5),
+            Self::P99 => quantile(samples, 0.99),
+        }
+    }
+}
+
 /// A row of numbers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
@@ -110,13 +121,9 @@ fn row(measured: &Measured, title: &str, metric: Metric, shown: Shown) -> Row {
     let of = |place: usize| measured.columns.get(place).map_or(&[][..], |column| column.of(metric));
     let cell = |place: usize| {
         let samples = of(place);
-        let value = match shown {
-            Shown::Middle => median(samples),
-            Shown::P50 => quantile(samples, 0.5),
-            Shown::P99 => quantile(samples, 0.99),
-        };
+        let value = shown.of(samples);
         let verdict = Verdict::of(of(0), of(1), samples);
-        let ratio = match (value, quantile_of_base(of(0), shown), verdict) {
+        let ratio = match (value, shown.of(of(0)), verdict) {
             (None, ..) => String::new(),
             _ if place == 0 => String::new(),
             (_, Some(0.0), _) => String::new(), // nothing is a multiple of nothing
@@ -131,14 +138,6 @@ fn row(measured: &Measured, title: &str, metric: Metric, shown: Shown) -> Row {
         .map(|verdict| verdict.noise.max(crate::statistics::factor(verdict.ratio, 1.0)));
     let title = counted(metric, title, measured.percent);
     Row { title, cells: (0..measured.columns.len()).map(cell).collect(), noise }
-}
-
-fn quantile_of_base(samples: &[f64], shown: Shown) -> Option<f64> {
-    match shown {
-        Shown::Middle => median(samples),
-        Shown::P50 => quantile(samples, 0.5),
-        Shown::P99 => quantile(samples, 0.99),
-    }
 }
 
 fn times(ratio: f64) -> String {

@@ -4,7 +4,7 @@
 //! not fill the disk.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -101,8 +101,8 @@ pub struct Reader {
 impl Reader {
     /// From the oldest piece that there is.
     pub fn open(folder: &Path) -> Self {
-        let older = File::open(folder.join(OLDER)).or_else(|_| File::open(folder.join(NAME)));
-        Self { folder: folder.to_owned(), file: older.ok().map(BufReader::new), partial: Vec::new() }
+        let older = File::open(folder.join(OLDER)).ok();
+        Self { folder: folder.to_owned(), file: older.map(BufReader::new), partial: Vec::new() }
     }
 
     /// The next piece; none when nothing more is there at the moment.
@@ -135,9 +135,7 @@ impl Reader {
         if id(now.metadata()?) == id(facts.clone()) || file.stream_position()? < facts.len() {
             return Ok(false);
         }
-        let mut next = BufReader::new(now);
-        next.seek(SeekFrom::Start(0))?;
-        (self.file, self.partial) = (Some(next), Vec::new());
+        (self.file, self.partial) = (Some(BufReader::new(now)), Vec::new());
         Ok(true)
     }
 }

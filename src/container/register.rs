@@ -31,6 +31,8 @@ const LOCK: &str = "lock";
 const EXIT: &str = "exit";
 const STOPPING: &str = "stopping";
 const HEALTH: &str = "health";
+/// Longest name of a container.
+const NAME_MAX: usize = 64;
 /// Longest of them that is read, bytes.
 const MOST: u64 = 1 << 20;
 /// How often somebody looks who waits with a limit.
@@ -96,14 +98,15 @@ impl Containers {
         Self(store.join("containers"))
     }
 
+    /// Where what is known of a container of this name is, if there is one.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
     /// Takes the record's name for a container of this process. What one of this name left that was to be removed, is.
     pub fn take(&self, record: Record) -> Result<Owned, RegisterError> {
         let name = &record.name;
-        let plain = |byte: u8| byte.is_ascii_alphanumeric();
-        if !name.starts_with(|first: char| first.is_ascii_alphanumeric())
-            || name.len() > 64
-            || !name.bytes().all(|byte| plain(byte) || b"_.-".contains(&byte))
-        {
+        if !is_name(name) || name.len() > NAME_MAX {
             return Err(RegisterError::Name(name.clone()));
         }
         let mut make = DirBuilder::new();
@@ -119,7 +122,7 @@ impl Containers {
                 false => {}
             }
         }
-        let folder = self.0.join(name);
+        let folder = self.folder(name);
         match fs::remove_dir_all(&folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fault("remove", &folder)(error)),
             _ => DirBuilder::new().mode(0o700).create(&folder).map_err(fault("make the directory", &folder))?,
@@ -143,7 +146,7 @@ impl Containers {
         if name.is_empty() || name.starts_with('.') || name.contains('/') {
             return Err(unknown());
         }
-        let folder = self.0.join(name);
+        let folder = self.folder(name);
         match read(&folder.join(RECORD)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(unknown()),
             bytes => {
@@ -292,9 +295,7 @@ impl Owned {
 
     fn write(&self) -> Result<(), RegisterError> {
         let path = self.folder.join(RECORD);
-        let bytes = serde_json::to_vec(&self.record).map_err(|error| fault("write", &path)(error.into()))?;
-        let new = self.folder.join("container.json.new");
-        fs::write(&new, bytes).and_then(|()| fs::rename(&new, &path)).map_err(fault("write", &path))
+        record::replace(&path, &self.record).map_err(fault("write", &path))
     }
 }
 
@@ -305,6 +306,12 @@ impl Drop for Owned {
             let _ = fs::remove_dir_all(&self.folder);
         }
     }
+}
+
+/// Whether this is a name as containers and volumes have: letters, digits, `_`, `.` and `-`, and not one of the signs first.
+pub(crate) fn is_name(text: &str) -> bool {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "_.-".contains(letter);
+    text.starts_with(|first: char| first.is_ascii_alphanumeric()) && text.chars().all(plain)
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {

@@ -38,8 +38,6 @@ pub struct Wishes {
     pub ulimits: Vec<String>,
     /// Its standard streams are a terminal.
     pub terminal: bool,
-    /// It has a network namespace of its own, as every container of ours.
-    pub own_network: bool,
     /// No program may give its process more rights.
     pub no_new_privileges: bool,
     /// Which system calls it may make.
@@ -150,11 +148,7 @@ pub fn spec(image: &RunConfig, wishes: &Wishes) -> Result<Value, SpecError> {
         // bounding set.
         held.push("CAP_SYS_ADMIN".to_owned());
     }
-    let mut namespaces = vec!["pid", "mount", "uts", "ipc", "cgroup"];
-    if wishes.own_network {
-        namespaces.push("network");
-    }
-    let namespaces: Vec<Value> = namespaces.into_iter().map(|kind| json!({"type": kind})).collect();
+    let namespaces = ["pid", "mount", "uts", "ipc", "cgroup", "network"].map(|kind| json!({"type": kind}));
     Ok(json!({
         "ociVersion": "1.2.0",
         "hostname": wishes.hostname,

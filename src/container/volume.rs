@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use thiserror::Error;
 
 use crate::digest::Digest;
+use crate::register::is_name;
 
 /// How large a named volume may become, bytes. Its image takes what is in it.
 const VOLUME_SIZE: &str = "10G";
@@ -81,13 +82,8 @@ impl Volume {
         }
         let source = match source.starts_with(['/', '.']) {
             true => on_host(text, Path::new(source), read_only)?,
-            false => {
-                let plain = |letter: char| letter.is_ascii_alphanumeric() || "_.-".contains(letter);
-                if !source.starts_with(|first: char| first.is_ascii_alphanumeric()) || !source.chars().all(plain) {
-                    return Err(syntax("a name has letters, digits, `_`, `.` and `-`; a path begins with / or ."));
-                }
-                Source::Named(source.to_owned())
-            }
+            false if is_name(source) => Source::Named(source.to_owned()),
+            false => return Err(syntax("a name has letters, digits, `_`, `.` and `-`; a path begins with / or .")),
         };
         Ok(Self { source, path: path.to_owned(), read_only })
     }

@@ -2,6 +2,9 @@
 //!
 //! Unknown fields and variants are errors: both sides are of one version, and say so first.
 
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -344,6 +347,14 @@ pub struct Container {
     pub id: String,
     /// Number of its first process in the VM.
     pub pid: u32,
+}
+
+impl Exit {
+    /// A status as shells say it.
+    pub fn code_of(status: ExitStatus) -> u8 {
+        let code = status.code().or_else(|| status.signal().map(|signal| signal.saturating_add(128)));
+        code.and_then(|code| u8::try_from(code).ok()).unwrap_or(255)
+    }
 }
 
 impl FailureKind {

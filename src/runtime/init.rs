@@ -9,6 +9,8 @@ use std::mem::MaybeUninit;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitCode, ExitStatus};
 
+use protocol::message::Exit;
+
 /// The name by which this program is PID 1.
 pub const NAME: &str = "vmm-init";
 
@@ -33,7 +35,7 @@ pub fn run(words: &[String]) -> ExitCode {
         let signal = unsafe { libc::sigwaitinfo(&raw const all, std::ptr::null_mut()) };
         if signal == libc::SIGCHLD {
             if let Some(status) = reap(child) {
-                return ExitCode::from(code(status));
+                return ExitCode::from(Exit::code_of(status));
             }
         } else if signal > 0 {
             // SAFETY: kill(2) of this process's child, which has not been reaped yet.
@@ -82,10 +84,4 @@ fn reap(child: i32) -> Option<ExitStatus> {
             found = Some(ExitStatus::from_raw(status));
         }
     }
-}
-
-/// A status as shells say it.
-fn code(status: ExitStatus) -> u8 {
-    let code = status.code().or_else(|| status.signal().map(|signal| signal.saturating_add(128)));
-    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(255)
 }

@@ -20,7 +20,7 @@ const BYTES: usize = 2 << 20;
 /// `vmm run` with a network, in a store of its own.
 struct Run {
     command: Command,
-    _store: tempfile::TempDir,
+    store: tempfile::TempDir,
 }
 
 impl Run {
@@ -32,7 +32,7 @@ impl Run {
         let (mut command, store) = (Command::new(program()), store());
         command.arg("run").args(options).arg(image).args(words).stdin(Stdio::null());
         command.env("VMM_STORE", store.path()).env("VMM_KERNEL", guest("tuned/vmlinux"));
-        Self { command, _store: store }
+        Self { command, store }
     }
 
     fn output(mut self) -> Output {
@@ -97,7 +97,10 @@ fn published_ports_lead_into_the_container() {
         recv(U, $heard, 2000, 0);"#; // what a network still has to send is gone with its container
     let options = ["-p", "127.0.0.1:7120:80", "-p", "7121:53/udp"];
     let run = Run::new(&options, &with_perl(folder.path()), &["perl", "-MSocket", "-e", script]);
-    let (_run, mut child) = run.ready();
+    let (run, mut child) = run.ready();
+    let listed = Command::new(program()).args(["ps", "--json"]).env("VMM_STORE", run.store.path()).output();
+    let listed = text(&listed.expect("vmm ps").stdout);
+    assert!(listed.contains(r#""ports":["127.0.0.1:7120:80","7121:53/udp"]"#), "{listed}");
 
     // Not from 127.0.0.1: passt does not take answers back there, as it keeps that from the guest.
     let own = own_address();

@@ -4,11 +4,11 @@
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::thread;
 
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
+use crate::apart::apart;
 use crate::system::OWN;
 use crate::{Doing, Fault};
 
@@ -66,13 +66,4 @@ impl Drop for Namespace {
 fn forget(path: &Path) {
     let _ = unmount(path, UnmountFlags::DETACH);
     let _ = fs::remove_file(path);
-}
-
-/// On a thread of its own, which may become different from the others.
-fn apart<T: Send>(what: impl FnOnce() -> Result<T, Fault> + Send) -> Result<T, Fault> {
-    let ended = thread::scope(|scope| {
-        let began = thread::Builder::new().name("namespace".to_owned()).spawn_scoped(scope, what);
-        began.doing(|| "start a thread".to_owned()).map(thread::ScopedJoinHandle::join)
-    });
-    ended?.unwrap_or_else(|_| Err("a thread ended in disorder".to_owned()))
 }

@@ -1,7 +1,9 @@
 //! What is known of a container, as plain data.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -82,6 +84,20 @@ pub struct Health {
     pub failing: u32,
     /// What the last one printed.
     pub output: String,
+}
+
+impl Health {
+    /// Writes it to its file.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        replace(path, self)
+    }
+}
+
+/// Replaces a file as a whole: who reads it has the old one or the new one.
+pub(super) fn replace(path: &Path, what: &impl Serialize) -> io::Result<()> {
+    let new = path.with_extension("new");
+    fs::write(&new, serde_json::to_vec(what)?)?;
+    fs::rename(&new, path)
 }
 
 /// Now, ms since the epoch.

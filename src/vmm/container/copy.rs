@@ -3,7 +3,7 @@
 //! What comes from a container is not trusted: nothing of it is written outside of the place that the user named.
 
 use std::fs;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Cursor, Read, Write};
 use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 
@@ -14,7 +14,7 @@ use protocol::frame::{Kind, MOST_DATA};
 use protocol::message::{Done, Order};
 
 use super::run::failed;
-use super::verbs::find;
+use super::verbs::{find, order};
 
 /// What `vmm cp` takes.
 #[derive(Debug, Clone, Args)]
@@ -67,17 +67,10 @@ pub fn copy(args: &CopyArgs) -> ExitCode {
     }
 }
 
-fn session(container: &Container, order: &Order) -> Result<Session, String> {
-    let socket = container.socket().map_err(|error| error.to_string())?;
-    let mut session = Session::call(socket).map_err(|error| error.to_string())?;
-    session.say(order).map_err(|error| error.to_string())?;
-    Ok(session)
-}
-
 fn get(container: &Container, path: String, to: &End) -> Result<(), String> {
     let mut from = Pieces {
-        session: session(container, &Order::Get { id: container.record.name.clone(), path })?,
-        left: Vec::new(),
+        session: order(container, &Order::Get { id: container.record.name.clone(), path })?,
+        left: Cursor::default(),
         done: None,
     };
     let wrote = match to {
@@ -116,7 +109,7 @@ fn put(from: &End, container: &Container, path: String) -> Result<(), String> {
     if let End::Host(from) = from {
         fs::symlink_metadata(from).map_err(|error| format!("{}: {error}", from.display()))?;
     }
-    let mut session = session(container, &Order::Put { id: container.record.name.clone(), path })?;
+    let mut session = order(container, &Order::Put { id: container.record.name.clone(), path })?;
     let speaker = session.speaker().map_err(|error| error.to_string())?;
     let sent = send(from, Frames(speaker));
     match session.message().map_err(|error: SessionError| error.to_string())? {
@@ -167,24 +160,24 @@ impl Write for Frames {
 /// Reads what the agent sends, until it says that it is done.
 struct Pieces {
     session: Session,
-    left: Vec<u8>,
+    left: Cursor<Vec<u8>>,
     done: Option<Done>,
 }
 
 impl Read for Pieces {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        while self.left.is_empty() && self.done.is_none() {
+        loop {
+            let count = self.left.read(to)?;
+            if count > 0 || self.done.is_some() || to.is_empty() {
+                return Ok(count);
+            }
             let frame = self.session.hear().map_err(io::Error::other)?.ok_or(io::ErrorKind::UnexpectedEof)?;
             match frame.kind {
                 Kind::Message => self.done = Some(frame.open().map_err(io::Error::other)?),
-                Kind::Stdout => self.left = frame.body,
+                Kind::Stdout => self.left = Cursor::new(frame.body),
                 Kind::Stderr | Kind::Stdin => {}
             }
         }
-        let count = to.len().min(self.left.len());
-        to[..count].copy_from_slice(&self.left[..count]);
-        self.left.drain(..count);
-        Ok(count)
     }
 }
 

@@ -1,10 +1,12 @@
-//! `vmm run -d`: the same command once more, in a session of its own and without a terminal, owns the container. It
-//! prints the container's name when that runs; what goes wrong before, it says on the user's standard error.
+//! Processes of this program that are left to themselves: the keeper of a tenant's VM, and the owner of a detached
+//! container, which is the same `vmm run -d` once more. Such a one has a session of its own and no terminal. It prints a
+//! word when it is ready; what goes wrong before, it says on the user's standard error.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::process::{Command, ExitCode, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
 
 use ::container::register::Owned;
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
@@ -29,8 +31,7 @@ pub fn start(args: &ContainerArgs) -> ExitCode {
 
 /// The container's name, or the exit status of an owner that has said why there is none.
 fn wait_for_owner(args: &ContainerArgs) -> Result<Result<String, u8>, String> {
-    let program = std::env::current_exe().map_err(|error| format!("find this program: {error}"))?;
-    let mut command = Command::new(program);
+    let mut command = Command::new(this_program()?);
     command.args(["run", "--owner"]);
     if args.name.is_none() {
         command.args(["--name", &made_up_name()?]);
@@ -38,40 +39,53 @@ fn wait_for_owner(args: &ContainerArgs) -> Result<Result<String, u8>, String> {
     command.args(std::env::args_os().skip(2)); // those of `vmm run`
     // An image may come by standard input.
     let stdin = if args.image == "-" { Stdio::inherit() } else { Stdio::null() };
-    command.stdin(stdin).stdout(Stdio::piped());
-    let mut owner = command.spawn().map_err(|error| format!("start the container's owner: {error}"))?;
-    let mut name = String::new();
-    if let Some(mut said) = owner.stdout.take() {
-        said.read_to_string(&mut name).map_err(|error| format!("hear the container's owner: {error}"))?;
-    }
-    if !name.is_empty() {
-        return Ok(Ok(name.trim_end().to_owned()));
-    }
-    let status = owner.wait().map_err(|error| format!("wait for the container's owner: {error}"))?;
-    match status.code().and_then(|code| u8::try_from(code).ok()) {
-        Some(code) => Ok(Err(code)),
-        None => Err(format!("the container's owner ended ({status})")),
+    command.stdin(stdin);
+    match word_of(command, "the container's owner")? {
+        Ok(name) => Ok(Ok(name)),
+        Err(status) => match status.code().and_then(|code| u8::try_from(code).ok()) {
+            Some(code) => Ok(Err(code)),
+            None => Err(format!("the container's owner ended ({status})")),
+        },
     }
 }
 
-/// The owner's first act: what is sent to the user's terminal is not for it.
+/// This program, to be started once more.
+pub fn this_program() -> Result<PathBuf, String> {
+    std::env::current_exe().map_err(|error| format!("find this program: {error}"))
+}
+
+/// Starts a process that will be left to itself: its word when it is ready, or how it ended before.
+pub fn word_of(mut command: Command, who: &str) -> Result<Result<String, ExitStatus>, String> {
+    let mut process = command.stdout(Stdio::piped()).spawn().map_err(|error| format!("start {who}: {error}"))?;
+    let mut word = String::new();
+    if let Some(mut said) = process.stdout.take() {
+        said.read_to_string(&mut word).map_err(|error| format!("hear {who}: {error}"))?;
+    }
+    if !word.is_empty() {
+        return Ok(Ok(word.trim_end().to_owned()));
+    }
+    process.wait().map(Err).map_err(|error| format!("wait for {who}: {error}"))
+}
+
+/// Its first act: what is sent to the user's terminal is not for it.
 pub fn leave_terminal() -> Result<(), String> {
     rustix::process::setsid().map(drop).map_err(|error| format!("make a session: {error}"))
 }
 
+/// It is ready: it says the word and leaves the user's streams. What it has to say from now on is in `log`.
+pub fn ready(word: &str, log: &Path) -> io::Result<()> {
+    let _ = writeln!(io::stdout(), "{word}"); // a user who has gone already does not hear it
+    let nothing = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let log = File::create(log)?;
+    dup2_stdin(nothing.as_fd())?;
+    dup2_stdout(nothing.as_fd())?;
+    dup2_stderr(log.as_fd())?;
+    Ok(())
+}
+
 /// The container runs: its user goes.
 pub fn started(owned: &Owned) {
-    // A user who has gone already does not hear it.
-    let _ = writeln!(io::stdout(), "{}", owned.record().name);
-    let go = || -> io::Result<()> {
-        let nothing = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-        let errors = File::create(owned.folder().join(OWN_LOG))?;
-        dup2_stdin(nothing.as_fd())?;
-        dup2_stdout(nothing.as_fd())?;
-        dup2_stderr(errors.as_fd())?;
-        Ok(())
-    };
-    if let Err(error) = go() {
+    if let Err(error) = ready(&owned.record().name, &owned.folder().join(OWN_LOG)) {
         eprintln!("vmm: leave the user's streams: {error}");
     }
 }

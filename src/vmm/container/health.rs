@@ -2,7 +2,6 @@
 //!
 //! What the last one found is in the container's folder, where `vmm ps` reads it. One thread.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -22,7 +21,7 @@ const RETRIES: u32 = 3;
 const OUTPUT_MAX: usize = 4096;
 
 /// How it is found out.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Health")]
 pub struct HealthArgs {
     /// Command that says whether it is well, for its shell [default: the image's]
@@ -166,9 +165,7 @@ fn outcome(session: &mut Session) -> Result<String, String> {
 }
 
 fn write(note: &Path, health: &Health) {
-    let new = note.with_extension("new");
-    let text = serde_json::to_vec(health).unwrap_or_default();
-    if let Err(error) = fs::write(&new, text).and_then(|()| fs::rename(&new, note)) {
+    if let Err(error) = health.write(note) {
         eprintln!("vmm: note the container's health: {error}");
     }
 }
@@ -200,17 +197,6 @@ fn duration(text: &str) -> Result<Duration, String> {
 mod tests {
     use super::*;
 
-    fn none() -> HealthArgs {
-        HealthArgs {
-            health_cmd: None,
-            health_interval: None,
-            health_timeout: None,
-            health_start_period: None,
-            health_retries: None,
-            no_healthcheck: false,
-        }
-    }
-
     #[test]
     fn the_user_s_words_come_before_the_image_s() {
         let image = Healthcheck {
@@ -219,21 +205,21 @@ mod tests {
             retries: Some(7),
             ..Healthcheck::default()
         };
-        assert_eq!(Checks::of(&none(), None), None);
-        let checks = Checks::of(&none(), Some(&image)).unwrap();
+        assert_eq!(Checks::of(&HealthArgs::default(), None), None);
+        let checks = Checks::of(&HealthArgs::default(), Some(&image)).unwrap();
         assert_eq!((checks.command.join(" ").as_str(), checks.retries), ("/bin/sh -c true", 7));
         assert_eq!((checks.interval, checks.timeout), (Duration::from_secs(2), INTERVAL));
-        let own = HealthArgs { health_cmd: Some("false".to_owned()), health_retries: Some(1), ..none() };
+        let own = HealthArgs { health_cmd: Some("false".to_owned()), health_retries: Some(1), ..HealthArgs::default() };
         let checks = Checks::of(&own, Some(&image)).unwrap();
         assert_eq!((checks.command[2].as_str(), checks.retries), ("false", 1));
-        assert_eq!(Checks::of(&HealthArgs { no_healthcheck: true, ..none() }, Some(&image)), None);
+        assert_eq!(Checks::of(&HealthArgs { no_healthcheck: true, ..HealthArgs::default() }, Some(&image)), None);
         let nothing = Healthcheck { test: Some(vec!["NONE".to_owned()]), ..Healthcheck::default() };
-        assert_eq!(Checks::of(&none(), Some(&nothing)), None);
+        assert_eq!(Checks::of(&HealthArgs::default(), Some(&nothing)), None);
     }
 
     #[test]
     fn failures_count_after_the_start() {
-        let own = HealthArgs { health_cmd: Some("x".to_owned()), health_retries: Some(2), ..none() };
+        let own = HealthArgs { health_cmd: Some("x".to_owned()), health_retries: Some(2), ..HealthArgs::default() };
         let checks = Checks { start_period: Duration::from_secs(5), ..Checks::of(&own, None).unwrap() };
         let mut health = Health { status: "starting".to_owned(), failing: 0, output: String::new() };
         let mut judge = |found: Result<&str, &str>, seconds| {

@@ -1,5 +1,6 @@
 //! Where a container runs, a VM of its own or a tenant's, and what the VM sees of the host for it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use ::container::digest::Digest;
@@ -9,6 +10,7 @@ use ::container::vm::{Share, Sights, Vm, VmError, VmWishes, spare_volume};
 use ::container::volume::{self, Source, Volume};
 use protocol::message::{File, VolumeSource};
 
+use super::detach::this_program;
 use super::options::ContainerArgs;
 use super::tenant::{self, Tenancy, TenantArgs};
 use crate::runtime::Runtime;
@@ -17,6 +19,7 @@ use crate::runtime::Runtime;
 const OWN_MIB: u64 = 96;
 /// Memory of a VM whose container has no limit, MiB.
 const USUAL_MIB: u64 = 512;
+
 /// Where a container runs.
 pub enum Home {
     /// A VM of its own, which ends with it.
@@ -51,27 +54,28 @@ impl Home {
     }
 }
 
-/// The VM, MiB of its memory, and the serial numbers of the disks with volumes.
+/// The VM, MiB of its memory, and by the names of volumes the serial numbers of their disks.
 pub fn home(
     args: &ContainerArgs,
     store: &Store,
     kernel: PathBuf,
     name: &str,
     sights: Sights,
-) -> Result<(Home, u64, Vec<String>), String> {
+) -> Result<(Home, u64, BTreeMap<String, String>), String> {
     let mem_size_mib = args.vm_memory.unwrap_or(args.memory.map_or(USUAL_MIB, |limit| limit.saturating_add(OWN_MIB)));
     let vcpu_count = args.vm_cpus.unwrap_or(args.cpus.map_or(1, |milli| milli.div_ceil(1000)));
     let runtime = runtime_directory()?;
     if let Some(tenant) = &args.vm {
-        let (name, at_start) = (tenant.clone(), String::new());
-        let wanted = TenantArgs { name, kernel, memory: mem_size_mib, cpus: vcpu_count, sights: at_start };
+        let first = Sights { shares: sights.shares.clone(), network: sights.network.clone(), ..Sights::default() };
+        let first = serde_json::to_string(&first).map_err(|error| format!("start the VM's keeper: {error}"))?;
+        let wanted = TenantArgs { name: tenant.clone(), kernel, memory: mem_size_mib, cpus: vcpu_count, sights: first };
         let tenancy = tenant::join(&runtime, &wanted, &sights)?;
-        let (mem_size_mib, volumes) = (tenancy.mem_size_mib, tenancy.volumes.clone());
-        return Ok((Home::Shared(tenancy), mem_size_mib, volumes));
+        let (mem_size_mib, disks) = (tenancy.mem_size_mib, by_names(&sights, tenancy.volumes.iter().cloned()));
+        return Ok((Home::Shared(tenancy), mem_size_mib, disks));
     }
     let parts = Parts::ready(&store.path().join("guest")).map_err(|error| error.to_string())?;
     let wishes = VmWishes {
-        program: std::env::current_exe().map_err(|error| format!("find this program: {error}"))?,
+        program: this_program()?,
         room: runtime,
         id: None,
         kernel,
@@ -81,9 +85,13 @@ pub fn home(
         spare: 0,
         sights,
     };
-    let volumes = (0..wishes.sights.volumes.len()).map(spare_volume).collect();
     let vm = Vm::start(&wishes, &parts).map_err(|error| error.to_string())?;
-    Ok((Home::Own(Box::new(vm)), mem_size_mib, volumes))
+    Ok((Home::Own(Box::new(vm)), mem_size_mib, by_names(&wishes.sights, (0..).map(spare_volume))))
+}
+
+/// The serial numbers of disks, which are in the order of the volumes, by the volumes' names.
+fn by_names(sights: &Sights, disks: impl Iterator<Item = String>) -> BTreeMap<String, String> {
+    sights.volumes.iter().map(|(name, _)| name.clone()).zip(disks).collect()
 }
 
 /// What the VM shall see. Files go with the order.
@@ -114,27 +122,18 @@ pub fn sights(
     Ok(sights)
 }
 
-/// Volumes as the agent finds them. Those with names are on these disks, in the order in which the names came up.
-pub fn in_vm(volumes: &[Volume], disks: &[String]) -> Vec<protocol::message::Volume> {
-    let mut names: Vec<&str> = Vec::new();
-    let mut found = Vec::new();
-    for volume in volumes {
+/// Volumes as the agent finds them. Those with names are on these disks.
+pub fn in_vm(volumes: &[Volume], disks: &BTreeMap<String, String>) -> Vec<protocol::message::Volume> {
+    let found = volumes.iter().filter_map(|volume| {
         let source = match &volume.source {
-            Source::Text(_) => continue,
+            Source::Text(_) => return None,
             Source::Directory(path) => VolumeSource::Share { tag: volume::tag(path, volume.read_only) },
-            Source::Named(name) => {
-                let number = names.iter().position(|known| known == name).unwrap_or_else(|| {
-                    names.push(name);
-                    names.len() - 1
-                });
-                let Some(serial) = disks.get(number) else { continue };
-                VolumeSource::Disk { serial: serial.clone() }
-            }
+            Source::Named(name) => VolumeSource::Disk { serial: disks.get(name)?.clone() },
         };
         let (path, read_only) = (volume.path.clone(), volume.read_only);
-        found.push(protocol::message::Volume { source, path, read_only });
-    }
-    found
+        Some(protocol::message::Volume { source, path, read_only })
+    });
+    found.collect()
 }
 
 /// Where VMs have their folders.

@@ -5,8 +5,7 @@
 //! when it looks for a layer. One thread for each container; the main one waits for the VM's end.
 
 use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -21,10 +20,9 @@ use ::container::session::Session;
 use ::container::store::Store;
 use ::container::vm::{SPARE, Share, Sights, Vm, VmWishes, Waited, spare, spare_volume};
 use api::client;
-use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use serde_json::{Value, json};
 
-use super::detach::leave_terminal;
+use super::detach::{leave_terminal, ready, this_program};
 use super::run::failed;
 use super::tenant::{Folder, Joined, TAKEN, TenantArgs};
 use crate::runtime::Runtime;
@@ -83,7 +81,7 @@ fn begin(args: &TenantArgs) -> Result<Option<ExitCode>, String> {
     let sights: Sights = serde_json::from_str(&args.sights).map_err(|error| format!("--sights: {error}"))?;
     let (shares, network) = (sights.shares.clone(), sights.network.clone());
     let wishes = VmWishes {
-        program: std::env::current_exe().map_err(|error| format!("find this program: {error}"))?,
+        program: this_program()?,
         room: runtime,
         id: Some(args.name.clone()),
         kernel: args.kernel.clone(),
@@ -112,28 +110,19 @@ fn begin(args: &TenantArgs) -> Result<Option<ExitCode>, String> {
         .name("joins".to_owned())
         .spawn(move || serve(&listening, &serving))
         .map_err(|error| format!("start a thread: {error}"))?;
-    say_ready(&folder).map_err(|error| format!("leave the user's streams: {error}"))?;
-    let mut waited = vm.wait_or(ended.as_fd(), Some(UNUSED)).map_err(|error| error.to_string())?;
-    while waited == Waited::TooLong && !kept.end_unused() {
-        waited = vm.wait_or(ended.as_fd(), Some(UNUSED)).map_err(|error| error.to_string())?;
-    }
+    ready("ready", &folder.log()).map_err(|error| format!("leave the user's streams: {error}"))?;
+    let waited = loop {
+        let waited = vm.wait_or(ended.as_fd(), Some(UNUSED)).map_err(|error| error.to_string())?;
+        if waited != Waited::TooLong || kept.end_unused() {
+            break waited;
+        }
+    };
     let _ = std::fs::remove_file(folder.socket());
     if waited == Waited::Ended {
         return Err(format!("VM {} has ended by itself{}", args.name, vm.console()));
     }
     vm.power_off().map_err(|error| error.to_string())?;
     Ok(Some(ExitCode::SUCCESS))
-}
-
-/// The VM is there: whoever waits for it may join, and this process is by itself.
-fn say_ready(folder: &Folder) -> io::Result<()> {
-    let _ = io::stdout().write_all(b"ready\n"); // nobody may be waiting any more
-    let nothing = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-    let log = File::create(folder.log())?;
-    dup2_stdin(nothing.as_fd())?;
-    dup2_stdout(nothing.as_fd())?;
-    dup2_stderr(log.as_fd())?;
-    Ok(())
 }
 
 fn serve(listening: &UnixListener, kept: &Arc<Kept>) {

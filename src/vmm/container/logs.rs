@@ -79,7 +79,7 @@ fn print(args: &LogsArgs, container: &Container) -> io::Result<()> {
     }
     loop {
         // Before the last look: what was written before the end is there then.
-        let ended = !container.folder().exists() || matches!(container.state(), State::Ended(_));
+        let ended = matches!(container.state(), State::Ended(_));
         while let Some(piece) = reader.next_piece()? {
             match printer.print(&piece) {
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),

@@ -12,7 +12,7 @@ pub struct NetworkArgs {
     network: Option<Choice>,
     /// A port of the container that is one of the host, too, or a range of as many; repeatable
     #[arg(short, long, value_name = "[IP:]HOST:CONTAINER[/udp]")]
-    publish: Vec<String>,
+    pub publish: Vec<String>,
 }
 
 /// What becomes of the flags.

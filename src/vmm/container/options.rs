@@ -150,7 +150,6 @@ impl ContainerArgs {
             pids: self.pids_limit,
             ulimits: self.ulimit.clone(),
             terminal: self.tty,
-            own_network: true,
             no_new_privileges,
             confinement,
         })

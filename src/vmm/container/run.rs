@@ -190,6 +190,7 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
         created_ms: now_ms(),
         pid: std::process::id(),
         vm: args.vm.clone(),
+        ports: args.network.publish.clone(),
         labels: args.labels(),
         stop_signal,
         remove: args.rm,

@@ -6,14 +6,13 @@ use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use ::container::register::{Container, State};
-use ::container::session::Session;
 use clap::Args;
 use protocol::message::{Answer, Order, Process, Usage};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::run::failed;
-use super::verbs::{containers, find};
+use super::verbs::{self, containers, find};
 use crate::ps::clock;
 use crate::table::{self, shown, size};
 
@@ -61,17 +60,18 @@ struct Line {
 
 /// Prints what containers use, once or every second.
 pub fn stats(args: &StatsArgs) -> ExitCode {
-    let mut before = match look(args) {
-        Ok(found) => found,
-        Err(why) => return failed(&why),
-    };
-    let mut began = Instant::now();
+    match stream(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => failed(&why),
+    }
+}
+
+/// Until nobody reads it any more, where it is not once.
+fn stream(args: &StatsArgs) -> Result<(), String> {
+    let (mut before, mut began) = (look(args)?, Instant::now());
     loop {
         sleep(INTERVAL);
-        let now = match look(args) {
-            Ok(found) => found,
-            Err(why) => return failed(&why),
-        };
+        let now = look(args)?;
         let passed = began.elapsed();
         began = Instant::now();
         let lines: Vec<Line> = now.iter().map(|(name, usage)| line(name, usage, &before, passed)).collect();
@@ -81,7 +81,7 @@ pub fn stats(args: &StatsArgs) -> ExitCode {
             false => table(&lines),
         };
         if io::stdout().write_all(text.as_bytes()).is_err() || args.no_stream {
-            return ExitCode::SUCCESS;
+            return Ok(());
         }
         before = now;
     }
@@ -177,13 +177,7 @@ pub fn top(args: &TopArgs) -> ExitCode {
 
 /// Asks the agent of a container.
 fn ask<T: DeserializeOwned>(container: &Container, order: &Order) -> Result<T, String> {
-    let socket = container.socket().map_err(|error| error.to_string())?;
-    let say = || {
-        let mut session = Session::call(socket)?;
-        session.say(order)?;
-        session.message()
-    };
-    match say().map_err(|error| error.to_string())? {
+    match verbs::order(container, order)?.message().map_err(|error| error.to_string())? {
         Answer::Ok(answer) => Ok(answer),
         Answer::Failed(failure) => Err(failure.why),
     }

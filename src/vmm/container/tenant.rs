@@ -5,7 +5,7 @@
 //! the last one has closed, the VM ends.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -18,6 +18,7 @@ use ::container::vm::Sights;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
+use super::detach::{this_program, word_of};
 use crate::args::{instance_id, mebibytes};
 
 /// How the name of a tenant's folder begins. No VM's own name (`--id`) has such a sign.
@@ -131,7 +132,7 @@ pub fn join(runtime: &Path, args: &TenantArgs, wanted: &Sights) -> Result<Tenanc
                 Joined::Refused(why) => return Err(format!("VM {}: {why}", args.name)),
                 Joined::Ending => sleep(LOOK),
             }
-        } else if !start(args, wanted)? {
+        } else if !start(args)? {
             sleep(LOOK); // another one has just started or not yet ended
         }
     }
@@ -139,26 +140,14 @@ pub fn join(runtime: &Path, args: &TenantArgs, wanted: &Sights) -> Result<Tenanc
 }
 
 /// Starts a keeper, and waits until its VM is there; false where another one is there.
-fn start(args: &TenantArgs, wanted: &Sights) -> Result<bool, String> {
-    let program = std::env::current_exe().map_err(|error| format!("find this program: {error}"))?;
-    let mut command = Command::new(program);
+fn start(args: &TenantArgs) -> Result<bool, String> {
+    let mut command = Command::new(this_program()?);
     command.arg("keep").arg("--name").arg(&args.name).arg("--kernel").arg(&args.kernel);
     command.arg("--memory").arg(args.memory.to_string()).arg("--cpus").arg(args.cpus.to_string());
-    let first = Sights { shares: wanted.shares.clone(), network: wanted.network.clone(), ..Sights::default() };
-    let first = serde_json::to_string(&first).map_err(|error| format!("start the VM's keeper: {error}"))?;
-    command.arg("--sights").arg(first);
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut keeper = command.spawn().map_err(|error| format!("start the VM's keeper: {error}"))?;
-    let mut said = String::new();
-    if let Some(mut from) = keeper.stdout.take() {
-        from.read_to_string(&mut said).map_err(|error| format!("hear the VM's keeper: {error}"))?;
-    }
-    if !said.is_empty() {
-        return Ok(true);
-    }
-    let status = keeper.wait().map_err(|error| format!("wait for the VM's keeper: {error}"))?;
-    match status.code() {
-        Some(code) if code == i32::from(TAKEN) => Ok(false),
-        _ => Err(format!("VM {} could not be started ({status})", args.name)),
+    command.arg("--sights").arg(&args.sights).stdin(Stdio::null());
+    match word_of(command, "the VM's keeper")? {
+        Ok(_) => Ok(true),
+        Err(status) if status.code() == Some(TAKEN.into()) => Ok(false),
+        Err(status) => Err(format!("VM {} could not be started ({status})", args.name)),
     }
 }
