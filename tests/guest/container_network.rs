@@ -72,12 +72,19 @@ fn own_address() -> IpAddr {
     socket.local_addr().expect("an address").ip()
 }
 
+/// A root directory with Perl, and what it wants.
+pub fn perl(root: &Path) {
+    let sh = "set -e; mkdir \"$0\"
+        cp -rL --parents /usr/bin/perl /usr/lib/x86_64-linux-gnu/perl-base \"$0\"
+        for lib in $(ldd /usr/bin/perl | grep -o '/lib[^ ]*'); do cp -L --parents $lib \"$0\"; done";
+    host("sh", &["-c".as_ref(), sh.as_ref(), root.as_os_str()]);
+}
+
 /// The busybox image with this machine's perl in it, and what perl needs.
 fn with_perl(folder: &Path) -> String {
     let (layout, root) = (folder.join("layout"), folder.join("root"));
-    let sh = "set -e; cp -r \"$0\" \"$1\"; mkdir \"$2\"
-        cp -rL --parents /usr/bin/perl /usr/lib/x86_64-linux-gnu/perl-base \"$2\"
-        for lib in $(ldd /usr/bin/perl | grep -o '/lib[^ ]*'); do cp -L --parents $lib \"$2\"; done
+    perl(&root);
+    let sh = "set -e; cp -r \"$0\" \"$1\"
         for top in usr lib lib64; do umoci insert --image \"$1:latest\" \"$2/$top\" /$top; done";
     let words: [PathBuf; 5] = ["-c".into(), sh.into(), guest("images/busybox"), layout.clone(), root];
     host("sh", &words.iter().map(|word| word.as_os_str()).collect::<Vec<_>>());

@@ -40,5 +40,6 @@ mod share;
 mod tap;
 mod terminal;
 mod user_net;
+mod uso;
 mod vm;
 mod vsock;

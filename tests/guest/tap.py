@@ -3,11 +3,14 @@
     tap.py checksums NAME            the host does all checksums itself (ethtool -K NAME tx off)
     tap.py lie NAME MAC ADDRESS      sends that guest a datagram whose checksum is wrong
     tap.py watch NAME                until standard input ends: whose the checksums of TCP and UDP from the guest are
+    tap.py segments ADDRESS PORT     sends 30 datagrams of 1,400 bytes in one call, to be cut by who can (UDP_SEGMENT);
+                                     hears as many, and that they are the same
     tap.py pass NAME FD COMMAND...   makes the device, and becomes COMMAND, run by nobody, with it open as that descriptor
 """
 import array
 import fcntl
 import os
+import random
 import select
 import socket
 import struct
@@ -15,6 +18,7 @@ import sys
 
 TUNSETIFF, IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x400454CA, 0x0002, 0x1000, 0x4000  # linux/if_tun.h
 SIOCETHTOOL, ETHTOOL_STXCSUM = 0x8946, 0x17  # linux/sockios.h, linux/ethtool.h
+UDP_SEGMENT = 103  # linux/udp.h
 NOBODY = 65534
 SOL_PACKET, PACKET_AUXDATA, TP_STATUS_CSUMNOTREADY, TP_STATUS_CSUM_VALID = 263, 8, 1 << 3, 1 << 7  # linux/if_packet.h
 
@@ -70,6 +74,18 @@ def watch(name):
     print(*(f"{what}={count}" for what, count in counts.items()), flush=True)
 
 
+def segments(address, port):
+    """udp(7): UDP_SEGMENT."""
+    sent = [random.randbytes(1400) for _ in range(30)]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.settimeout(200)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        peer.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1400)
+        peer.sendto(b"".join(sent), (address, int(port)))
+        heard = [peer.recv(2000) for _ in sent]
+    assert heard == sent, [len(one) for one in heard]
+
+
 def pass_on(name, descriptor, *command):
     """What a launcher does that may make TAP devices, for a monitor that may not."""
     tap = os.open("/dev/net/tun", os.O_RDWR)
@@ -82,4 +98,4 @@ def pass_on(name, descriptor, *command):
 
 
 if __name__ == "__main__":
-    {"checksums": checksums, "lie": lie, "watch": watch, "pass": pass_on}[sys.argv[1]](*sys.argv[2:])
+    {"checksums": checksums, "lie": lie, "watch": watch, "segments": segments, "pass": pass_on}[sys.argv[1]](*sys.argv[2:])
