@@ -39,6 +39,7 @@ mod screen;
 mod share;
 mod tap;
 mod terminal;
+mod tour;
 mod user_net;
 mod uso;
 mod vm;
