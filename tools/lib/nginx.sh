@@ -4,7 +4,7 @@
 # shellcheck disable=SC2154 # scratch and inputs are set in tools/guest
 
 make_nginx() {
-    local tar=$scratch/root.tar image=$1:latest
+    local tar=$scratch/root.tar layout=$1/nginx
     debian_sources bookworm >"$scratch/sources"
     say "fetching and unpacking Debian 12 minbase with nginx"
     chmod 755 "$scratch"
@@ -18,9 +18,9 @@ make_nginx() {
         { tail -n 20 "$scratch/mmdebstrap" >&2; die "mmdebstrap failed"; }
     tar -xOf "$tar" ./var/lib/dpkg/status | awk '/^Package:/ { p = $2 } /^Version:/ { print p, $2 }' >"$scratch/packages"
     input "minbase and nginx ($(wc -l <"$scratch/packages") packages)" 12 "$scratch/packages"
-    umoci init --layout "$1"
-    umoci new --image "$image"
-    umoci raw add-layer --image "$image" "$tar"
-    umoci config --image "$image" --config.cmd nginx --config.cmd -g --config.cmd 'daemon off;' \
+    umoci init --layout "$layout"
+    umoci new --image "$layout:latest"
+    umoci raw add-layer --image "$layout:latest" "$tar"
+    umoci config --image "$layout:latest" --config.cmd nginx --config.cmd -g --config.cmd 'daemon off;' \
         --config.exposedports 80/tcp --config.stopsignal SIGQUIT
 }

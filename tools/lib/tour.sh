@@ -43,7 +43,7 @@ typed() {
 }
 
 echo '== A web server in a microVM of its own'
-shown image import -q "oci:$guest/nginx:latest" nginx:1.22
+shown image import -q "oci:$guest/images/nginx:latest" nginx:1.22
 shown run -d --name web --memory 512m --cpus 0.5 -p 8080:80 nginx:1.22
 for ((i = 0; i < 300; i++)); do curl -sf -m 20 -o page "http://$address:8080/" && break; sleep 0.2; done
 printf '\n$ curl http://%s:8080/\n' "$address"; sed -n '/<title>/p' page
@@ -64,7 +64,7 @@ http: { addr: 127.0.0.1:5000 }
 I
 docker-registry serve registry.yml >registry.log 2>&1 & registry=$!
 for ((i = 0; i < 300; i++)); do curl -sf -o /dev/null http://127.0.0.1:5000/v2/ && break; sleep 0.2; done
-shown image import -q "oci:$guest/nginx:latest" 127.0.0.1:5000/debian:12
+shown image import -q "oci:$guest/images/nginx:latest" 127.0.0.1:5000/debian:12
 shown image push -q 127.0.0.1:5000/debian:12
 shown image rm 127.0.0.1:5000/debian:12
 digest=$(curl -sfI -H 'Accept: application/vnd.oci.image.manifest.v1+json' http://127.0.0.1:5000/v2/debian/manifests/12 |
