@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use serde_json::{Value, json};
 
 use crate::layers::{self, Layers};
+use crate::limits;
 use crate::network::{Joined, Network};
 use crate::system::{CGROUPS, OWN};
 use crate::user::User;
@@ -120,11 +121,13 @@ impl Place<'_> {
         let bundle = folder(&self.id);
         let mounted: Result<Vec<PathBuf>, Fault> =
             order.layers.iter().map(|name| self.containers.layers.mounted(name)).collect();
-        let root = layers::join(&mounted?, &bundle, order.writable_bytes)?;
+        let mounted = mounted?;
+        let root = layers::join(&mounted, &bundle, order.writable_bytes)?;
         let mut spec = order.spec.clone();
         settle(&mut spec, order, &root)?;
         let sources = place_files(&mut spec, order, &bundle)?;
         self.place_volumes(&mut spec, order, &root)?;
+        limits::settle(&mut spec, order, &mounted)?;
         if let Some(endpoint) = &order.network {
             let network = self.containers.network.as_ref().ok_or("this VM has no network (--network none)")?;
             let joined = self.joined.insert(network.join(&order.id, endpoint)?);
@@ -305,6 +308,7 @@ mod tests {
             user: "1000:50".to_owned(),
             files: vec![message::File { path: "/etc/hosts".to_owned(), content: "x".to_owned() }],
             volumes: vec![],
+            disk_limits: vec![],
             network: None,
             terminal: None,
             init: false,

@@ -12,6 +12,7 @@ mod container;
 mod disks;
 mod launch;
 mod layers;
+mod limits;
 mod network;
 mod orders;
 mod reaper;

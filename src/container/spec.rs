@@ -1,6 +1,9 @@
 //! From an image's configuration and the user's wishes to the configuration of the OCI runtime specification, version
 //! 1.2. Pure. What only the guest knows (where the root is, the user's numbers, the control group) the agent adds.
 
+mod limits;
+
+use protocol::cpus::CpuList;
 use serde_json::{Value, json};
 use thiserror::Error;
 
@@ -32,6 +35,8 @@ pub struct Wishes {
     pub memory: Option<u64>,
     /// Thousandths of a CPU's time.
     pub milli_cpus: Option<u64>,
+    /// The CPUs of the VM that it may run on.
+    pub cpus: Option<CpuList>,
     /// Most processes and threads.
     pub pids: Option<u64>,
     /// Limits of its processes: `nofile=1024:2048`.
@@ -108,30 +113,8 @@ const OTHERS: [&str; 27] = [
     "SYS_TTY_CONFIG",
     "WAKE_ALARM",
 ];
-/// Limits (getrlimit(2)).
-const LIMITS: [&str; 16] = [
-    "as",
-    "core",
-    "cpu",
-    "data",
-    "fsize",
-    "locks",
-    "memlock",
-    "msgqueue",
-    "nice",
-    "nofile",
-    "nproc",
-    "rss",
-    "rtprio",
-    "rttime",
-    "sigpending",
-    "stack",
-];
 /// Where programs are, if the image does not say.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// The period in which a share of the CPUs' time is counted, µs.
-const PERIOD: u64 = 100_000;
 
 /// The configuration of a container of `image`.
 pub fn spec(image: &RunConfig, wishes: &Wishes) -> Result<Value, SpecError> {
@@ -162,14 +145,14 @@ pub fn spec(image: &RunConfig, wishes: &Wishes) -> Result<Value, SpecError> {
             "capabilities": {
                 "bounding": capabilities, "effective": held, "permitted": held,
             },
-            "rlimits": rlimits(wishes)?,
+            "rlimits": limits::rlimits(wishes)?,
             "noNewPrivileges": wishes.no_new_privileges,
             "oomScoreAdj": 0,
         },
         "mounts": mounts(wishes)?,
         "linux": {
             "namespaces": namespaces,
-            "resources": resources(wishes),
+            "resources": limits::resources(wishes),
             "seccomp": seccomp,
             "maskedPaths": [
                 "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
@@ -238,35 +221,6 @@ fn capabilities(wishes: &Wishes) -> Result<Vec<String>, SpecError> {
     let mut names: Vec<String> = all().filter(kept).map(|name| format!("CAP_{name}")).collect();
     names.sort();
     Ok(names)
-}
-
-fn rlimits(wishes: &Wishes) -> Result<Vec<Value>, SpecError> {
-    let read = |text: &String| {
-        let wrong = || SpecError::Ulimit(text.clone(), LIMITS.join(", "));
-        let (name, values) = text.split_once('=').ok_or_else(wrong)?;
-        let (soft, hard) = values.split_once(':').unwrap_or((values, values));
-        let number = |text: &str| if text == "-1" { Ok(u64::MAX) } else { text.parse::<u64>().map_err(|_| wrong()) };
-        let (soft, hard) = (number(soft)?, number(hard)?);
-        if !LIMITS.contains(&name) || soft > hard {
-            return Err(wrong());
-        }
-        Ok(json!({"type": format!("RLIMIT_{}", name.to_ascii_uppercase()), "soft": soft, "hard": hard}))
-    };
-    wishes.ulimits.iter().map(read).collect()
-}
-
-fn resources(wishes: &Wishes) -> Value {
-    let mut resources = json!({"devices": [{"allow": false, "access": "rwm"}]});
-    if let Some(bytes) = wishes.memory {
-        resources["memory"] = json!({"limit": bytes, "swap": bytes});
-    }
-    if let Some(share) = wishes.milli_cpus {
-        resources["cpu"] = json!({"quota": share.saturating_mul(PERIOD) / 1000, "period": PERIOD});
-    }
-    if let Some(most) = wishes.pids {
-        resources["pids"] = json!({"limit": most});
-    }
-    resources
 }
 
 fn mounts(wishes: &Wishes) -> Result<Vec<Value>, SpecError> {
@@ -366,25 +320,6 @@ mod tests {
         assert_eq!(sets(&unconfined), (false, false, false));
         let admin = Wishes { cap_add: vec!["SYS_ADMIN".to_owned()], ..Wishes::default() };
         assert_eq!(sets(&admin), (true, true, true));
-    }
-
-    #[test]
-    fn limits_are_those_of_control_groups_and_of_processes() {
-        let ulimits = vec!["nofile=10:20".to_owned(), "core=-1".to_owned()];
-        let wishes =
-            Wishes { memory: Some(1 << 20), milli_cpus: Some(500), pids: Some(9), ulimits, ..Wishes::default() };
-        let spec = of(&wishes);
-        let resources = &spec["linux"]["resources"];
-        assert_eq!(resources["memory"], json!({"limit": 1 << 20, "swap": 1 << 20}));
-        assert_eq!(resources["cpu"], json!({"quota": 50_000, "period": 100_000}));
-        assert_eq!(resources["pids"], json!({"limit": 9}));
-        let rlimits = &spec["process"]["rlimits"];
-        assert_eq!(rlimits[0], json!({"type": "RLIMIT_NOFILE", "soft": 10, "hard": 20}));
-        assert_eq!(rlimits[1]["soft"], json!(u64::MAX));
-        for wrong in ["nofile", "nofile=x", "nofile=2:1", "speed=1"] {
-            let wishes = Wishes { ulimits: vec![wrong.to_owned()], ..Wishes::default() };
-            assert!(matches!(super::spec(&image(), &wishes), Err(SpecError::Ulimit(..))), "{wrong}");
-        }
     }
 
     #[test]

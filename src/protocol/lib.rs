@@ -7,11 +7,13 @@
 //! the host an [`message::Order`] when it calls the agent's port [`PORT`]. What follows depends on the order.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+pub mod cpus;
+pub mod disks;
 pub mod frame;
 pub mod message;
 
 /// The version of this protocol: both sides must have the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The vsock port on which the agent listens in the guest, and which it calls on the host when it is up.
 pub const PORT: u32 = 1024;

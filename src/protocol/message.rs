@@ -8,6 +8,8 @@ use std::process::ExitStatus;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::disks::DiskLimit;
+
 /// The agent's first message when it calls the host: it is there. The host answers with [`Setup`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -119,6 +121,8 @@ pub struct Run {
     pub files: Vec<File>,
     /// What it sees of the host.
     pub volumes: Vec<Volume>,
+    /// How fast it may use the VM's disks. The agent puts them into the specification.
+    pub disk_limits: Vec<DiskLimit>,
     /// Its end of the VM's network; none: loopback only. The agent adds names to the file /etc/hosts, and writes
     /// /etc/resolv.conf.
     pub network: Option<Endpoint>,

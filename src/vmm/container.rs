@@ -3,6 +3,7 @@
 mod attach;
 mod copy;
 mod detach;
+mod disk_limits;
 mod exec;
 mod health;
 mod home;

@@ -114,6 +114,51 @@ fn limits_hold() {
 }
 
 #[test]
+fn a_container_has_the_cpus_that_were_named() {
+    let script = "grep -c ^processor /proc/cpuinfo; cat /sys/fs/cgroup/cpuset.cpus.effective; grep Cpus_allowed_list /proc/self/status";
+    assert_eq!(says(&["--cpuset-cpus", "1"], &["sh", "-c", script]), "2\n1\nCpus_allowed_list:\t1\n");
+    let few = run(&["--cpuset-cpus", "0-2", "--vm-cpus", "2"], &["true"]);
+    let why = String::from_utf8_lossy(&few.stderr).into_owned();
+    assert_eq!(few.status.code(), Some(125), "{why}");
+    assert_eq!(why, "vmm: --cpuset-cpus 0-2: the VM has no more than 2 (--vm-cpus), numbered from 0\n");
+}
+
+#[test]
+fn disks_have_limits() {
+    let options = [
+        "--device-read-bps",
+        "/:10mb",
+        "--device-read-iops",
+        "/:1000",
+        "-v",
+        "data:/data",
+        "--device-write-bps",
+        "/data:1m",
+        "--device-write-iops",
+        "/data:200",
+    ];
+    let script = "cat /sys/class/block/vda/dev /sys/class/block/vdb/dev /sys/fs/cgroup/io.max";
+    let said = says(&options, &["sh", "-c", script]);
+    let lines: Vec<&str> = said.lines().collect();
+    let [image, volume, limits @ ..] = lines.as_slice() else { panic!("{said}") };
+    assert_eq!(limits.len(), 2, "{said}");
+    for wanted in [
+        format!("{image} rbps=10485760 wbps=max riops=1000 wiops=max"),
+        format!("{volume} rbps=max wbps=1048576 riops=max wiops=200"),
+    ] {
+        assert!(limits.contains(&wanted.as_str()), "{wanted}: {said}");
+    }
+    for (option, limit, wanted) in [
+        ("--device-write-bps", "/:1mb", "what is written there stays in the VM's memory"),
+        ("--device-read-iops", "/dev/sda:5", "a container sees no disks of the host"),
+    ] {
+        let refused = run(&[option, limit], &["true"]);
+        let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(125) && why.contains(wanted), "{why}");
+    }
+}
+
+#[test]
 fn rights_are_those_that_were_given() {
     let script = "id -u; id -g; touch /x 2>/dev/null || echo read-only; touch /t/x && echo written; grep CapEff /proc/self/status";
     let said = says(&["--user", "web", "--read-only", "--tmpfs", "/t:mode=1777"], &["sh", "-c", script]);

@@ -63,7 +63,7 @@ pub fn home(
     sights: Sights,
 ) -> Result<(Home, u64, BTreeMap<String, String>), String> {
     let mem_size_mib = args.vm_memory.unwrap_or(args.memory.map_or(USUAL_MIB, |limit| limit.saturating_add(OWN_MIB)));
-    let vcpu_count = args.vm_cpus.unwrap_or(args.cpus.map_or(1, |milli| milli.div_ceil(1000)));
+    let vcpu_count = args.vcpu_count()?;
     let runtime = runtime_directory()?;
     if let Some(tenant) = &args.vm {
         let first = Sights { shares: sights.shares.clone(), network: sights.network.clone(), ..Sights::default() };

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use ::container::seccomp::Confinement;
 use ::container::spec::Wishes;
 use clap::Args;
+use protocol::cpus::CpuList;
 
+use super::disk_limits::DiskArgs;
 use super::health::HealthArgs;
 use super::network::NetworkArgs;
 use super::restart::Restart;
@@ -90,12 +92,17 @@ pub struct ContainerArgs {
     /// Most CPU time: 0.5 is half a CPU
     #[arg(long, value_name = "NUMBER", value_parser = milli_cpus)]
     pub cpus: Option<u64>,
+    /// The VM's CPUs that the container may run on: 0-2,5
+    #[arg(long, value_name = "LIST")]
+    pub cpuset_cpus: Option<CpuList>,
     /// Most processes and threads
     #[arg(long, value_name = "NUMBER")]
     pub pids_limit: Option<u64>,
     /// A limit of the container's processes
     #[arg(long, value_name = "NAME=SOFT[:HARD]")]
     pub ulimit: Vec<String>,
+    #[command(flatten)]
+    pub disk_limits: DiskArgs,
     #[command(flatten)]
     pub network: NetworkArgs,
     #[command(flatten)]
@@ -109,7 +116,7 @@ pub struct ContainerArgs {
     /// The VM's memory: 512M, 2G, or a number of MiB [default: what the container may use and 96 MiB, or 512 MiB]
     #[arg(long, value_name = "SIZE", value_parser = mebibytes, help_heading = "Virtual machine")]
     pub vm_memory: Option<u64>,
-    /// The VM's CPUs [default: as many as --cpus needs, at least 1]
+    /// The VM's CPUs [default: as many as --cpus and --cpuset-cpus need, at least 1]
     #[arg(long, value_name = "NUMBER", help_heading = "Virtual machine")]
     pub vm_cpus: Option<u64>,
     /// NAME[:TAG] or NAME@DIGEST, pulled where the store has it not; oci:DIR[:REF], oci-archive:FILE[:REF],
@@ -147,6 +154,7 @@ impl ContainerArgs {
             cap_drop: self.cap_drop.clone(),
             memory: self.memory.map(|mib| mib.saturating_mul(1 << 20)),
             milli_cpus: self.cpus,
+            cpus: self.cpuset_cpus.clone(),
             pids: self.pids_limit,
             ulimits: self.ulimit.clone(),
             terminal: self.tty,
@@ -166,6 +174,18 @@ impl ContainerArgs {
         }
         env.extend(self.env.iter().cloned());
         Ok(own_values(env))
+    }
+
+    /// CPUs of the VM, where this container starts it.
+    pub fn vcpu_count(&self) -> Result<u64, String> {
+        let listed = self.cpuset_cpus.as_ref().map_or(1, |list| u64::from(list.needs()));
+        let needed = self.cpus.map_or(1, |milli| milli.div_ceil(1000)).max(listed);
+        match (self.vm_cpus, &self.cpuset_cpus) {
+            (Some(has), Some(list)) if has < listed && self.vm.is_none() => {
+                Err(format!("--cpuset-cpus {list}: the VM has no more than {has} (--vm-cpus), numbered from 0"))
+            }
+            (has, _) => Ok(has.unwrap_or(needed)),
+        }
     }
 
     /// The notes, by their names.

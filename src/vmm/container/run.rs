@@ -175,6 +175,7 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
     let wishes = args.wishes(&name)?;
     let volumes: Result<Vec<Volume>, _> = args.volume.iter().map(|text| Volume::parse(text)).collect();
     let volumes = volumes.map_err(|error| error.to_string())?;
+    let disk_limits = args.disk_limits.plan(&volumes)?;
     let spec = spec(&run_config, &wishes).map_err(|error| format!("{}: {error}", args.image))?;
     let stop_signal = match (args.stop_signal, &run_config.stop_signal) {
         (Some(asked), _) => asked,
@@ -211,6 +212,7 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
         writable_bytes: mem_size_mib.saturating_mul(1 << 19), // half of the memory
         files,
         volumes: home::in_vm(&volumes, &disks),
+        disk_limits,
         network: network.endpoint,
         spec,
         user: args.user.clone().or(run_config.user).unwrap_or_default(),
