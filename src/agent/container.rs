@@ -121,12 +121,13 @@ impl Place<'_> {
         let bundle = folder(&self.id);
         let mounted: Result<Vec<PathBuf>, Fault> =
             order.layers.iter().map(|name| self.containers.layers.mounted(name)).collect();
-        let mounted = mounted?;
-        let root = layers::join(&mounted, &bundle, order.writable_bytes)?;
+        let mut mounted = mounted?;
+        let root = layers::join(&mounted, &bundle, &order.writable)?;
         let mut spec = order.spec.clone();
         settle(&mut spec, order, &root)?;
         let sources = place_files(&mut spec, order, &bundle)?;
         self.place_volumes(&mut spec, order, &root)?;
+        mounted.push(layers::writable(&bundle));
         limits::settle(&mut spec, order, &mounted)?;
         if let Some(endpoint) = &order.network {
             let network = self.containers.network.as_ref().ok_or("this VM has no network (--network none)")?;
@@ -297,13 +298,15 @@ fn make_folder(root: &Path, path: &str) -> Result<(), Fault> {
 
 #[cfg(test)]
 mod tests {
+    use protocol::disks::Writable;
+
     use super::*;
 
     fn order() -> Run {
         Run {
             id: "c".to_owned(),
             layers: vec![],
-            writable_bytes: 0,
+            writable: Writable::Memory { bytes: 0 },
             spec: json!({"process": {"args": ["sh"], "env": ["PATH=/bin"], "cwd": "/a/b"}, "mounts": []}),
             user: "1000:50".to_owned(),
             files: vec![message::File { path: "/etc/hosts".to_owned(), content: "x".to_owned() }],

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
+
 use crate::{Doing, Fault};
 
 /// How long a disk that was given another image, or other partitions, may take to show them.
@@ -32,6 +35,20 @@ pub fn with_serial(serial: &str) -> Result<PathBuf, Fault> {
         fact("serial").trim() == serial && sectors > WAITING
     };
     found(is_it, || Ok(()))?.ok_or_else(|| format!("no disk has the serial number {serial}"))
+}
+
+/// The same, once no file system is on it any more: a container that has just ended may still have it.
+pub fn unused(serial: &str, patience: Duration) -> Result<PathBuf, Fault> {
+    let disk = with_serial(serial)?;
+    let until = Instant::now() + patience;
+    loop {
+        // The kernel lets nobody have a disk alone that is mounted (open(2), O_EXCL).
+        match open(&disk, OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(_) => return Ok(disk),
+            Err(Errno::BUSY) if Instant::now() < until => sleep(LOOK),
+            Err(error) => return Err(error).doing(|| format!("have {} alone", disk.display())),
+        }
+    }
 }
 
 /// The device that is the one; before each look but the first, something is done that may bring it.

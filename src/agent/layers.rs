@@ -1,5 +1,5 @@
 //! A container's root file system: the layers of its image, each a read-only file system on a partition of the disk
-//! that the host shows, under a writable layer in memory.
+//! that the host shows, under a writable layer in memory or on a disk of its own.
 //!
 //! A layer is mounted once, however many containers use it, and stays mounted. Threads of orders.
 
@@ -8,13 +8,18 @@ use std::ffi::CString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
+use protocol::disks::Writable;
 use rustix::fs::getxattr;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::disks;
 use crate::system::OWN;
 use crate::{Doing, Fault};
+
+/// How long the container that was there before may keep its disk.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The layers that are mounted, by the names of their partitions.
 #[derive(Debug, Default)]
@@ -42,18 +47,17 @@ pub fn mount_partition(name: &str, at: &Path) -> Result<(), Fault> {
     mount(&device, at, "erofs", MountFlags::RDONLY, None).doing(|| format!("mount {name} from {}", device.display()))
 }
 
-/// Joins layers, the lowest first, under a writable one of at most `bytes` bytes. `folder` is for the mount points.
-pub fn join(layers: &[PathBuf], folder: &Path, bytes: u64) -> Result<PathBuf, Fault> {
-    let (writable, root) = (folder.join("writable"), folder.join("root"));
+/// Joins layers, the lowest first, under a writable one. `folder` is for the mount points. What is on a disk stays when the
+/// container is started again.
+pub fn join(layers: &[PathBuf], folder: &Path, on: &Writable) -> Result<PathBuf, Fault> {
+    let (writable, root) = (self::writable(folder), folder.join("root"));
     for made in [&writable, &root] {
         fs::create_dir_all(made).doing(|| format!("make {}", made.display()))?;
     }
-    let size = CString::new(format!("size={bytes},mode=755")).doing(|| "name a size".to_owned())?;
-    mount("tmpfs", &writable, "tmpfs", MountFlags::empty(), Some(size.as_c_str()))
-        .doing(|| "mount the writable layer".to_owned())?;
+    mount_writable(&writable, on)?;
     let (upper, work) = (writable.join("upper"), writable.join("work"));
     for made in [&upper, &work] {
-        fs::create_dir(made).doing(|| format!("make {}", made.display()))?;
+        fs::create_dir_all(made).doing(|| format!("make {}", made.display()))?;
     }
     let lower: Vec<String> = seen_through(layers, is_opaque).rev().map(|layer| layer.display().to_string()).collect();
     let (lower, upper, work) = (lower.join(":"), upper.display(), work.display());
@@ -62,6 +66,27 @@ pub fn join(layers: &[PathBuf], folder: &Path, bytes: u64) -> Result<PathBuf, Fa
     mount("overlay", &root, "overlay", MountFlags::empty(), Some(options.as_c_str()))
         .doing(|| format!("join {} layers by overlayfs", layers.len()))?;
     Ok(root)
+}
+
+/// Where the writable layer of the container with this folder is.
+pub fn writable(folder: &Path) -> PathBuf {
+    folder.join("writable")
+}
+
+fn mount_writable(at: &Path, on: &Writable) -> Result<(), Fault> {
+    let mounting = || "mount the writable layer".to_owned();
+    match on {
+        Writable::Memory { bytes } => {
+            let size = CString::new(format!("size={bytes},mode=755")).doing(mounting)?;
+            mount("tmpfs", at, "tmpfs", MountFlags::empty(), Some(size.as_c_str())).doing(mounting)
+        }
+        Writable::Disk { serial } => {
+            let disk = disks::unused(serial, PATIENCE)?;
+            // What is deleted gives its room back to the host.
+            mount(&disk, at, "ext4", MountFlags::empty(), Some(c"discard"))
+                .doing(|| format!("mount the writable layer from {}", disk.display()))
+        }
+    }
 }
 
 /// Layers without those that a higher one hides as a whole.

@@ -20,7 +20,8 @@ use crate::{Doing, Fault};
 /// Block devices by their numbers.
 const DISKS: &str = "/sys/dev/block";
 
-/// Looks whether the specification can be kept to, and adds the limits of disks. `layers` are where the image's are mounted.
+/// Looks whether the specification can be kept to, and adds the limits of disks. `layers` are where those of
+/// its root file system are mounted.
 pub fn settle(spec: &mut Value, order: &Run, layers: &[PathBuf]) -> Result<(), Fault> {
     if let Some(wanted) = spec.pointer("/linux/resources/cpu/cpus").and_then(Value::as_str) {
         let online = fs::read_to_string(Path::new(CGROUPS).join("cpuset.cpus.effective"));

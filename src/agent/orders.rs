@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
 use std::thread;
+use std::time::Duration;
 
 use protocol::VERSION;
 use protocol::frame::Kind;
@@ -16,6 +17,7 @@ use vsock::VsockListener;
 use crate::archive;
 use crate::connection::{self, Connection, Incoming};
 use crate::container::{self, Containers, Place};
+use crate::disks;
 use crate::launch::{Launched, Streams, launch};
 use crate::layers;
 use crate::network::Network;
@@ -29,6 +31,8 @@ use crate::{Doing, Fault};
 
 /// The partition with the runtime; mounted when it is first needed.
 static RUNTIME: OnceLock<String> = OnceLock::new();
+/// How long a container that ends may keep a disk. The host waits a little longer.
+const RELEASE: Duration = Duration::from_secs(15);
 
 /// Calls the host and does what it says about the VM; the network, if there is one.
 pub fn greet() -> Result<Option<Network>, Fault> {
@@ -92,6 +96,7 @@ fn follow(connection: &Connection, reaper: &Reaper, containers: &Containers) -> 
             let put = containers.pid(&id).and_then(|pid| archive::put(&mut incoming, pid, &path));
             connection.say(&done(put))
         }
+        Order::Release { serial } => connection.say(&done(disks::unused(&serial, RELEASE).map(|_| ()))),
         Order::PowerOff => {
             containers.part();
             connection.say(&Done::Ok)?;

@@ -9,6 +9,7 @@ pub mod digest;
 pub mod document;
 pub mod erofs;
 pub mod export;
+pub mod ext4;
 mod fetch;
 mod hostgroup;
 pub mod layer;

@@ -7,21 +7,25 @@
 //! NAME/stopping          somebody wants it to end: it is not started again
 //! NAME/health            what the last health check found
 //! NAME/log, NAME/log.1   what it wrote (output.rs)
+//! NAME/writable.ext4     its writable layer while it lives, where that is on a disk
 //! ```
 //!
 //! The kernel lets go of the lock however the owner ends, so what is said of a container is true without a daemon. Names are
 //! taken and given back under a lock on the whole folder.
 
+mod owned;
 mod record;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
+
+use crate::ext4::Ext4Error;
 
 pub use record::{Ended, Health, Record, State, now_ms};
 
@@ -31,6 +35,7 @@ const LOCK: &str = "lock";
 const EXIT: &str = "exit";
 const STOPPING: &str = "stopping";
 const HEALTH: &str = "health";
+const WRITABLE: &str = "writable.ext4";
 /// Longest name of a container.
 const NAME_MAX: usize = 64;
 /// Longest of them that is read, bytes.
@@ -58,6 +63,9 @@ pub enum RegisterError {
     /// It has ended.
     #[error("container {0} does not run")]
     NotRunning(String),
+    /// Its writable layer's disk image cannot be made.
+    #[error("make a disk image for what container {0} writes: {1}")]
+    Writable(String, #[source] Ext4Error),
     /// The host refuses something.
     #[error("{0}: {1}")]
     Io(String, #[source] io::Error),
@@ -164,6 +172,7 @@ impl Containers {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.map_err(fault("read", &self.0))?,
         };
+        self.remove_writables();
         let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
         let mut found: Vec<_> = names.filter_map(|name| self.find(&name).ok()).collect();
         found.retain(|container| {
@@ -172,6 +181,16 @@ impl Containers {
         });
         found.sort_by_key(|one| one.record.created_ms);
         Ok(found)
+    }
+
+    /// Removes the disk images of containers whose owners were killed.
+    fn remove_writables(&self) {
+        for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
+            let image = entry.path().join(WRITABLE);
+            if image.exists() && !owner_lives(&entry.path()) {
+                let _ = fs::remove_file(image);
+            }
+        }
     }
 
     /// Removes what is known of a container that has ended.
@@ -252,60 +271,14 @@ impl Container {
     }
 
     fn owner_lives(&self) -> bool {
-        let lock = File::open(self.folder.join(LOCK));
-        lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+        owner_lives(&self.folder)
     }
 }
 
-impl Owned {
-    /// What it is.
-    pub fn record(&self) -> &Record {
-        &self.record
-    }
-
-    /// Its folder.
-    pub fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    /// Notes something about it.
-    pub fn note(&mut self, change: impl FnOnce(&mut Record)) -> Result<(), RegisterError> {
-        change(&mut self.record);
-        self.write()
-    }
-
-    /// Whether somebody wants it to end.
-    pub fn is_stopping(&self) -> bool {
-        self.folder.join(STOPPING).exists()
-    }
-
-    /// Where the health checks are noted.
-    pub fn health(&self) -> PathBuf {
-        self.folder.join(HEALTH)
-    }
-
-    /// It has ended. What is known of it stays, unless it is to be removed.
-    pub fn ended(mut self, how: &Ended) -> Result<(), RegisterError> {
-        let path = self.folder.join(EXIT);
-        let bytes = serde_json::to_vec(how).map_err(|error| fault("write", &path)(error.into()))?;
-        self.exit.write_all(&bytes).map_err(fault("write", &path))?;
-        self.keep = !self.record.remove;
-        Ok(())
-    }
-
-    fn write(&self) -> Result<(), RegisterError> {
-        let path = self.folder.join(RECORD);
-        record::replace(&path, &self.record).map_err(fault("write", &path))
-    }
-}
-
-impl Drop for Owned {
-    fn drop(&mut self) {
-        if !self.keep {
-            let _all = self.all.lock();
-            let _ = fs::remove_dir_all(&self.folder);
-        }
-    }
+/// Whether somebody holds the lock of a container's folder.
+fn owner_lives(folder: &Path) -> bool {
+    let lock = File::open(folder.join(LOCK));
+    lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 /// Whether this is a name as containers and volumes have: letters, digits, `_`, `.` and `-`, and not one of the signs first.

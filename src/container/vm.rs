@@ -72,6 +72,8 @@ pub struct Sights {
     pub shares: Vec<Share>,
     /// Images of named volumes, by the names.
     pub volumes: Vec<(String, PathBuf)>,
+    /// The image that takes what the container writes to its root file system; none: the VM's memory does.
+    pub writable: Option<PathBuf>,
     /// The network; none: loopback only.
     pub network: Option<VmNetwork>,
 }
@@ -86,6 +88,9 @@ pub struct Share {
     /// The VM cannot write to it.
     pub read_only: bool,
 }
+
+/// The cache type of a disk whose contents nobody wants after the VM's end.
+const UNSAFE: &str = "Unsafe";
 
 /// Disks that a VM has for images that come later.
 pub const SPARE: usize = 8;
@@ -205,6 +210,11 @@ impl Vm {
         Ok(())
     }
 
+    /// The image of the disk [`spare_volume`] while it has none of its own.
+    pub fn spare_image(&self, number: usize) -> PathBuf {
+        self.folder.path().join(spare_volume(number))
+    }
+
     /// What stands at the end of its console and what the monitor said, after a newline.
     pub fn console(&self) -> String {
         let texts = [CONSOLE, ERRORS].map(|name| self.end_of(name));
@@ -298,9 +308,11 @@ fn config(wishes: &VmWishes, parts: &Parts, folder: &Path, empty: &Path, volumes
     let all: Vec<Value> = std::iter::once((RUNTIME, parts.runtime.as_path())).chain(layers).map(partition).collect();
     let drive = |id: String, partitions: Vec<Value>| json!({"drive_id": id, "is_root_device": false, "is_read_only": true, "partitions": partitions});
     let spares = (0..wishes.spare).map(|number| drive(spare(number), vec![partition(("empty", empty))]));
-    let volumes = wishes.sights.volumes.iter().map(|(_, path)| path).chain(volumes).enumerate();
-    let volumes = volumes.map(|(number, path)| {
-        json!({"drive_id": spare_volume(number), "is_root_device": false, "path_on_host": path, "cache_type": "Writeback"})
+    let kept = wishes.sights.volumes.iter().map(|(_, path)| path).chain(volumes).map(|path| (path, "Writeback"));
+    // What the container loses anyway need not reach the host's disk.
+    let lost = wishes.sights.writable.iter().map(|path| (path, UNSAFE));
+    let volumes = kept.chain(lost).enumerate().map(|(number, (path, cache))| {
+        json!({"drive_id": spare_volume(number), "is_root_device": false, "path_on_host": path, "cache_type": cache})
     });
     let drives: Vec<Value> = std::iter::once(drive("image".to_owned(), all)).chain(spares).chain(volumes).collect();
     let share = |share: &Share| json!({"tag": share.tag, "path_on_host": share.path, "is_read_only": share.read_only});
@@ -319,10 +331,12 @@ fn config(wishes: &VmWishes, parts: &Parts, folder: &Path, empty: &Path, volumes
     })
 }
 
-/// Whether a VM of this configuration writes to files of the host.
+/// Whether a VM of this configuration writes to files of the host that are wanted after its end.
 fn writes(config: &Value) -> bool {
     let of = |kind: &str| config.get(kind).and_then(Value::as_array).into_iter().flatten();
-    of("drives").chain(of("shares")).chain(of("pmem")).any(|one| one.get("is_read_only") != Some(&Value::Bool(true)))
+    let mut drives = of("drives").filter(|drive| drive.get("cache_type").is_none_or(|cache| cache != UNSAFE));
+    let kept = |one: &Value| one.get("is_read_only") != Some(&Value::Bool(true));
+    drives.any(kept) || of("shares").chain(of("pmem")).any(kept)
 }
 
 /// Why there is no VM; where that is its network alone, with the way around it.
@@ -347,6 +361,8 @@ mod tests {
         let drive = |read_only: Value| json!({"drives": [{"is_read_only": true}, {"is_read_only": read_only}]});
         assert!(!writes(&drive(true.into())));
         assert!(writes(&drive(false.into())) && writes(&drive(Value::Null)));
+        assert!(!writes(&json!({"drives": [{"is_read_only": false, "cache_type": "Unsafe"}]})));
+        assert!(writes(&json!({"drives": [{"is_read_only": false, "cache_type": "Writeback"}]})));
         assert!(writes(&json!({"drives": [], "shares": [{"tag": "t"}]})));
         assert!(!writes(&json!({})));
     }

@@ -5,11 +5,11 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use thiserror::Error;
 
 use crate::digest::Digest;
+use crate::ext4::{self, Ext4Error};
 use crate::register::is_name;
 
 /// How large a named volume may become, bytes. Its image takes what is in it.
@@ -36,7 +36,7 @@ pub enum VolumeError {
     File(String),
     /// The image cannot be made.
     #[error("make volume {0}: {1}")]
-    Make(String, String),
+    Make(String, #[source] Ext4Error),
 }
 
 /// What is shown.
@@ -117,7 +117,7 @@ pub fn tag(path: &Path, read_only: bool) -> String {
 
 /// The image of a named volume, made where it is not there yet: ext4, sparse.
 pub fn image(store: &Path, name: &str) -> Result<PathBuf, VolumeError> {
-    let fault = |error: io::Error| VolumeError::Make(name.to_owned(), error.to_string());
+    let fault = |error: io::Error| VolumeError::Make(name.to_owned(), error.into());
     let folder = store.join("volumes");
     DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(fault)?;
     let all = File::open(&folder).map_err(fault)?;
@@ -130,26 +130,9 @@ pub fn image(store: &Path, name: &str) -> Result<PathBuf, VolumeError> {
     let new = folder.join(".new");
     let _ = fs::remove_file(&new);
     let size = std::env::var(VARIABLE).unwrap_or_else(|_| VOLUME_SIZE.to_owned());
-    let mut command = Command::new("mke2fs");
-    command.args(["-q", "-F", "-t", "ext4", "-m", "0", "-E", "nodiscard,root_owner=0:0"]).arg(&new).arg(&size);
-    command.stdin(Stdio::null()).env("PATH", search_path());
-    let made = command.output().map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => {
-            VolumeError::Make(name.to_owned(), "mke2fs is missing: install the package e2fsprogs".to_owned())
-        }
-        _ => fault(error),
-    })?;
-    if !made.status.success() {
-        let _ = fs::remove_file(&new);
-        return Err(VolumeError::Make(name.to_owned(), String::from_utf8_lossy(&made.stderr).trim().to_owned()));
-    }
+    ext4::make(&new, &size, &[]).map_err(|error| VolumeError::Make(name.to_owned(), error))?;
     fs::rename(&new, &path).map_err(fault)?;
     Ok(path)
-}
-
-/// Where programs are. Those of administrators are not on everybody's path.
-fn search_path() -> String {
-    format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -2,6 +2,22 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Where what a container writes to its root file system goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Writable {
+    /// Into the VM's memory.
+    Memory {
+        /// Most of it.
+        bytes: u64,
+    },
+    /// To an ext4 file system that this container alone has.
+    Disk {
+        /// The disk's serial number.
+        serial: String,
+    },
+}
+
 /// How fast a container may use disks; each of them counts for itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -8,7 +8,7 @@ use std::process::ExitStatus;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::disks::DiskLimit;
+use crate::disks::{DiskLimit, Writable};
 
 /// The agent's first message when it calls the host: it is there. The host answers with [`Setup`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +99,11 @@ pub enum Order {
         /// Into this directory; or, where there is none, in its parent under its name.
         path: String,
     },
+    /// Wait until a disk is not used any more, as the host takes it away. [`Done`] follows.
+    Release {
+        /// The disk's serial number.
+        serial: String,
+    },
     /// Write everything to disk and switch the VM off. [`Done`] follows, then the end.
     PowerOff,
 }
@@ -111,8 +116,8 @@ pub struct Run {
     pub id: String,
     /// Names of the partitions with its image's layers, the lowest first.
     pub layers: Vec<String>,
-    /// Most bytes that it may write to its root file system, which lies in memory.
-    pub writable_bytes: u64,
+    /// Where its root file system takes what it writes.
+    pub writable: Writable,
     /// The OCI runtime specification's configuration. The agent sets `root` and the user's numbers.
     pub spec: Value,
     /// User and group as the image or the host's user named them: `name`, `1000`, `name:group`, or nothing for root.

@@ -12,6 +12,7 @@ mod client;
 mod compare;
 mod console;
 mod container;
+mod container_disks;
 mod container_life;
 mod container_network;
 mod cpu_template;

@@ -28,8 +28,8 @@ pub struct DiskArgs {
 type Asked = (String, u64);
 
 impl DiskArgs {
-    /// What they ask for, of a container with these volumes.
-    pub fn plan(&self, volumes: &[Volume]) -> Result<Vec<DiskLimit>, String> {
+    /// What they ask for, of a container with these volumes, whose writable layer is on a disk or not.
+    pub fn plan(&self, volumes: &[Volume], writes_to_disk: bool) -> Result<Vec<DiskLimit>, String> {
         let flags = [
             ("--device-read-bps", Counts::ReadBytes, &self.device_read_bps),
             ("--device-write-bps", Counts::WrittenBytes, &self.device_write_bps),
@@ -39,8 +39,8 @@ impl DiskArgs {
         let mut limits = Vec::new();
         for (flag, counts, asked) in flags {
             for (path, rate) in asked {
-                let writes = matches!(counts, Counts::WrittenBytes | Counts::Writes);
-                check(path, writes, volumes).map_err(|why| format!("{flag} {path}: {why}"))?;
+                let nowhere = !writes_to_disk && matches!(counts, Counts::WrittenBytes | Counts::Writes);
+                check(path, nowhere, volumes).map_err(|why| format!("{flag} {path}: {why}"))?;
                 limits.push(DiskLimit { path: path.clone(), counts, rate: *rate });
             }
         }
@@ -48,11 +48,11 @@ impl DiskArgs {
     }
 }
 
-/// Whether a path of the container is on disks that can be told apart.
-fn check(path: &str, writes: bool, volumes: &[Volume]) -> Result<(), &'static str> {
+/// Whether a path of the container is on disks that can be told apart. `nowhere`: what goes to `/` goes to none.
+fn check(path: &str, nowhere: bool, volumes: &[Volume]) -> Result<(), &'static str> {
     let volume = volumes.iter().find(|volume| volume.path == path);
     match (path, volume.map(|volume| &volume.source)) {
-        ("/", _) if writes => Err("what is written there stays in the VM's memory"),
+        ("/", _) if nowhere => Err("what is written there stays in the VM's memory, without --storage-opt"),
         ("/", _) | (_, Some(Source::Named(_))) => Ok(()),
         (_, Some(_)) => Err("what is there comes from the host by a file system, not by a disk"),
         (_, None) => Err("a container sees no disks of the host; it is / or the path of a named volume (-v NAME:PATH)"),
@@ -110,11 +110,12 @@ mod tests {
         let read = |path: &str| DiskArgs { device_read_bps: vec![(path.to_owned(), 7)], ..DiskArgs::default() };
         let written = |path: &str| DiskArgs { device_write_iops: vec![(path.to_owned(), 7)], ..DiskArgs::default() };
         let limit = |path: &str, counts| vec![DiskLimit { path: path.to_owned(), counts, rate: 7 }];
-        assert_eq!(read("/").plan(&volumes), Ok(limit("/", Counts::ReadBytes)));
-        assert_eq!(written("/data").plan(&volumes), Ok(limit("/data", Counts::Writes)));
-        let why = written("/").plan(&volumes).unwrap_err();
+        assert_eq!(read("/").plan(&volumes, false), Ok(limit("/", Counts::ReadBytes)));
+        assert_eq!(written("/data").plan(&volumes, false), Ok(limit("/data", Counts::Writes)));
+        assert_eq!(written("/").plan(&volumes, true), Ok(limit("/", Counts::Writes)));
+        let why = written("/").plan(&volumes, false).unwrap_err();
         assert!(why.starts_with("--device-write-iops /: what is written there"), "{why}");
-        assert!(read("/host").plan(&volumes).unwrap_err().contains("not by a disk"));
-        assert!(read("/dev/sda").plan(&volumes).unwrap_err().contains("no disks of the host"));
+        assert!(read("/host").plan(&volumes, false).unwrap_err().contains("not by a disk"));
+        assert!(read("/dev/sda").plan(&volumes, false).unwrap_err().contains("no disks of the host"));
     }
 }

@@ -54,14 +54,24 @@ impl Home {
     }
 }
 
-/// The VM, MiB of its memory, and by the names of volumes the serial numbers of their disks.
+/// What an order needs to know of the VM.
+pub struct Place {
+    /// MiB of its memory.
+    pub mem_size_mib: u64,
+    /// The serial numbers of volumes' disks, by the volumes' names.
+    pub volumes: BTreeMap<String, String>,
+    /// That of the disk for the writable layer.
+    pub writable: Option<String>,
+}
+
+/// The VM, and the container's place in it.
 pub fn home(
     args: &ContainerArgs,
     store: &Store,
     kernel: PathBuf,
     name: &str,
     sights: Sights,
-) -> Result<(Home, u64, BTreeMap<String, String>), String> {
+) -> Result<(Home, Place), String> {
     let mem_size_mib = args.vm_memory.unwrap_or(args.memory.map_or(USUAL_MIB, |limit| limit.saturating_add(OWN_MIB)));
     let vcpu_count = args.vcpu_count()?;
     let runtime = runtime_directory()?;
@@ -70,8 +80,9 @@ pub fn home(
         let first = serde_json::to_string(&first).map_err(|error| format!("start the VM's keeper: {error}"))?;
         let wanted = TenantArgs { name: tenant.clone(), kernel, memory: mem_size_mib, cpus: vcpu_count, sights: first };
         let tenancy = tenant::join(&runtime, &wanted, &sights)?;
-        let (mem_size_mib, disks) = (tenancy.mem_size_mib, by_names(&sights, tenancy.volumes.iter().cloned()));
-        return Ok((Home::Shared(tenancy), mem_size_mib, disks));
+        let volumes = by_names(&sights, tenancy.volumes.iter().cloned());
+        let place = Place { mem_size_mib: tenancy.mem_size_mib, volumes, writable: tenancy.writable.clone() };
+        return Ok((Home::Shared(tenancy), place));
     }
     let parts = Parts::ready(&store.path().join("guest")).map_err(|error| error.to_string())?;
     let wishes = VmWishes {
@@ -86,7 +97,10 @@ pub fn home(
         sights,
     };
     let vm = Vm::start(&wishes, &parts).map_err(|error| error.to_string())?;
-    Ok((Home::Own(Box::new(vm)), mem_size_mib, by_names(&wishes.sights, (0..).map(spare_volume))))
+    let sights = &wishes.sights;
+    let writable = sights.writable.as_ref().map(|_| spare_volume(sights.volumes.len()));
+    let place = Place { mem_size_mib, volumes: by_names(sights, (0..).map(spare_volume)), writable };
+    Ok((Home::Own(Box::new(vm)), place))
 }
 
 /// The serial numbers of disks, which are in the order of the volumes, by the volumes' names.

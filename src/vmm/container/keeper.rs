@@ -2,13 +2,14 @@
 //!
 //! An image's layers come into a running VM by a disk that waits for them: the VM has some whose one partition is empty, and
 //! the monitor's API gives one of them the layers that the VM does not see yet. The agent reads the new partition table
-//! when it looks for a layer. One thread for each container; the main one waits for the VM's end.
+//! when it looks for a layer. Named volumes and disks for writable layers come likewise; one of the latter is free again when
+//! its container has gone and the guest has unmounted it. One thread for each container; the main one waits for the VM's end.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -20,6 +21,7 @@ use ::container::session::Session;
 use ::container::store::Store;
 use ::container::vm::{SPARE, Share, Sights, Vm, VmWishes, Waited, spare, spare_volume};
 use api::client;
+use protocol::message::{Done, Order};
 use serde_json::{Value, json};
 
 use super::detach::{leave_terminal, ready, this_program};
@@ -27,6 +29,8 @@ use super::run::failed;
 use super::tenant::{Folder, Joined, TAKEN, TenantArgs};
 use crate::runtime::Runtime;
 
+/// How long an agent may take to say that a disk is free; it waits 15 s itself.
+const LETS_GO: Duration = Duration::from_secs(20);
 /// How long a VM waits for its first container.
 const UNUSED: Duration = Duration::from_secs(60);
 
@@ -36,6 +40,8 @@ struct Kept {
     agent: PathBuf,
     api: PathBuf,
     mem_size_mib: u64,
+    /// What the disks hold that wait.
+    spares: Vec<PathBuf>,
     /// What it was started with.
     shares: Vec<Share>,
     network: Option<VmNetwork>,
@@ -51,10 +57,22 @@ struct Inside {
     layers: BTreeSet<String>,
     /// Disks with layers.
     disks: usize,
-    /// Disks with volumes, in their order: the volumes' names.
-    volumes: Vec<String>,
+    /// What the disks hold that can be written to.
+    writable: [Holds; SPARE],
     containers: usize,
     is_ending: bool,
+}
+
+/// What a disk holds that can be written to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+enum Holds {
+    /// It waits.
+    #[default]
+    Nothing,
+    /// The volume of this name, until the VM's end.
+    Volume(String),
+    /// A container's writable layer.
+    Layer,
 }
 
 /// Has a VM until its last container has gone.
@@ -97,6 +115,7 @@ fn begin(args: &TenantArgs) -> Result<Option<ExitCode>, String> {
         agent: vm.socket(),
         api,
         mem_size_mib: args.memory,
+        spares: (0..SPARE).map(|number| vm.spare_image(number)).collect(),
         shares,
         network,
         inside: Mutex::default(),
@@ -132,12 +151,11 @@ fn serve(listening: &UnixListener, kept: &Arc<Kept>) {
             let mut session = Session::new(stream);
             let Ok(join) = session.message::<Sights>() else { return };
             let answer = kept.let_in(&join);
-            let is_in = matches!(answer, Joined::Ready { .. });
             let told = session.say(&answer).is_ok();
             // Until the other side has gone.
             while told && matches!(session.hear(), Ok(Some(_))) {}
-            if is_in {
-                kept.let_out();
+            if let Joined::Ready { writable, .. } = answer {
+                kept.let_out(writable);
             }
         };
         if let Err(error) = thread::Builder::new().name("container".to_owned()).spawn(lease) {
@@ -155,11 +173,15 @@ impl Kept {
         }
         let has = self.has_shares(&wanted.shares).and_then(|()| self.has_network(wanted.network.as_ref()));
         let shown = has.and_then(|()| self.show_layers(&mut inside, &wanted.layers));
-        match shown.and_then(|()| self.show_volumes(&mut inside, &wanted.volumes)) {
+        let volumes = shown.and_then(|()| self.show_volumes(&mut inside, &wanted.volumes));
+        let writable = |inside: &mut Inside| {
+            wanted.writable.as_ref().map(|image| self.show_disk(inside, Holds::Layer, image)).transpose()
+        };
+        match volumes.and_then(|volumes| Ok((volumes, writable(&mut inside)?))) {
             Err(why) => Joined::Refused(why),
-            Ok(volumes) => {
+            Ok((volumes, writable)) => {
                 inside.containers += 1;
-                Joined::Ready { socket: self.agent.clone(), mem_size_mib: self.mem_size_mib, volumes }
+                Joined::Ready { socket: self.agent.clone(), mem_size_mib: self.mem_size_mib, volumes, writable }
             }
         }
     }
@@ -208,19 +230,47 @@ impl Kept {
     fn show_volumes(&self, inside: &mut Inside, wanted: &[(String, PathBuf)]) -> Result<Vec<String>, String> {
         let mut disks = Vec::new();
         for (name, path) in wanted {
-            let known = inside.volumes.iter().position(|volume| volume == name);
-            let number = known.unwrap_or(inside.volumes.len());
-            let disk = spare_volume(number);
-            if known.is_none() {
-                if number >= SPARE {
-                    return Err(format!("it has had {SPARE} named volumes, which is all that it can see"));
-                }
-                self.change(&disk, &json!({"drive_id": disk, "path_on_host": path}))?;
-                inside.volumes.push(name.clone());
-            }
-            disks.push(disk);
+            let holds = Holds::Volume(name.clone());
+            disks.push(match inside.writable.iter().position(|disk| *disk == holds) {
+                Some(number) => spare_volume(number),
+                None => self.show_disk(inside, holds, path)?,
+            });
         }
         Ok(disks)
+    }
+
+    /// Gives an image to a disk that waits: its serial number.
+    fn show_disk(&self, inside: &mut Inside, holds: Holds, image: &Path) -> Result<String, String> {
+        let (number, place) =
+            inside.writable.iter_mut().enumerate().find(|(_, disk)| **disk == Holds::Nothing).ok_or_else(|| {
+                format!(
+                    "it sees {SPARE} disks for named volumes and --storage-opt already, which is all that it can see"
+                )
+            })?;
+        let disk = spare_volume(number);
+        self.change(&disk, &json!({"drive_id": disk, "path_on_host": image}))?;
+        *place = holds;
+        Ok(disk)
+    }
+
+    /// Takes the image of a container's writable layer away from its disk, once the guest has let go of it. A disk of
+    /// which the guest does not say so stays as it is.
+    fn take_back(&self, disk: &str) -> Result<(), String> {
+        let asked = Session::call_within(&self.agent, LETS_GO).and_then(|mut session| {
+            session.say(&Order::Release { serial: disk.to_owned() })?;
+            session.message()
+        });
+        if let Done::Failed(failure) = asked.map_err(|error| error.to_string())? {
+            return Err(failure.why);
+        }
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_disk = inside.writable.iter_mut().zip(&self.spares).enumerate();
+        let Some((_, (place, empty))) = of_disk.into_iter().find(|(number, _)| spare_volume(*number) == disk) else {
+            return Ok(());
+        };
+        self.change(disk, &json!({"drive_id": disk, "path_on_host": empty}))?;
+        *place = Holds::Nothing;
+        Ok(())
     }
 
     /// Has the monitor change a disk.
@@ -236,13 +286,20 @@ impl Kept {
         inside.is_ending
     }
 
-    /// A container has gone; with the last one, the VM goes.
-    fn let_out(&self) {
+    /// A container has gone, whose writable layer was on this disk; with the last one, the VM goes.
+    fn let_out(&self, writable: Option<String>) {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         inside.containers = inside.containers.saturating_sub(1);
         if inside.containers == 0 {
             inside.is_ending = true;
             self.end.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+        let stays = !inside.is_ending;
+        drop(inside);
+        if let Some(disk) = writable.filter(|_| stays)
+            && let Err(why) = self.take_back(&disk)
+        {
+            eprintln!("vmm: take {disk} back: {why}");
         }
     }
 }

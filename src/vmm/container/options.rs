@@ -15,6 +15,11 @@ use super::restart::Restart;
 use super::signal::signal_number;
 use crate::args::{instance_id, mebibytes};
 
+/// Least and most MiB of a disk image for what a container writes: what mke2fs makes of fewer is full, and ext4 with
+/// blocks of 4 KiB has no more.
+const STORAGE_LEAST: u64 = 8;
+const STORAGE_MOST: u64 = 16 << 20;
+
 /// What `vmm run` takes.
 #[derive(Debug, Clone, Args)]
 #[command(max_term_width = 110, arg_required_else_help = true)]
@@ -70,6 +75,10 @@ pub struct ContainerArgs {
     /// The container cannot write to its root file system
     #[arg(long)]
     pub read_only: bool,
+    /// What the container writes to its root file system goes to a disk image that may grow so far [default: the VM's
+    /// memory, half of it]
+    #[arg(long, value_name = "size=SIZE", value_parser = storage)]
+    pub storage_opt: Option<u64>,
     /// A file system in memory
     #[arg(long, value_name = "DIR[:OPTIONS]")]
     pub tmpfs: Vec<String>,
@@ -126,6 +135,15 @@ pub struct ContainerArgs {
     /// Program and arguments, instead of the image's
     #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
+}
+
+/// `size=64m`, in MiB.
+fn storage(text: &str) -> Result<u64, String> {
+    let size = text.strip_prefix("size=").ok_or("size=SIZE is the option that is known")?;
+    match mebibytes(size)? {
+        mib @ STORAGE_LEAST..=STORAGE_MOST => Ok(mib),
+        _ => Err(format!("from {STORAGE_LEAST}m to {}t", STORAGE_MOST >> 20)),
+    }
 }
 
 /// Thousandths of a CPU.
@@ -240,6 +258,15 @@ mod tests {
         assert_eq!(of(&["no-new-privileges:false"]), Ok((false, Confinement::Usual)));
         for wrong in ["label=disable", "seccomp", "no-new-privileges=1"] {
             assert!(of(&[wrong]).unwrap_err().contains("are known"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_writable_layer_has_a_size() {
+        assert_eq!((storage("size=64m"), storage("size=2G"), storage("size=16t")), (Ok(64), Ok(2048), Ok(16 << 20)));
+        assert!(storage("dm.basesize=1g").unwrap_err().contains("size=SIZE"));
+        for wrong in ["size=7", "size=17t", "size=", "size=x", "64m"] {
+            assert!(storage(wrong).is_err(), "{wrong}");
         }
     }
 

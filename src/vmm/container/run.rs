@@ -20,6 +20,7 @@ use ::container::store::{Image, Lease, Store};
 use ::container::vm::Sights;
 use ::container::volume::Volume;
 use machine::signals::Signals;
+use protocol::disks::Writable;
 use protocol::message::{Exit, File, Order, Run};
 
 use super::attach::{self, AttachError, Ends};
@@ -175,7 +176,7 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
     let wishes = args.wishes(&name)?;
     let volumes: Result<Vec<Volume>, _> = args.volume.iter().map(|text| Volume::parse(text)).collect();
     let volumes = volumes.map_err(|error| error.to_string())?;
-    let disk_limits = args.disk_limits.plan(&volumes)?;
+    let disk_limits = args.disk_limits.plan(&volumes, args.storage_opt.is_some())?;
     let spec = spec(&run_config, &wishes).map_err(|error| format!("{}: {error}", args.image))?;
     let stop_signal = match (args.stop_signal, &run_config.stop_signal) {
         (Some(asked), _) => asked,
@@ -202,16 +203,21 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
     let names = layers.iter().map(|(name, _)| name.clone()).collect();
     let network = args.network.plan([&name, &wishes.hostname])?;
     let mut files = files(&wishes.hostname, network.endpoint.is_some());
-    let sights = Sights { network: network.vm, ..home::sights(&store, layers, &volumes, &mut files)? };
-    let (home, mem_size_mib, disks) = home::home(args, &store, kernel, &name, sights)?;
+    let writable =
+        args.storage_opt.map(|mib| owned.make_writable(mib)).transpose().map_err(|error| error.to_string())?;
+    let sights = Sights { network: network.vm, writable, ..home::sights(&store, layers, &volumes, &mut files)? };
+    let (home, place) = home::home(args, &store, kernel, &name, sights)?;
     owned.note(|record| record.socket = Some(home.socket())).map_err(|error| error.to_string())?;
     let checks = Checks::of(&args.health, run_config.healthcheck.as_ref());
     let order = Run {
         id: name,
         layers: names,
-        writable_bytes: mem_size_mib.saturating_mul(1 << 19), // half of the memory
+        writable: match place.writable {
+            Some(serial) => Writable::Disk { serial },
+            None => Writable::Memory { bytes: place.mem_size_mib.saturating_mul(1 << 19) }, // half of it
+        },
         files,
-        volumes: home::in_vm(&volumes, &disks),
+        volumes: home::in_vm(&volumes, &place.volumes),
         disk_limits,
         network: network.endpoint,
         spec,

@@ -64,6 +64,8 @@ pub enum Joined {
         mem_size_mib: u64,
         /// Serial numbers of the disks with its volumes, in their order.
         volumes: Vec<String>,
+        /// The same of the one for its writable layer, where it has brought one.
+        writable: Option<String>,
     },
     /// The VM is about to end: another one is to be started.
     Ending,
@@ -80,6 +82,8 @@ pub struct Tenancy {
     pub mem_size_mib: u64,
     /// Serial numbers of the disks with its volumes, in their order.
     pub volumes: Vec<String>,
+    /// The same of the one for its writable layer, where it has brought one.
+    pub writable: Option<String>,
     _lease: Session,
 }
 
@@ -126,8 +130,8 @@ pub fn join(runtime: &Path, args: &TenantArgs, wanted: &Sights) -> Result<Tenanc
             // One that ends meanwhile is as one that says so.
             let answer = keeper.say(wanted).and_then(|()| keeper.message()).unwrap_or(Joined::Ending);
             match answer {
-                Joined::Ready { socket, mem_size_mib, volumes } => {
-                    return Ok(Tenancy { socket, mem_size_mib, volumes, _lease: keeper });
+                Joined::Ready { socket, mem_size_mib, volumes, writable } => {
+                    return Ok(Tenancy { socket, mem_size_mib, volumes, writable, _lease: keeper });
                 }
                 Joined::Refused(why) => return Err(format!("VM {}: {why}", args.name)),
                 Joined::Ending => sleep(LOOK),
