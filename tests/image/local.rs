@@ -92,6 +92,30 @@ fn the_store_is_listed_and_pruned() {
 }
 
 #[test]
+fn images_that_no_container_uses_can_be_pruned() {
+    let room = Room::new();
+    room.layout();
+    room.insert("v1", "text", "/etc/more");
+    room.run("umoci tag --image layout:v1 v2");
+    room.insert("v2", "text", "/etc/two");
+    room.done("import oci:layout:v1 app:1");
+    room.done("import oci:layout:v2 app:2 other:2");
+    // A container that has ended was made of the first.
+    let folder = room.store().join("containers/c");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    std::fs::write(folder.join("container.json"), r#"{"name": "c", "image": "app:1"}"#).expect("a record");
+    assert_eq!(room.json("prune --json")["untagged"], json!([]));
+    let said = room.done("prune -a");
+    let untagged =
+        "Untagged: docker.io/library/app:2\nUntagged: docker.io/library/other:2\nRemoved 3 blobs, 1 layers and ";
+    assert!(said.starts_with(untagged), "{said}");
+    room.done("inspect app:1");
+    std::fs::remove_dir_all(&folder).expect("removed");
+    assert_eq!(room.json("prune --all --json")["untagged"], json!(["docker.io/library/app:1"]));
+    assert!(room.files("blobs/sha256").is_empty() && room.files("layers").is_empty());
+}
+
+#[test]
 fn history_tells_each_step() {
     let room = Room::new();
     room.layout();

@@ -60,7 +60,7 @@ impl Store {
         Ok(gone.into_iter().map(|entry| entry.name).collect())
     }
 
-    fn write_entries(&self, mut entries: Vec<Entry>) -> Result<(), StoreError> {
+    pub(super) fn write_entries(&self, mut entries: Vec<Entry>) -> Result<(), StoreError> {
         entries.sort_by(|one, other| one.name.cmp(&other.name));
         let manifests = entries.into_iter().map(|entry| entry.manifest).collect();
         let index = Index { schema_version: 2, media_type: Some(OCI_INDEX.into()), manifests };

@@ -5,8 +5,9 @@ use std::fs::File;
 use std::path::Path;
 
 use super::part::is_at;
-use super::{Store, StoreError, lease};
+use super::{Entry, Store, StoreError, lease};
 use crate::digest::Digest;
+use crate::reference::Name;
 
 /// What was removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -48,12 +49,30 @@ impl Store {
         Ok(swept)
     }
 
+    /// Takes the names away from all images but these, and those that are in use or come in just now. Returns the names.
+    pub fn remove_unused(&self, used: &BTreeSet<Digest>) -> Result<Vec<Name>, StoreError> {
+        let _lock = self.lock()?;
+        let leased = self.leased(&mut Swept::default())?;
+        let keeps = |entry: &Entry| used.contains(&entry.manifest.digest) || leased.contains(&entry.manifest.digest);
+        let (kept, gone): (Vec<_>, Vec<_>) = self.entries()?.into_iter().partition(keeps);
+        if !gone.is_empty() {
+            self.write_entries(kept)?;
+        }
+        Ok(gone.into_iter().map(|entry| entry.name).collect())
+    }
+
     /// All that a name or a living lease refers to. Dead leases are removed.
     fn in_use(&self, swept: &mut Swept) -> Result<BTreeSet<Digest>, StoreError> {
-        let mut keep = BTreeSet::new();
+        let mut keep = self.leased(swept)?;
         for entry in self.entries()? {
             keep.extend(self.image(&entry.manifest.digest)?.digests());
         }
+        Ok(keep)
+    }
+
+    /// All that a living lease refers to. Dead leases are removed.
+    fn leased(&self, swept: &mut Swept) -> Result<BTreeSet<Digest>, StoreError> {
+        let mut keep = BTreeSet::new();
         for (path, size) in self.files("work")? {
             if !is_lease(&path) {
                 continue;

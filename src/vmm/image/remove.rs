@@ -1,7 +1,11 @@
 //! `vmm image rm` and `vmm image prune`.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
+use container::digest::Digest;
 use container::reference::Name;
+use container::register::Containers;
 use container::store::{Store, StoreError, Swept};
 
 use crate::table::size;
@@ -22,6 +26,9 @@ pub struct RmArgs {
 #[derive(Debug, Clone, Args)]
 #[command(max_term_width = 110)]
 pub struct PruneArgs {
+    /// Remove images that no container uses, too; one that has ended counts until `vmm rm`
+    #[arg(short, long)]
+    all: bool,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
@@ -69,13 +76,26 @@ fn remove(store: &Store, text: &str, force: bool) -> Result<Vec<Name>, String> {
     store.remove_names(&names, &digest).map_err(told)
 }
 
+/// The images that containers were made of. One that runs holds its own, by whatever name that came.
+fn used(store: &Store) -> Result<BTreeSet<Digest>, String> {
+    let containers = Containers::of(store.path()).list().map_err(|error| error.to_string())?;
+    Ok(containers.iter().filter_map(|container| store.find_digest(&container.record.image).ok()).collect())
+}
+
 /// Removes what nobody refers to, and says how much it was.
 pub fn prune(store: &Store, args: &PruneArgs) -> Result<(), String> {
-    let Swept { blobs, layers, leftovers, bytes } = store.sweep().map_err(|error| error.to_string())?;
+    let told = |error: StoreError| error.to_string();
+    let untagged = if args.all { store.remove_unused(&used(store)?).map_err(told)? } else { Vec::new() };
+    let Swept { blobs, layers, leftovers, bytes } = store.sweep().map_err(told)?;
+    let mut untagged = untagged.iter().map(Name::to_string);
     if args.json {
-        let document = serde_json::json!({"blobs": blobs, "layers": layers, "leftovers": leftovers, "bytes": bytes});
+        let untagged: Vec<_> = untagged.collect();
+        let document = serde_json::json!({
+            "untagged": untagged, "blobs": blobs, "layers": layers, "leftovers": leftovers, "bytes": bytes
+        });
         return super::print_json(&document);
     }
+    untagged.try_for_each(|name| super::print(&format!("Untagged: {name}\n")))?;
     super::print(&format!(
         "Removed {blobs} blobs, {layers} layers and {leftovers} leftovers: {} ({bytes} bytes)\n",
         size(bytes)
