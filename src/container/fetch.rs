@@ -19,6 +19,8 @@ const TRIES: u32 = 5;
 const LITTLE: u64 = 1 << 20;
 /// Before the second try; it doubles with each.
 const PAUSE: Duration = Duration::from_millis(250);
+/// Pauses from here on are told: a user who waits shall know for what.
+const TOLD: Duration = Duration::from_secs(1);
 /// Longest that the other end may ask to wait.
 const PAUSE_MAX: Duration = Duration::from_secs(120);
 const BUFFER: usize = 256 << 10;
@@ -39,9 +41,10 @@ impl Stop {
     }
 }
 
-/// Does something until it works, has failed too often, or failed for good.
+/// Does something until it works, has failed too often, or failed for good. `say` tells the user of long pauses.
 pub fn patiently<T>(
     stop: &Stop,
+    say: &dyn Fn(&str),
     mut step: impl FnMut() -> Result<T, (SourceError, Progressed)>,
 ) -> Result<T, SourceError> {
     let mut tries = 1;
@@ -58,6 +61,10 @@ pub fn patiently<T>(
         let pause = after.unwrap_or(PAUSE * 2u32.pow(tries - 1));
         if pause > PAUSE_MAX {
             return Err(SourceError::Refused(format!("{why}; it wants {} s of patience", pause.as_secs())));
+        }
+        if pause >= TOLD {
+            let asks = if after.is_some() { "it asks to wait" } else { "trying again in" };
+            say(&format!("{why}; {asks} {} s", pause.as_secs()));
         }
         let until = Instant::now() + pause;
         while Instant::now() < until {
@@ -166,8 +173,8 @@ impl<'a> Filling<'a> {
 
     /// Fetches what is missing. The digest of all of it.
     fn fill(&mut self, source: &dyn Source) -> Result<Digest, SourceError> {
-        let stop = self.stop;
-        patiently(stop, || {
+        let (stop, bar) = (self.stop, self.bar);
+        patiently(stop, &|why| bar.note(why), || {
             let before = self.size;
             self.go_on(source).map_err(|error| {
                 let much = self.size - before >= LITTLE;

@@ -1,4 +1,4 @@
-//! What users see while an image comes in: a bar for each layer, on a terminal only. Any thread.
+//! What users see while an image comes in: a bar for each layer, on a terminal only, and why it takes long. Any thread.
 
 use std::time::Duration;
 
@@ -42,7 +42,21 @@ impl Progress {
     }
 }
 
+/// Says on standard error why something takes its time. Some of it may be others' words, which are not for a terminal to obey.
+pub fn note(why: &str) {
+    let plain: String = why.chars().map(|one| if one.is_control() { ' ' } else { one }).collect();
+    eprintln!("vmm: {plain}");
+}
+
 impl Bar {
+    /// As [`note`], beside the bars.
+    pub fn note(&self, why: &str) {
+        match &self.0 {
+            Some(bar) => bar.suspend(|| note(why)),
+            None => note(why),
+        }
+    }
+
     /// What is being done.
     pub fn say(&self, doing: &'static str) {
         if let Some(bar) = &self.0 {

@@ -213,8 +213,12 @@ fn a_registry_may_ask_for_patience() {
         _ => Act::Pass,
     });
     let began = Instant::now();
-    room.done(&format!("pull {proxy}/group/app:1"));
+    let output = room.image(&format!("pull {proxy}/group/app:1")).output().expect("vmm");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{told}");
     assert!(began.elapsed() >= Duration::from_secs(1), "the registry asked for a second");
+    assert!(told.contains("vmm: the registry has had too many requests (HTTP 429); it asks to wait 1 s\n"), "{told}");
+    assert!(told.contains("vmm: the registry has a fault (HTTP 500): out of luck; trying again in 1 s\n"), "{told}");
     room.is_same(&format!("{proxy}/group/app:1"), "oci:layout:v1");
 }
 
@@ -235,19 +239,19 @@ fn patience_ends() {
             }
             false => Act::Pass,
         });
-        let told = room.refused(&format!("pull {proxy}/group/app:1"));
+        let told = room.gives_up(&format!("pull {proxy}/group/app:1"));
         assert!(told.contains(why), "{told}");
     }
     // Bodies that always end in their middle.
     let proxy =
         Proxy::start(server.port, |request, _| if request.path.contains("/blobs/") { Act::Cut(0) } else { Act::Pass });
-    let told = room.refused(&format!("pull {proxy}/group/app:1"));
+    let told = room.gives_up(&format!("pull {proxy}/group/app:1"));
     assert!(told.contains("tried 5 times"), "{told}");
     let proxy = Proxy::start(
         server.port,
         |request, _| if request.path.contains("/manifests/") { Act::Cut(100) } else { Act::Pass },
     );
-    assert!(room.refused(&format!("pull {proxy}/group/app:1")).contains("tried 5 times"));
+    assert!(room.gives_up(&format!("pull {proxy}/group/app:1")).contains("tried 5 times"));
     assert_eq!(room.json("ls --json"), json!([]));
 }
 

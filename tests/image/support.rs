@@ -43,6 +43,14 @@ impl Room {
         refused(&mut self.image(line))
     }
 
+    /// All that it says before it gives up.
+    pub fn gives_up(&self, line: &str) -> String {
+        let output = self.image(line).output().expect("run it");
+        let text = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        text
+    }
+
     pub fn json(&self, line: &str) -> Value {
         serde_json::from_str(&self.done(line)).expect("JSON")
     }

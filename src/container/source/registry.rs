@@ -18,6 +18,7 @@ use super::{Found, Source, SourceError};
 use crate::digest::Digest;
 use crate::document::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, OCI_INDEX, OCI_MANIFEST};
 use crate::fetch::{Progressed, Stop, patiently};
+use crate::progress::note;
 use crate::reference::{Name, Selector};
 use auth::Auth;
 use http::{Answer, Client};
@@ -86,7 +87,8 @@ impl Registry {
     fn document(&self, reference: &str) -> Result<Document, SourceError> {
         let accept = [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST].join(", ");
         let url = self.url(&format!("manifests/{reference}"));
-        patiently(&Stop::default(), || self.document_once(&url, &accept).map_err(|error| (error, Progressed::No)))
+        let once = || self.document_once(&url, &accept).map_err(|error| (error, Progressed::No));
+        patiently(&Stop::default(), &note, once)
     }
 
     fn document_once(&self, url: &str, accept: &str) -> Result<Document, SourceError> {

@@ -12,7 +12,7 @@ use super::http::{self, Answer};
 use super::{Registry, Selector, SourceError};
 use crate::document::Descriptor;
 use crate::fetch::{Progressed, Stop, patiently};
-use crate::progress::{Bar, Progress};
+use crate::progress::{Bar, Progress, note};
 use crate::store::{Image, Store};
 
 impl Registry {
@@ -25,7 +25,7 @@ impl Registry {
             }
             pushed.push(blob.digest);
             let bar = progress.bar(blob.digest.short(), blob.size);
-            let new = again(|| self.push_blob(store, blob, &bar))?;
+            let new = again(&|why| bar.note(why), || self.push_blob(store, blob, &bar))?;
             bar.done(if new { "pushed" } else { "was there" });
         }
         let bytes = store.read_document(&image.descriptor.digest)?;
@@ -34,7 +34,7 @@ impl Registry {
             Selector::Digest(digest) => digest.to_string(),
         };
         let url = self.url(&format!("manifests/{reference}"));
-        again(|| {
+        again(&note, || {
             let answer = self.authorized(|authorization| {
                 let request = self.client.agent().put(&url).header("content-type", &image.descriptor.media_type);
                 let sent = authorized(request, authorization).send(&bytes[..]);
@@ -101,8 +101,8 @@ fn authorized<B>(request: ureq::RequestBuilder<B>, authorization: Option<&str>) 
     }
 }
 
-fn again<T>(mut step: impl FnMut() -> Result<T, SourceError>) -> Result<T, SourceError> {
-    patiently(&Stop::default(), || step().map_err(|error| (error, Progressed::No)))
+fn again<T>(say: &dyn Fn(&str), mut step: impl FnMut() -> Result<T, SourceError>) -> Result<T, SourceError> {
+    patiently(&Stop::default(), say, || step().map_err(|error| (error, Progressed::No)))
 }
 
 /// A blob that is read, and seen to be.
