@@ -84,6 +84,10 @@ pub struct VmConfig {
     /// The first serial port.
     #[serde(default)]
     pub serial: SerialConfig,
+    /// A keyboard, on which the API's `SendCtrlAltDel` presses Ctrl+Alt+Del. Its driver costs the guest time at each boot. Where
+    /// the guest does not listen to one, that action presses the power button.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keyboard: bool,
     /// The monitor's own log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logger: Option<LoggerConfig>,

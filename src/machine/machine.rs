@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use devices::legacy::console_out::ConsoleOut;
+use devices::legacy::i8042::Unread;
 use devices::mmds::store::Store;
 use devices::seams::{Doorbell, Notify};
 use devices::virtio::mmio::MmioTransport;
@@ -91,7 +92,7 @@ impl Machine {
             Arc::new(move |event| events.guest(event))
         };
         let mut buses = Buses::default();
-        let registers = Registers::attach(&vm, &mut buses, console, &notify)?;
+        let registers = Registers::attach(&vm, &mut buses, console, plan.keyboard, &notify)?;
         let windows = windows::show(&vm, &mut buses, plan, &mut opened)?;
         let mut devices = Vec::new();
         for (slot, device) in plan.devices.iter().zip(opened) {
@@ -248,6 +249,11 @@ impl Machine {
 
     /// Whether no vCPU can ever wake. Interrupts a running guest for a moment; a vCPU that does not answer soon, because
     /// it waits for a device, is not halted.
+    /// Asks the guest to reboot, as the three keys do; where it does not listen to a keyboard, to power off.
+    pub fn press_ctrl_alt_del(&self) -> Result<(), Unread> {
+        self.registers.press_ctrl_alt_del()
+    }
+
     pub fn is_halted(&self) -> bool {
         const PATIENCE: Duration = Duration::from_millis(200);
         let answers: Vec<_> = self.vcpus.iter().map(VcpuHandle::ask_halted).collect();
@@ -300,7 +306,7 @@ fn map_ram(vm: &Vm, ram: &Ram) -> Result<(), HostError> {
 
 fn hardware(plan: &Plan) -> Hardware {
     let virtio = plan.devices.iter().map(|slot| (u32::try_from(slot.gpa).unwrap_or_default(), slot.gsi)).collect();
-    Hardware { cpus: plan.cpus, serial: plan.serial, virtio }
+    Hardware { cpus: plan.cpus, serial: plan.serial, keyboard: plan.keyboard, virtio }
 }
 
 fn attach_virtio(

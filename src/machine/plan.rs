@@ -108,6 +108,8 @@ pub struct Plan {
     pub cmdline: String,
     /// There is a serial port.
     pub serial: bool,
+    /// There is a keyboard.
+    pub keyboard: bool,
     /// Register devices, by port.
     pub registers: Vec<Registers>,
     /// What will be opened, in that order.
@@ -127,7 +129,8 @@ impl Plan {
             devices: slots(config)?,
             cmdline,
             serial: config.serial.enabled,
-            registers: registers(config.serial.enabled),
+            keyboard: config.keyboard,
+            registers: registers(config.serial.enabled, config.keyboard),
             files: files(config),
         })
     }
@@ -176,10 +179,14 @@ fn slots(config: &VmConfig) -> Result<Vec<Slot>, PlanError> {
     Ok(slots.map(|(index, ((config, gsi), gpa))| Slot { index, id: config.id(), config, gpa, gsi }).collect())
 }
 
-fn registers(serial: bool) -> Vec<Registers> {
+fn registers(serial: bool, keyboard: bool) -> Vec<Registers> {
     let device = |name, port, ports, gsi| Registers { name, port, ports, gsi };
+    let controller = match keyboard {
+        true => device("keyboard (i8042)", layout::I8042_PORT, 5, Some(layout::KEYBOARD_GSI)),
+        false => device("keyboard controller (i8042, reset only)", layout::I8042_PORT, 5, None),
+    };
     let mut devices = vec![
-        device("keyboard controller (i8042, reset only)", layout::I8042_PORT, 5, None),
+        controller,
         device("CMOS clock", layout::CMOS_PORT, 2, None),
         device("debug port", layout::DEBUG_PORT, 1, None),
     ];
@@ -317,7 +324,7 @@ mod tests {
 
     #[test]
     fn without_a_serial_port_there_are_no_such_registers() {
-        assert!(registers(true).iter().any(|device| device.port == layout::SERIAL_PORT));
-        assert!(!registers(false).iter().any(|device| device.port == layout::SERIAL_PORT));
+        assert!(registers(true, false).iter().any(|device| device.port == layout::SERIAL_PORT));
+        assert!(!registers(false, true).iter().any(|device| device.port == layout::SERIAL_PORT));
     }
 }

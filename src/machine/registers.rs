@@ -7,7 +7,7 @@ use devices::bus::BusDevice;
 use devices::legacy::cmos::Cmos;
 use devices::legacy::console_out::ConsoleOut;
 use devices::legacy::debug_port::DebugPort;
-use devices::legacy::i8042::{I8042, KeyboardCounts};
+use devices::legacy::i8042::{I8042, KeyboardCounts, Unread};
 use devices::legacy::pm::Pm;
 use devices::legacy::pvpanic::Pvpanic;
 use devices::legacy::serial::{Serial, SerialOut};
@@ -38,11 +38,18 @@ struct SerialPort {
 }
 
 impl Registers {
-    /// Puts them on the bus. Without `console` there is no serial port.
-    pub fn attach(vm: &Vm, buses: &mut Buses, console: Option<ConsoleOut>, notify: &Notify) -> Result<Self, HostError> {
+    /// Puts them on the bus. Without `console` there is no serial port; a `keyboard` is there if it is wanted.
+    pub fn attach(
+        vm: &Vm,
+        buses: &mut Buses,
+        console: Option<ConsoleOut>,
+        keyboard: bool,
+        notify: &Notify,
+    ) -> Result<Self, HostError> {
         let serial = console.map(|out| attach_serial(vm, buses, out, notify)).transpose()?;
         let power = Arc::new(Mutex::new(Pm::new(line(vm, layout::PM_GSI)?, notify.clone())));
-        let keyboard = Arc::new(Mutex::new(I8042::new(notify.clone())));
+        let keyboard = keyboard.then(|| line(vm, layout::KEYBOARD_GSI)).transpose()?;
+        let keyboard = Arc::new(Mutex::new(I8042::new(notify.clone(), keyboard)));
         let cmos = Arc::new(Mutex::new(Cmos::new()));
         let debug = Arc::new(Mutex::new(DebugPort::new(notify.clone())));
         let mut attach = |port: u16, len, device: Arc<Mutex<dyn BusDevice + Send>>| {
@@ -58,7 +65,7 @@ impl Registers {
 
     /// What the keyboard controller counts.
     pub fn keyboard_counts(&self) -> Arc<KeyboardCounts> {
-        self.keyboard.lock().unwrap_or_else(PoisonError::into_inner).tally()
+        lock(&self.keyboard).tally()
     }
 
     /// The serial port, where there is one.
@@ -74,6 +81,16 @@ impl Registers {
     /// Asks the guest to power off.
     pub fn press_power_button(&self) {
         lock(&self.power).press_power_button();
+    }
+
+    /// Presses Ctrl, Alt and Del, and the power button where the guest does not listen to a keyboard.
+    pub fn press_ctrl_alt_del(&self) -> Result<(), Unread> {
+        let mut keyboard = lock(&self.keyboard);
+        if keyboard.is_listened_to() {
+            return keyboard.press_ctrl_alt_del();
+        }
+        self.press_power_button();
+        Ok(())
     }
 
     /// What is to be kept; no vCPU runs.
@@ -96,7 +113,7 @@ impl Registers {
             lock(serial).load(saved)?;
         }
         lock(&self.cmos).load(&state.cmos)?;
-        lock(&self.keyboard).load(&state.keyboard);
+        lock(&self.keyboard).load(&state.keyboard)?;
         lock(&self.power).load(state.power_events)?;
         lock(&self.debug).load(state.debug_port);
         Ok(())

@@ -58,7 +58,7 @@ pub struct RegistersState {
     pub serial: Option<SerialState>,
     /// The clock and its RAM.
     pub cmos: CmosState,
-    /// The keyboard controller.
+    /// The keyboard controller, and the keyboard where there is one.
     pub keyboard: I8042State,
     /// Power events that the guest has not read.
     pub power_events: u8,

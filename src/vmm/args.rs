@@ -214,7 +214,10 @@ pub fn read(args: impl IntoIterator<Item = OsString>, personality: Personality) 
     let mut matches = command.try_get_matches_from(args)?;
     let cli = Cli::from_arg_matches_mut(&mut matches)?;
     Ok(match cli.verb {
-        None => Order::Run(Box::new(cli.vm), cli.run),
+        None => {
+            let vm = VmArgs { keyboard_by_default: personality.has_keyboard(), ..cli.vm };
+            Order::Run(Box::new(vm), cli.run)
+        }
         Some(Verb::Explain(args)) => Order::Explain(args),
         Some(Verb::Doctor(args)) => Order::Doctor(args),
         Some(Verb::Ctl(args)) => Order::Ctl(args),
@@ -304,6 +307,29 @@ mod tests {
             assert_eq!(api, socket.map(|path| path.map(PathBuf::from)), "{personality:?} {line}");
         }
         assert!(read(["vmm".into()], own).is_err());
+    }
+
+    /// SendCtrlAltDel needs one; a configuration, and --set, may do without.
+    #[test]
+    fn as_firecracker_a_vm_has_a_keyboard() {
+        let (own, firecracker) = (Personality::Own, Personality::Firecracker);
+        for (personality, line, keyboard) in [
+            (firecracker, "--kernel k", true),
+            (firecracker, "--kernel k --set keyboard=false", false),
+            (own, "--kernel k", false),
+            (own, "--kernel k --keyboard", true),
+        ] {
+            let words = std::iter::once("x").chain(line.split_whitespace()).map(OsString::from);
+            let Ok(Order::Run(vm, _)) = read(words, personality) else { panic!("{line}") };
+            assert_eq!(vm.load(None).unwrap().keyboard, keyboard, "{personality:?} {line}");
+        }
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(br#"{"boot-source": {"kernel_image_path": "k"}, "keyboard": false}"#).unwrap();
+        let words = ["x".into(), "--config-file".into(), file.path().into()];
+        let Ok(Order::Run(vm, _)) = read(words, firecracker) else { panic!("a command line") };
+        assert!(!vm.load(None).unwrap().keyboard, "the file says otherwise");
+        let Ok(Order::Run(vm, _)) = read(["x".into()], firecracker) else { panic!("a command line") };
+        assert!(vm.draft().unwrap().config().keyboard, "a VM that comes by the API");
     }
 
     #[test]

@@ -39,6 +39,11 @@ impl Personality {
         (self == Self::Firecracker).then(|| format!("Firecracker v{FIRECRACKER_VERSION}"))
     }
 
+    /// Whether a VM has a keyboard unless its configuration says otherwise: SendCtrlAltDel shall reboot the guest.
+    pub fn has_keyboard(self) -> bool {
+        self == Self::Firecracker
+    }
+
     /// The process's exit status: a guest of Firecracker's ends by a reset, and that is no error. Nor is a triple fault, by
     /// which a kernel resets that is told `reboot=t` (Firecracker, src/vmm/src/vstate/vcpu.rs: KVM_EXIT_SHUTDOWN).
     pub fn exit_code(self, end: &End) -> u8 {

@@ -1,7 +1,9 @@
 //! Every way a VM can end: its exit code, and the one line that says why.
 
 use rustix::process::Signal;
+use serde_json::json;
 
+use crate::api::Remote;
 use crate::terminal::Terminal;
 use crate::vm::{Ended, Vm};
 
@@ -33,6 +35,66 @@ fn reboot_as_firecracker() {
         let vm = Vm::boot("debian12/vmlinux").called("firecracker").args(["--no-api"]).append(way).run("reboot -f");
         let ended = vm.start().ends(0);
         assert!(ended.why().contains(why), "{}", ended.errors);
+    }
+}
+
+/// Waits for the driver of the keyboard, by the name that Linux gives it.
+const WITH_KEYBOARD: &str =
+    "until grep -q 'AT Translated Set 2 keyboard' /proc/bus/input/devices; do usleep 100000; done";
+
+fn send_ctrl_alt_del(remote: &Remote) {
+    remote.call("PUT", "/actions", json!({ "action_type": "SendCtrlAltDel" }));
+}
+
+/// What takes notice is the kernel's virtual terminal; the script's shell, process 1, does nothing.
+#[test]
+fn three_keys_reboot_a_guest_with_a_keyboard() {
+    for (kernel, name, status) in [("debian12/vmlinux", "vmm", 3), ("debian13/vmlinux", "firecracker", 0)] {
+        let script = format!("{WITH_KEYBOARD}; echo READY; sleep 10000");
+        let vm = Vm::only(kernel).called(name).run(&script);
+        let mut remote = Remote::start(if name == "vmm" { vm.args(["--keyboard"]) } else { vm });
+        remote.vm.expect("READY");
+        // Keys that are pressed in a pause are there after it.
+        remote.set_state("Paused");
+        send_ctrl_alt_del(&remote);
+        remote.set_state("Resumed");
+        let ended = remote.vm.ends(status);
+        assert_eq!(ended.why(), "vmm: the guest asked for a reset", "{kernel}");
+    }
+}
+
+/// The tuned kernel has no virtual terminal: who reads the event device sees each key pressed and let go.
+#[test]
+fn keys_reach_a_guest() {
+    // Of struct input_event, 16 bytes of time, then type (EV_KEY is 1), code and value. Three events for each change of a key.
+    let script = format!(
+        r"{WITH_KEYBOARD}
+        event=$(sed -n '/AT Translated/,/^$/s/.*\(event[0-9]*\).*/\1/p' /proc/bus/input/devices)
+        exec 3< /dev/input/$event; echo READY
+        dd bs=24 count=18 <&3 2>/dev/null | xxd -p -c 24 | cut -c 33- | sed -n 's/^0100\(..\)00\(..\)000000$/KEY \1 \2/p'"
+    );
+    let mut remote = Remote::start(Vm::only("tuned/vmlinux").args(["--keyboard"]).run(&script));
+    remote.vm.expect("READY");
+    send_ctrl_alt_del(&remote);
+    let ended = remote.vm.ends(0);
+    let keys: Vec<_> = ended.console.lines().filter_map(|line| line.trim().strip_prefix("KEY ")).collect();
+    let (ctrl, alt, del) = ("1d", "38", "6f"); // KEY_LEFTCTRL, KEY_LEFTALT, KEY_DELETE
+    let wanted = [(ctrl, "01"), (alt, "01"), (del, "01"), (del, "00"), (alt, "00"), (ctrl, "00")];
+    assert_eq!(keys, wanted.map(|(key, value)| format!("{key} {value}")), "{}", ended.console);
+}
+
+/// Where nobody listens to a keyboard, because there is none or the guest wants none, the request is the power button.
+#[test]
+fn three_keys_without_a_keyboard_power_a_guest_off() {
+    for (args, append) in [(&[][..], ""), (&["--keyboard"], "initcall_blacklist=i8042_init")] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = crate::vm::copy_of("busybox.ext4", folder.path());
+        let vm =
+            Vm::boot("debian12/vmlinux").args(["--rootfs".into(), root.into_os_string()]).args(args).append(append);
+        let mut remote = Remote::start(vm);
+        remote.vm.expect("login: ");
+        send_ctrl_alt_del(&remote);
+        assert_eq!(remote.vm.ends(0).why(), "vmm: the guest powered off", "{args:?}");
     }
 }
 

@@ -1,14 +1,16 @@
-//! The keyboard controller without a keyboard (Intel 8042): enough that a guest's probe gets its answers at once and
-//! that its reset commands work. vCPU threads. (vm-superio's has no answers, which costs a probing guest half a second
-//! for every command.)
+//! The keyboard controller (Intel 8042), with a keyboard (`keyboard.rs`) or without one. Without, it is enough that a guest's
+//! probe gets its answers at once and that its reset commands work. vCPU threads; the control thread presses keys.
+//! (vm-superio's has no answers, which costs a probing guest half a second for every command.)
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use serde::{Deserialize, Serialize};
 
+use super::keyboard::{Keyboard, KeyboardState};
 use crate::bus::BusDevice;
-use crate::seams::{GuestEvent, Notify};
+use crate::seams::{GuestEvent, Interrupt, Notify};
+use crate::state::{StateError, check};
 use crate::tally;
 use crate::tally::count;
 
@@ -23,15 +25,27 @@ pub const PORTS: u64 = 5;
 const OUTPUT_FULL: u8 = 1 << 0;
 /// Status: the controller passed its self-test, and the keyboard is not locked.
 const READY: u8 = 1 << 2 | 1 << 4;
-/// Command byte at power-on: both ports off, no interrupts.
-const POWER_ON: u8 = 1 << 4 | 1 << 5 | 1 << 2;
+/// Command byte: an interrupt for each byte of the keyboard's port.
+const INTERRUPT: u8 = 1 << 0;
+/// Command byte: the controller passed its self-test.
+const TESTED: u8 = 1 << 2;
+/// Command byte: the keyboard's port is off.
+const NO_KEYBOARD: u8 = 1 << 4;
+/// Command byte: the port of a mouse is off.
+const NO_AUX: u8 = 1 << 5;
+/// Command byte: what the keyboard sends is translated to scan code set 1.
+const TRANSLATE: u8 = 1 << 6;
+/// Command byte at power-on where there is nothing: both ports off, no interrupts.
+const POWER_ON: u8 = TESTED | NO_KEYBOARD | NO_AUX;
+/// Command byte where there is a keyboard, as a BIOS leaves it but for the interrupts.
+const WITH_KEYBOARD: u8 = TESTED | NO_AUX | TRANSLATE;
 /// Output port, bit 0: 0 resets the CPU.
 const NO_RESET: u8 = 1 << 0;
 
 /// What the next byte at the data port is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Expect {
-    /// The keyboard, which is not there.
+    /// The keyboard, if there is one.
     Keyboard,
     /// The controller's command byte.
     CommandByte,
@@ -43,19 +57,34 @@ pub enum Expect {
     Echo,
 }
 
-/// What is kept of the device: every value is one that a guest can bring about.
+/// What is kept of the controller itself: every value is one that a guest can bring about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct I8042State {
+pub struct ControllerState {
     /// The controller's command byte.
     pub command_byte: u8,
     /// The output port.
     pub output_port: u8,
-    /// What waits at the data port.
+    /// What waits at the data port, before what the keyboard has sent.
     pub answer: Option<u8>,
     /// What the next byte there is for.
     pub expect: Expect,
 }
+
+/// What is kept of the device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct I8042State {
+    /// The controller.
+    pub controller: ControllerState,
+    /// The keyboard, where there is one.
+    pub keyboard: Option<KeyboardState>,
+}
+
+/// There is no room for more keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the guest has not read what its keyboard sent before")]
+pub struct Unread;
 
 tally! {
     /// What the controller counts; named as Firecracker's.
@@ -71,19 +100,28 @@ tally! {
     }
 }
 
+/// A keyboard at its port, and the interrupt for what it sends.
+struct Port {
+    keyboard: Keyboard,
+    interrupt: Interrupt,
+}
+
 /// The device.
 pub struct I8042 {
     notify: Notify,
-    state: I8042State,
+    state: ControllerState,
+    port: Option<Port>,
     tally: Arc<KeyboardCounts>,
 }
 
 impl I8042 {
-    /// As at power-on. Resets are told to `notify`.
-    pub fn new(notify: Notify) -> Self {
+    /// As at power-on, with a keyboard if there is an `interrupt` for it. Resets are told to `notify`.
+    pub fn new(notify: Notify, interrupt: Option<Interrupt>) -> Self {
         let output_port = NO_RESET | 1 << 1; // A20 is on
-        let state = I8042State { command_byte: POWER_ON, output_port, answer: None, expect: Expect::Keyboard };
-        Self { notify, state, tally: Arc::default() }
+        let command_byte = if interrupt.is_some() { WITH_KEYBOARD } else { POWER_ON };
+        let state = ControllerState { command_byte, output_port, answer: None, expect: Expect::Keyboard };
+        let port = interrupt.map(|interrupt| Port { keyboard: Keyboard::default(), interrupt });
+        Self { notify, state, port, tally: Arc::default() }
     }
 
     /// What it counts.
@@ -103,12 +141,64 @@ impl I8042 {
 
     /// What is to be kept.
     pub fn save(&self) -> I8042State {
-        self.state
+        I8042State { controller: self.state, keyboard: self.port.as_ref().map(|port| port.keyboard.save()) }
     }
 
-    /// Becomes what was saved.
-    pub fn load(&mut self, state: &I8042State) {
-        self.state = *state;
+    /// Becomes what was saved. Who has a byte to read gets the interrupt again, lest it was under way.
+    pub fn load(&mut self, state: &I8042State) -> Result<(), StateError> {
+        check(self.port.is_some() == state.keyboard.is_some(), || {
+            "there was a keyboard and is none, or the other way round (keyboard)".to_owned()
+        })?;
+        if let (Some(port), Some(saved)) = (&mut self.port, &state.keyboard) {
+            port.keyboard.load(saved)?;
+        }
+        self.state = state.controller;
+        self.announce(false);
+        Ok(())
+    }
+
+    /// Whether there is a keyboard whose keys the guest's driver waits for.
+    pub fn is_listened_to(&self) -> bool {
+        let on = self.state.command_byte & (INTERRUPT | NO_KEYBOARD) == INTERRUPT;
+        on && self.port.as_ref().is_some_and(|port| port.keyboard.is_scanning())
+    }
+
+    /// Presses Ctrl, Alt and Del and lets them go.
+    pub fn press_ctrl_alt_del(&mut self) -> Result<(), Unread> {
+        let (level, translates) = (self.interrupts(), self.state.command_byte & TRANSLATE != 0);
+        let fits = self.port.as_mut().is_some_and(|port| port.keyboard.press_ctrl_alt_del(translates));
+        self.announce(level);
+        fits.then_some(()).ok_or(Unread)
+    }
+
+    /// Whether a byte waits at the data port: the controller's answer, or the keyboard's while its port is on.
+    fn is_full(&self) -> bool {
+        let on = self.state.command_byte & NO_KEYBOARD == 0;
+        let sent = on && self.port.as_ref().is_some_and(|port| port.keyboard.has_sent());
+        self.state.answer.is_some() || sent
+    }
+
+    /// The level of the interrupt line, of which the guest gets the rising edges.
+    fn interrupts(&self) -> bool {
+        self.is_full() && self.state.command_byte & INTERRUPT != 0
+    }
+
+    /// Interrupts the guest if it has something to read and was not told so: the line was at `level`.
+    fn announce(&self, level: bool) {
+        if let Some(port) = self.port.as_ref().filter(|_| !level && self.interrupts()) {
+            port.interrupt.trigger();
+        }
+    }
+
+    /// What waits at the data port; 0 where nothing does. The line falls, and rises again for the next byte.
+    fn read_data(&mut self) -> u8 {
+        if !self.is_full() {
+            return 0;
+        }
+        let answer = self.state.answer.take();
+        let byte = answer.or_else(|| self.port.as_mut().and_then(|port| port.keyboard.read()));
+        self.announce(false);
+        byte.unwrap_or(0)
     }
 
     fn command(&mut self, command: u8) {
@@ -116,13 +206,13 @@ impl I8042 {
         match command {
             0x20 => self.state.answer = Some(self.state.command_byte),
             0x60 => self.state.expect = Expect::CommandByte,
-            0xa7 => self.state.command_byte |= 1 << 5,
-            0xa8 => self.state.command_byte &= !(1 << 5),
+            0xa7 => self.state.command_byte |= NO_AUX,
+            0xa8 => self.state.command_byte &= !NO_AUX,
             0xa9 => self.state.answer = Some(0x01), // test of the AUX port: clock stuck, there is none
             0xaa => self.state.answer = Some(0x55), // self-test passed
             0xab => self.state.answer = Some(0x00), // test of the keyboard port passed
-            0xad => self.state.command_byte |= 1 << 4,
-            0xae => self.state.command_byte &= !(1 << 4),
+            0xad => self.state.command_byte |= NO_KEYBOARD,
+            0xae => self.state.command_byte &= !NO_KEYBOARD,
             0xc0 => self.state.answer = Some(0x80), // input port: keyboard not locked
             0xd0 => self.state.answer = Some(self.state.output_port),
             0xd1 => self.state.expect = Expect::OutputPort,
@@ -144,7 +234,13 @@ impl I8042 {
                 }
             }
             Expect::Echo => self.state.answer = Some(byte),
-            Expect::Keyboard | Expect::Nothing => {} // nobody is there to answer
+            Expect::Keyboard => {
+                if let Some(port) = &mut self.port {
+                    self.state.command_byte &= !NO_KEYBOARD; // who speaks to it switches its port on
+                    port.keyboard.write(byte, self.state.command_byte & TRANSLATE != 0);
+                }
+            }
+            Expect::Nothing => {} // there is no mouse to answer
         }
     }
 }
@@ -154,8 +250,8 @@ impl BusDevice for I8042 {
         for (offset, byte) in (offset..).zip(data) {
             self.note(offset, &self.tally.read_count);
             *byte = match offset {
-                DATA => self.state.answer.take().unwrap_or(0),
-                COMMAND if self.state.answer.is_some() => READY | OUTPUT_FULL,
+                DATA => self.read_data(),
+                COMMAND if self.is_full() => READY | OUTPUT_FULL,
                 COMMAND => READY,
                 _ => 0xff,
             };
@@ -165,82 +261,17 @@ impl BusDevice for I8042 {
     fn write(&mut self, offset: u64, data: &[u8]) {
         for (offset, byte) in (offset..).zip(data) {
             self.note(offset, &self.tally.write_count);
+            let level = self.interrupts();
             match offset {
                 DATA => self.data(*byte),
                 COMMAND => self.command(*byte),
                 _ => {}
             }
+            self.announce(level);
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use super::*;
-
-    fn device() -> (I8042, Arc<AtomicUsize>) {
-        let resets = Arc::new(AtomicUsize::new(0));
-        let seen = resets.clone();
-        let notify: Notify = Arc::new(move |event| {
-            assert_eq!(event, GuestEvent::Reset);
-            seen.fetch_add(1, Ordering::SeqCst);
-        });
-        (I8042::new(notify), resets)
-    }
-
-    fn read(device: &mut I8042, offset: u64) -> u8 {
-        let mut byte = [0];
-        device.read(offset, &mut byte);
-        byte[0]
-    }
-
-    #[test]
-    fn answers_a_probe_and_is_never_full_for_ever() {
-        let (mut device, resets) = device();
-        for (command, answer) in [(0x20, POWER_ON), (0xaa, 0x55), (0xab, 0), (0xa9, 1)] {
-            device.write(COMMAND, &[command]);
-            assert_eq!(read(&mut device, COMMAND) & 3, OUTPUT_FULL);
-            assert_eq!(read(&mut device, DATA), answer);
-            assert_eq!(read(&mut device, COMMAND) & 3, 0);
-        }
-        device.write(COMMAND, &[0x60]);
-        device.write(DATA, &[0x74]);
-        device.write(COMMAND, &[0x20]);
-        assert_eq!(read(&mut device, DATA), 0x74);
-        device.write(DATA, &[0xf2]); // a keyboard would answer
-        assert_eq!(read(&mut device, COMMAND) & OUTPUT_FULL, 0);
-        assert_eq!(resets.load(Ordering::SeqCst), 0);
-    }
-
-    #[test]
-    fn a_command_that_is_half_said_is_kept() {
-        let (mut first, _) = device();
-        first.write(COMMAND, &[0xaa]);
-        first.write(COMMAND, &[0x60]);
-        let (mut second, _) = device();
-        second.load(&first.save());
-        assert_eq!(second.save(), first.save());
-        assert_eq!(read(&mut second, DATA), 0x55);
-        second.write(DATA, &[0x33]);
-        second.write(COMMAND, &[0x20]);
-        assert_eq!(read(&mut second, DATA), 0x33);
-    }
-
-    #[test]
-    fn resets() {
-        let (mut device, resets) = device();
-        device.write(COMMAND, &[0xfe]);
-        device.write(COMMAND, &[0xff]); // pulses nothing
-        device.write(COMMAND, &[0xd1]);
-        device.write(DATA, &[0xfe]);
-        device.write(DATA, &[0xfe]); // only data now
-        assert_eq!(resets.load(Ordering::SeqCst), 2);
-        device.read(COMMAND, &mut [0; 2]);
-        let counted = device.tally();
-        let counted = [&counted.read_count, &counted.write_count, &counted.error_count, &counted.reset_count];
-        assert_eq!(counted.map(|count| count.load(Ordering::SeqCst)), [1, 5, 1, 2]);
-    }
-}
+#[path = "i8042_tests.rs"]
+mod tests;

@@ -4,6 +4,7 @@ pub mod cmos;
 pub mod console_out;
 pub mod debug_port;
 pub mod i8042;
+pub mod keyboard;
 pub mod pm;
 pub mod pvpanic;
 pub mod serial;
@@ -26,7 +27,8 @@ mod tests {
         let out = ConsoleOut::new(File::options().write(true).open("/dev/null").unwrap(), None).unwrap();
         vec![
             Box::new(super::serial::Serial::new(line(), out.into(), notify.clone()).unwrap()),
-            Box::new(super::i8042::I8042::new(notify.clone())),
+            Box::new(super::i8042::I8042::new(notify.clone(), None)),
+            Box::new(super::i8042::I8042::new(notify.clone(), Some(line()))),
             Box::new(super::cmos::Cmos::new()),
             Box::new(super::pm::Pm::new(line(), notify.clone())),
             Box::new(super::pvpanic::Pvpanic::new(notify.clone())),

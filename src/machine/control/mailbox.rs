@@ -32,7 +32,7 @@ pub enum Request {
     Resume,
     /// Press the power button.
     PowerButton,
-    /// Ask the guest to reboot or power off as the three keys do.
+    /// Press Ctrl+Alt+Del; the power button where the guest does not listen to a keyboard.
     CtrlAltDel,
     /// End the VM now.
     Stop,

@@ -57,7 +57,10 @@ impl Control<'_> {
             Request::Configure(_) | Request::Remove { .. } | Request::Start => return Err(STARTED),
             Request::Pause => self.pause(),
             Request::Resume => self.resume(),
-            Request::PowerButton | Request::CtrlAltDel => self.machine.press_power_button(),
+            Request::PowerButton => self.machine.press_power_button(),
+            Request::CtrlAltDel => {
+                self.machine.press_ctrl_alt_del().map_err(|unread| Refusal::Refused(unread.to_string()))?;
+            }
             Request::FlushMetrics => self.metrics.flush(),
             Request::CoreDump { path } => self.core_dump(&path)?,
             Request::Update { id, patch, source } => self.update(&id, &patch, &source)?,

@@ -1,7 +1,7 @@
 //! ACPI tables of a hardware-reduced machine: RSDP, XSDT, FADT, MADT, DSDT.
 //!
 //! Everything that a stock kernel must find is in the DSDT: every virtio-mmio device (`LNRO0005`), the serial port, the
-//! CMOS clock, the power button behind a Generic Event Device, pvpanic. Pure: a plan in, bytes out. Source: ACPI 6.4.
+//! keyboard, the CMOS clock, the power button behind a Generic Event Device, pvpanic. Pure: a plan in, bytes out. Source: ACPI 6.4.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
@@ -31,6 +31,8 @@ pub struct Hardware {
     pub cpus: u32,
     /// The serial port exists.
     pub serial: bool,
+    /// There is a keyboard.
+    pub keyboard: bool,
     /// Register window and GSI of every virtio-mmio device.
     pub virtio: Vec<(u32, u32)>,
 }
@@ -48,7 +50,7 @@ pub fn write(ram: &GuestRam, hardware: &Hardware) -> Result<u64, HostError> {
         ram.write_slice(bytes, GuestAddress(at)).doing(|| "write ACPI tables").map(|()| at)
     };
     let dsdt = put(dsdt(hardware).as_slice())?;
-    let fadt = put(&bytes(&fadt(dsdt).finalize()))?;
+    let fadt = put(&bytes(&fadt(dsdt, hardware.keyboard).finalize()))?;
     let madt = put(madt(hardware.cpus).as_slice())?;
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, 1);
     xsdt.add_entry(fadt);
@@ -68,8 +70,10 @@ fn port(port: u16) -> GAS {
     GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into())
 }
 
-/// FADT (5.2.9): hardware-reduced, sleep and reset registers, no VGA, no keyboard controller to probe.
-fn fadt(dsdt: u64) -> FADTBuilder {
+/// FADT (5.2.9): hardware-reduced, sleep and reset registers, no VGA, and no keyboard controller to probe unless there is a
+/// keyboard.
+fn fadt(dsdt: u64, keyboard: bool) -> FADTBuilder {
+    const HAS_8042: u16 = 1 << 1;
     const VGA_NOT_PRESENT: u16 = 1 << 2;
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, 1)
         .dsdt_64(dsdt)
@@ -79,7 +83,7 @@ fn fadt(dsdt: u64) -> FADTBuilder {
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
         .preferred_pm_profile(PmProfile::EnterpriseServer);
-    fadt.iapc_boot_arch = VGA_NOT_PRESENT.into();
+    fadt.iapc_boot_arch = (VGA_NOT_PRESENT | if keyboard { HAS_8042 } else { 0 }).into();
     fadt.sleep_control_reg = port(layout::PM_PORT);
     fadt.sleep_status_reg = port(layout::PM_PORT + 1);
     fadt.reset_reg = port(layout::PM_PORT + 2);
@@ -123,6 +127,9 @@ fn dsdt(hardware: &Hardware) -> Sdt {
     if hardware.serial {
         serial(&mut aml);
     }
+    if hardware.keyboard {
+        keyboard(&mut aml);
+    }
     clock(&mut aml);
     power_button(&mut aml);
     pvpanic(&mut aml);
@@ -151,6 +158,25 @@ fn serial(aml: &mut Vec<u8>) {
                 &ResourceTemplate::new(vec![
                     &edge(layout::SERIAL_GSI),
                     &IO::new(layout::SERIAL_PORT, layout::SERIAL_PORT, 1, 8),
+                ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(aml);
+}
+
+fn keyboard(aml: &mut Vec<u8>) {
+    let port = |port| IO::new(port, port, 1, 1);
+    Device::new(
+        Path::new("KBD_"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0303")),
+            &Name::new(
+                Path::new("_CRS"),
+                &ResourceTemplate::new(vec![
+                    &port(layout::I8042_PORT),
+                    &port(layout::I8042_PORT + layout::I8042_COMMAND),
+                    &edge(layout::KEYBOARD_GSI),
                 ]),
             ),
         ],
@@ -255,6 +281,10 @@ mod tests {
         test_ram(2 << 20)
     }
 
+    fn small() -> Hardware {
+        Hardware { cpus: 1, serial: true, keyboard: false, virtio: Vec::new() }
+    }
+
     fn table(ram: &GuestRam, at: u64) -> Vec<u8> {
         let len: u32 = ram.read_obj(GuestAddress(at + 4)).unwrap();
         let mut bytes = vec![0; len as usize];
@@ -275,7 +305,7 @@ mod tests {
         let mapped = ram();
         let ram = mapped.guest();
         let hardware =
-            Hardware { cpus: 300, serial: true, virtio: (0..64).map(|i| (0xd000_0000 + i * 4096, 16)).collect() };
+            Hardware { cpus: 300, virtio: (0..64).map(|i| (0xd000_0000 + i * 4096, 16)).collect(), ..small() };
         let rsdp = write(ram, &hardware).unwrap();
         let mut root = [0; 36];
         ram.read_slice(&mut root, GuestAddress(rsdp)).unwrap();
@@ -303,16 +333,25 @@ mod tests {
     }
 
     #[test]
-    fn without_a_serial_port_none_is_announced() {
-        let hardware = Hardware { cpus: 1, serial: false, virtio: Vec::new() };
-        let dsdt = dsdt(&hardware);
-        assert!(!dsdt.as_slice().windows(4).any(|name| name == b"COM1"));
-        assert!(dsdt.as_slice().windows(4).any(|name| name == b"PWRB"));
+    fn only_what_is_there_is_announced() {
+        let announced = |hardware: &Hardware| {
+            let dsdt = dsdt(hardware);
+            [b"COM1", b"KBD_", b"PWRB"].map(|device| dsdt.as_slice().windows(4).any(|name| name == device))
+        };
+        assert_eq!(announced(&small()), [true, false, true]);
+        assert_eq!(announced(&Hardware { serial: false, keyboard: true, ..small() }), [false, true, true]);
+    }
+
+    /// Linux probes a keyboard controller only where IAPC_BOOT_ARCH, at byte 109, has bit 1.
+    #[test]
+    fn a_keyboard_controller_is_denied_where_there_is_no_keyboard() {
+        let flags = |keyboard| bytes(&fadt(0, keyboard).finalize())[109];
+        assert_eq!([false, true].map(flags), [1 << 2, 1 << 1 | 1 << 2]);
     }
 
     #[test]
     fn tables_that_do_not_fit_are_refused() {
-        let hardware = Hardware { cpus: 9000, serial: true, virtio: Vec::new() };
+        let hardware = Hardware { cpus: 9000, ..small() };
         assert!(write(ram().guest(), &hardware).is_err());
     }
 }

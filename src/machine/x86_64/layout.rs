@@ -75,6 +75,10 @@ pub const SERIAL_PORT: u16 = 0x3f8;
 pub const SERIAL_GSI: u32 = 4;
 /// I/O port of the keyboard controller's data register; the command register is four above.
 pub const I8042_PORT: u16 = 0x60;
+/// From the data register to the command register.
+pub const I8042_COMMAND: u16 = 4;
+/// GSI of the keyboard, where there is one.
+pub const KEYBOARD_GSI: u32 = 1;
 /// I/O ports of the CMOS clock: index, data.
 pub const CMOS_PORT: u16 = 0x70;
 /// Debug port: progress codes.

@@ -23,6 +23,7 @@ impl VmArgs {
         set(&["cpu-config"], text(&self.cpu_config), "--cpu-config");
         set(&["machine-config", "cpu_template"], text(&self.cpu_template), "--cpu-template");
         set(&["gdb"], text(&self.gdb), "--gdb");
+        set(&["keyboard"], self.keyboard.then(|| true.into()), "--keyboard");
         set(&["serial", "serial_out_path"], text(&self.serial), "--serial");
         set(&["serial", "enabled"], self.no_serial.then(|| false.into()), "--no-serial");
         for (module, level) in self.log_level.iter().flat_map(|levels| levels.split(',')).map(level_of) {
@@ -43,6 +44,10 @@ impl VmArgs {
         // A file, or the API, says by itself what there is.
         let rng = self.rng || self.config.is_none() && self.kernel.is_some() && !self.no_rng;
         edits.extend(rng.then(|| change(JsonPath::keys(["entropy"]), Change::Default(json!({})), "--rng")));
+        let keyboard = self.keyboard_by_default;
+        edits.extend(
+            keyboard.then(|| change(JsonPath::keys(["keyboard"]), Change::Default(true.into()), "firecracker")),
+        );
         let append = JsonPath::keys(["boot-source", "boot_args_append"]);
         edits.extend(self.append.iter().map(|words| change(append.clone(), Change::Words(words.clone()), "--append")));
         if let Some(vsock) = &self.vsock {

@@ -91,6 +91,12 @@ pub struct VmArgs {
     /// No serial port
     #[arg(long, help_heading = "Devices")]
     pub no_serial: bool,
+    /// A keyboard, for the API's SendCtrlAltDel
+    #[arg(long, help_heading = "Devices")]
+    pub keyboard: bool,
+    /// The same where nobody says otherwise.
+    #[arg(skip)]
+    pub keyboard_by_default: bool,
 
     /// UNIX socket at which gdb finds the guest, which waits for it (docs/gdb.md): gdb's `target remote SOCKET`
     #[arg(long, value_name = "SOCKET", help_heading = "Debugging")]
