@@ -1,9 +1,12 @@
 //! A window: memory of this process, backed by a file, that the guest will see at addresses of its own.
 //!
 //! A device makes it and lists it in its `Facts`; the machine gives it a place and keeps it as long as the VM has it. The
-//! monitor itself never reads or writes it, and guest RAM does not contain it: a file that someone truncates meanwhile
-//! can therefore stop the guest, but not kill the monitor by SIGBUS, whatever addresses a guest puts into its rings.
+//! monitor itself never goes through the mapping (`changes.rs` has another way), and guest RAM does not contain it: a file that
+//! someone truncates meanwhile can therefore stop the guest, but not kill the monitor by SIGBUS, whatever addresses a guest puts
+//! into its rings.
 #![allow(unsafe_code)] // mmap(2), madvise(2) and munmap(2)
+
+mod changes;
 
 use std::fs::File;
 use std::io;
@@ -147,18 +150,18 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn file(bytes: &[u8]) -> File {
+    pub(super) fn file(bytes: &[u8]) -> File {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
         file
     }
 
-    fn peek(window: &Window, at: usize) -> u8 {
+    pub(super) fn peek(window: &Window, at: usize) -> u8 {
         // SAFETY: the window is readable, and the tests stay inside.
         unsafe { window.addr.cast::<u8>().add(at).read_volatile() }
     }
 
-    fn poke(window: &Window, at: usize, byte: u8) {
+    pub(super) fn poke(window: &Window, at: usize, byte: u8) {
         // SAFETY: the tests write to writable windows only, and stay inside.
         unsafe { window.addr.cast::<u8>().add(at).write_volatile(byte) };
     }

@@ -20,7 +20,7 @@ use devices::virtio::net::Net;
 use devices::virtio::registers::{self, offset};
 use devices::virtio::worker::Worker;
 use devices::virtio::{Change, DeviceConfig, OpenError, UpdateError};
-use devices::window::Window;
+use devices::window::{Window, Writes};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::attached::Attached;
@@ -55,7 +55,7 @@ pub struct Machine {
     /// Their registers are mapped into the guest, like the memory: they outlive the VM.
     devices: Vec<Attached>,
     /// Mapped into the guest, too.
-    _windows: Vec<Arc<Window>>,
+    windows: Vec<Arc<Window>>,
     ram: Ram,
 }
 
@@ -103,7 +103,7 @@ impl Machine {
         let buses = Arc::new(buses);
         let vcpus = create_vcpus(&vm, plan, (config, template), entry, &buses, &events)?;
         timeline(Mark::Vcpus);
-        Ok(Self { vcpus, registers, events, vm: Some(vm), devices, _windows: windows, ram })
+        Ok(Self { vcpus, registers, events, vm: Some(vm), devices, windows, ram })
     }
 
     /// Lets every vCPU run. Only the boot processor has something to run; the others wait for it to start them.
@@ -222,6 +222,13 @@ impl Machine {
         ranges.collect()
     }
 
+    /// Memory of the guest beside its RAM of which no file has what was written: what it has changed there goes with RAM, and is
+    /// put back into the windows of another machine of this configuration, which has as many, in this order.
+    pub fn private_windows(&self) -> impl Iterator<Item = &Window> {
+        let windows = self.windows.iter().map(Arc::as_ref);
+        windows.filter(|window| window.writes() == Writes::Private)
+    }
+
     /// What happens to the VM.
     pub fn events(&self) -> &Events {
         &self.events
@@ -242,6 +249,11 @@ impl Machine {
         self.registers.press_power_button();
     }
 
+    /// Asks the guest to reboot, as the three keys do; where it does not listen to a keyboard, to power off.
+    pub fn press_ctrl_alt_del(&self) -> Result<(), Unread> {
+        self.registers.press_ctrl_alt_del()
+    }
+
     /// CPU time of all vCPUs.
     pub fn vcpu_time(&self) -> Duration {
         self.vcpus.iter().map(VcpuHandle::cpu_time).sum()
@@ -249,11 +261,6 @@ impl Machine {
 
     /// Whether no vCPU can ever wake. Interrupts a running guest for a moment; a vCPU that does not answer soon, because
     /// it waits for a device, is not halted.
-    /// Asks the guest to reboot, as the three keys do; where it does not listen to a keyboard, to power off.
-    pub fn press_ctrl_alt_del(&self) -> Result<(), Unread> {
-        self.registers.press_ctrl_alt_del()
-    }
-
     pub fn is_halted(&self) -> bool {
         const PATIENCE: Duration = Duration::from_millis(200);
         let answers: Vec<_> = self.vcpus.iter().map(VcpuHandle::ask_halted).collect();

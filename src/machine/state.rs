@@ -1,4 +1,5 @@
-//! What is kept of a VM so that another one goes on in its place: everything but its memory and its files.
+//! What is kept of a VM so that another one goes on in its place: everything but its files and its memory, to which belongs what
+//! it has changed in windows whose writes are private.
 //!
 //! Plain data, in the kernel's own structures where they are KVM's. `save` reads it from a VM that is paused, `load` puts it
 //! into one that was built from the same configuration and has not run. A state is not to be trusted: what is checked here is

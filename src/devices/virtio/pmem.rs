@@ -77,7 +77,8 @@ impl PmemConfig {
     }
 }
 
-/// What is kept of the device. What a guest wrote to a private one is in no file and not here: it can not be saved.
+/// What is kept of the device. What a guest wrote to a private one is in no file and not here: it is memory, and is kept with
+/// the guest's (`Window::changed`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PmemState {
@@ -225,9 +226,6 @@ impl Device for Pmem {
     }
 
     fn save(&mut self) -> Result<DeviceState, StateError> {
-        check(self.window.writes() != Writes::Private, || {
-            "what the guest wrote to it is private, and in no file that could be kept".to_owned()
-        })?;
         let rate_limiter = Throttle::save(self.throttle.as_ref());
         Ok(DeviceState::Pmem(PmemState { gpa: self.gpa, len: self.len, rate_limiter }))
     }

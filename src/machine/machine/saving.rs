@@ -1,5 +1,6 @@
 //! Saving a machine, and loading one that was saved into another of the same configuration. The control thread does both, while
-//! the machine pauses. Guest memory goes its own way, and files and processes of the host stay where they are.
+//! the machine pauses. Guest memory goes its own way, the changes of private windows with it, and files and processes of the host
+//! stay where they are.
 
 use devices::state::{StateError, check};
 

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::saving::{every_kept_device, state_of};
+use super::saving::state_of;
 use super::*;
 use crate::virtio::state::VirtioState;
 
@@ -34,7 +34,7 @@ proptest! {
 
     #[test]
     fn strange_states_do_no_harm(changes in prop::collection::vec((any::<prop::sample::Index>(), any_leaf()), 1..4)) {
-        for device in every_kept_device() {
+        for device in every_device() {
             let mut changed = serde_json::to_value(state_of(&device)).unwrap();
             let mut found = Vec::new();
             leaves(&changed, "", &mut found);

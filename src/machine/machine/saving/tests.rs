@@ -1,6 +1,7 @@
 //! A machine of a few instructions on /dev/kvm: it runs, is saved, and another one goes on where it was.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use devices::legacy::console_out::ConsoleOut;
 use devices::memory::{Bytes, GuestAddress};
 use devices::mmds::store::Store;
+use devices::window::Window;
 use kvm_ioctls::Kvm;
 use serde_json::{Value, json};
 
@@ -32,22 +34,30 @@ const TIME_STAMP: u32 = 0x10;
 struct Files {
     kernel: File,
     disk: tempfile::NamedTempFile,
+    pmem: tempfile::NamedTempFile,
 }
 
 impl Files {
     fn new() -> Self {
-        let disk = tempfile::NamedTempFile::new().unwrap();
-        disk.as_file().set_len(1 << 20).unwrap();
-        Self { kernel: pvh_kernel(START, &CODE), disk }
+        let [disk, pmem] = [1 << 20, 3 << 20].map(|len| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            file.as_file().set_len(len).unwrap();
+            file
+        });
+        Self { kernel: pvh_kernel(START, &CODE), disk, pmem }
     }
 
     fn config(&self, vcpus: u32) -> VmConfig {
         let kernel = format!("/proc/self/fd/{}", self.kernel.as_raw_fd());
         let disk = json!({ "drive_id": "disk", "path_on_host": self.disk.path(), "is_root_device": false });
+        let pmem = |id, private: bool| {
+            json!({ "id": id, "path_on_host": self.pmem.path(), "read_only": !private, "private": private })
+        };
         let config = json!({
             "boot-source": { "kernel_image_path": kernel },
             "machine-config": { "vcpu_count": vcpus, "mem_size_mib": 32, "huge_pages": "None" },
-            "drives": [disk], "entropy": {}, "balloon": { "amount_mib": 1 }
+            "drives": [disk], "pmem": [pmem("shared", false), pmem("own", true)], "keyboard": true,
+            "entropy": {}, "balloon": { "amount_mib": 1 }
         });
         serde_json::from_value(config).unwrap()
     }
@@ -112,6 +122,25 @@ fn set_memory(machine: &Machine, memory: &[(GuestAddress, Vec<u8>)]) {
     }
 }
 
+/// What the guest has changed in windows that no file knows of.
+fn changes(machine: &Machine) -> Vec<Vec<(u64, Vec<u8>)>> {
+    let of = |window: &Window| -> Vec<_> {
+        let bytes = |range: Range<u64>| {
+            let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap()];
+            window.read_at(range.start, &mut bytes).unwrap();
+            (range.start, bytes)
+        };
+        window.changed().unwrap().into_iter().map(bytes).collect()
+    };
+    machine.private_windows().map(of).collect()
+}
+
+fn set_changes(machine: &Machine, changes: &[Vec<(u64, Vec<u8>)>]) {
+    for (window, ranges) in machine.private_windows().zip(changes) {
+        ranges.iter().for_each(|(at, bytes)| window.write_at(*at, bytes).unwrap());
+    }
+}
+
 /// A state as text without the clocks, which go on, and those clocks.
 fn told(state: &MachineState) -> (Value, Vec<u64>) {
     let mut state = state.clone();
@@ -128,21 +157,29 @@ fn another_machine_goes_on_where_the_first_was() {
     for vcpus in [1, 2] {
         let files = Files::new();
         let Some(first) = files.paused(vcpus) else { return };
+        for window in first.private_windows() {
+            window.write_at(5000, b"the guest's").unwrap(); // in its place
+        }
         let state = first.save().unwrap();
         let text = serde_json::to_string(&state).unwrap();
         let read: MachineState = serde_json::from_str(&text).unwrap();
         let (before, clocks_before) = told(&state);
         assert_eq!(told(&read), told(&state));
         assert_eq!(told(&first.save().unwrap()).0, before, "to look changes nothing");
-        let (memory, at) = (memory(&first), count(&first));
+        let (memory, changed, at) = (memory(&first), changes(&first), count(&first));
+        let [own] = changed.as_slice() else { panic!("of two windows one is private") };
+        let [(4096, page)] = own.as_slice() else { panic!("one page was changed") };
+        assert_eq!((page.len(), &page[904..915]), (4096, &b"the guest's"[..]));
         assert!(state.vcpus[0].regs.rax >= u64::from(at) && state.vcpus[0].regs.rip >= START);
         drop(first);
 
         let second = files.build(vcpus).unwrap();
+        assert!(changes(&second).iter().all(Vec::is_empty), "the file is as it was");
         set_memory(&second, &memory);
+        set_changes(&second, &changed);
         second.load(&read).unwrap();
         let (again, clocks) = told(&second.save().unwrap());
-        assert_eq!(again, before);
+        assert_eq!((again, changes(&second)), (before, changed));
         assert!(clocks.iter().zip(&clocks_before).all(|(now, then)| now >= then), "{clocks:?} after {clocks_before:?}");
         assert_eq!(count(&second), at, "nothing runs yet");
         second.resume_devices();
@@ -173,7 +210,7 @@ fn a_state_that_does_not_fit_is_refused() {
     let Some(first) = files.paused(1) else { return };
     let state = first.save().unwrap();
     drop(first);
-    let changes: [(Change, &str); 12] = [
+    let changes: [(Change, &str); 13] = [
         (|state| state.vcpus.clear(), "load the machine: it has 1 vCPUs, and 0 were saved"),
         (|state| state.devices.truncate(1), "load the machine: its devices are ["),
         (|state| state.devices[0].id = "other".into(), "\"other\""),
@@ -186,6 +223,10 @@ fn a_state_that_does_not_fit_is_refused() {
             "load device '",
         ),
         (|state| state.registers.serial = None, "load the register devices: there was a serial port"),
+        (
+            |state| state.registers.keyboard.keyboard = None,
+            "load the register devices: there was a keyboard and is none",
+        ),
         (|state| state.registers.power_events = 0x80, "load the register devices: there are no power events 0x80"),
         (|state| state.vm.ioapic.chip_id = 0, "load interrupt controller 2 (KVM_SET_IRQCHIP): it is the state of"),
         (|state| state.vcpus[0].mp_state = 77, "load vCPU 0: load the mp_state 77 (KVM_SET_MP_STATE): "),
