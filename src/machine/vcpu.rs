@@ -73,6 +73,8 @@ tally! {
         pub exit_mmio_write_agg: Span,
         /// Accesses to ports and registers that no device has.
         pub unclaimed: AtomicU64,
+        /// Times that KVM did not take the word of a pause for the guest's watchdogs: it has no KVM clock.
+        pub kvmclock_ctrl_fails: AtomicU64,
         /// Times that the vCPU was called out of the guest.
         pub kicked: AtomicU64,
         /// Times that KVM could not go on, or did something that was not asked for.
@@ -244,8 +246,10 @@ impl Vcpu {
             Message::Run => State::Running,
             Message::Resume => {
                 // The guest's watchdogs then know that it was the host who stopped it (Linux, KVM_KVMCLOCK_CTRL). A guest
-                // without the KVM clock has nothing to be told: that is an error, and none.
-                let _ = self.fd.kvmclock_ctrl();
+                // without the KVM clock has nothing to be told: that is an error, which is counted and nothing more.
+                if self.fd.kvmclock_ctrl().is_err() {
+                    count(&self.exits.kvmclock_ctrl_fails, 1);
+                }
                 State::Running
             }
             Message::Pause(parked) => {

@@ -2,15 +2,18 @@
 #![allow(unsafe_code)] // getrandom(2)
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::io::{Broken, Io, Served};
+use super::io::{Broken, Io, Served, count};
 use super::state::DeviceState;
 use super::{Chain, Change, Device, Facts, OpenError, UpdateError};
 use crate::rate_limit::{RateLimiterConfig, RateLimiterState, Throttle};
 use crate::state::StateError;
+use crate::tally;
 
 /// Device id (virtio 1.2, 5).
 const VIRTIO_ID_RNG: u32 = 4;
@@ -38,6 +41,19 @@ pub struct RngState {
 /// The device.
 pub struct Rng {
     throttle: Option<Throttle>,
+    tally: Arc<Tally>,
+}
+
+tally! {
+    /// What the device counts of its own.
+    struct Tally {
+        /// Times that a request had to wait for the rate limiter.
+        throttled: AtomicU64,
+        /// Times that the rate limiter let requests go on.
+        limit_events: AtomicU64,
+        /// Times that the host had no random bytes.
+        host_rng_fails: AtomicU64,
+    }
 }
 
 impl Rng {
@@ -46,21 +62,28 @@ impl Rng {
         let throttle = Throttle::new(config.rate_limiter.as_ref());
         let throttle =
             throttle.map_err(|error| OpenError::new(format!("create the timer of a rate limiter: {error}")))?;
-        Ok(Self { throttle })
+        Ok(Self { throttle, tally: Arc::default() })
     }
 
     /// Gives the driver of `chain` random bytes, and says how many.
     fn serve(&mut self, chain: &Chain<'_>) -> Result<Served, Broken> {
         let wanted = chain.writable_len().min(MOST);
-        if !self.throttle.as_mut().is_none_or(|throttle| throttle.allow(wanted)) {
-            return Ok(Served::Later);
+        if let Some(throttle) = &mut self.throttle {
+            let waits_already = throttle.is_waiting();
+            if !throttle.allow(wanted) {
+                count(&self.tally.throttled, u64::from(!waits_already));
+                return Ok(Served::Later);
+            }
         }
         let mut room = [0; 1024];
         let mut done = 0_u64;
         while done < wanted {
             let now = usize::try_from(wanted.saturating_sub(done)).unwrap_or(usize::MAX).min(room.len());
             let part = room.get_mut(..now).unwrap_or_default();
-            fill(part).map_err(|_| Broken("the host has no random bytes"))?;
+            fill(part).map_err(|_| {
+                count(&self.tally.host_rng_fails, 1);
+                Broken("the host has no random bytes")
+            })?;
             chain.write(done, part).map_err(|_| Broken("a buffer is not in RAM"))?;
             done = done.saturating_add(u64::try_from(now).unwrap_or(0));
         }
@@ -71,7 +94,13 @@ impl Rng {
 impl Device for Rng {
     fn facts(&self) -> Facts {
         let sources = self.throttle.iter().map(|throttle| throttle.source(0)).collect();
-        Facts { virtio_id: VIRTIO_ID_RNG, queue_sizes: vec![QUEUE_SIZE], sources, ..Facts::default() }
+        Facts {
+            virtio_id: VIRTIO_ID_RNG,
+            queue_sizes: vec![QUEUE_SIZE],
+            sources,
+            tally: Some(self.tally.clone()),
+            ..Facts::default()
+        }
     }
 
     fn kicked(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
@@ -87,6 +116,7 @@ impl Device for Rng {
 
     /// The rate limiter's timer.
     fn ready(&mut self, _token: u16, io: &mut Io<'_>) -> Result<(), Broken> {
+        count(&self.tally.limit_events, 1);
         self.kicked(0, io)
     }
 
@@ -189,6 +219,8 @@ mod tests {
             assert_eq!(rig.wait_used(0).1, 1000);
         }
         assert!(begin.elapsed() > Duration::from_millis(100), "the bucket was filled three times");
+        let counted = ["throttled", "limit_events", "host_rng_fails"].map(|name| rig.counted(name));
+        assert!(counted[0] >= 3 && counted[1] >= 3 && counted[2] == 0, "{counted:?}");
         rig.post(0, &[buffer]);
         rig.post(0, &[buffer]);
         rig.kick(0);

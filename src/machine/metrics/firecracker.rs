@@ -6,22 +6,28 @@ use serde_json::{Map, Value, json};
 
 /// Its names where they differ: group, our name, its name. What has two of them is in a line twice.
 const NAMES: &[(&str, &str, &str)] = &[
+    ("balloon", "bad_accesses", "cfg_fails"),
     ("balloon", "broken", "event_fails"),
     ("balloon", "bytes_out", "freed_bytes"),
     ("block", "bad_accesses", "cfg_fails"),
     ("block", "broken", "event_fails"),
     ("block", "bytes_in", "read_bytes"),
     ("block", "bytes_out", "write_bytes"),
+    ("block", "engine_throttled", "io_engine_throttled_events"),
     ("block", "failed", "execute_fails"),
     ("block", "flushes", "flush_count"),
     ("block", "kicks", "queue_event_count"),
+    ("block", "limit_events", "rate_limiter_event_count"),
     ("block", "moves_in", "read_count"),
     ("block", "moves_out", "write_count"),
     ("block", "refused", "invalid_reqs_count"),
     ("block", "throttled", "rate_limiter_throttled_events"),
+    ("block", "updates", "update_count"),
     ("entropy", "bytes_in", "entropy_bytes"),
     ("entropy", "failed", "entropy_event_fails"),
+    ("entropy", "limit_events", "rate_limiter_event_count"),
     ("entropy", "requests", "entropy_event_count"),
+    ("entropy", "throttled", "entropy_rate_limiter_throttled"),
     ("latencies_us", "pause_vm", "pause_vm"),
     ("latencies_us", "pause_vm", "vmm_pause_vm"),
     ("latencies_us", "resume_vm", "resume_vm"),
@@ -32,7 +38,15 @@ const NAMES: &[(&str, &str, &str)] = &[
     ("net", "broken", "event_fails"),
     ("net", "bytes_in", "rx_bytes_count"),
     ("net", "bytes_out", "tx_bytes_count"),
+    ("net", "frames_in_throttled", "rx_rate_limiter_throttled"),
+    ("net", "frames_malformed", "tx_malformed_frames"),
+    ("net", "frames_out_throttled", "tx_rate_limiter_throttled"),
     ("net", "frames_waited", "no_rx_avail_buffer"),
+    ("net", "host_events", "rx_tap_event_count"),
+    ("net", "host_read_fails", "tap_read_fails"),
+    ("net", "host_write_fails", "tap_write_fails"),
+    ("net", "limit_in_events", "rx_event_rate_limiter_count"),
+    ("net", "limit_out_events", "tx_rate_limiter_event_count"),
     ("net", "moves_in", "rx_count"),
     ("net", "moves_in", "rx_packets_count"),
     ("net", "moves_out", "tx_count"),
@@ -66,17 +80,27 @@ const ENDPOINTS: &[(&str, &str)] = &[
 /// what is counted, and of what can not happen in this monitor; not those of what happens here uncounted.
 const ALWAYS: &[(&str, &str)] = &[
     ("api_server", "process_startup_time_us process_startup_time_cpu_us"),
-    ("balloon", "activate_fails event_fails freed_bytes"),
+    (
+        "balloon",
+        "activate_fails cfg_fails event_fails freed_bytes inflate_count deflate_count stats_updates_count \
+         free_page_report_count free_page_report_freed free_page_report_fails free_page_hint_count free_page_hint_freed \
+         free_page_hint_fails",
+    ),
     (
         "block",
         "activate_fails cfg_fails event_fails execute_fails invalid_reqs_count flush_count queue_event_count read_bytes \
-         write_bytes read_count write_count rate_limiter_throttled_events",
+         write_bytes read_count write_count rate_limiter_throttled_events rate_limiter_event_count \
+         io_engine_throttled_events update_count",
     ),
     ("deprecated_api", "deprecated_http_api_calls"),
-    ("entropy", "activate_fails entropy_event_fails entropy_event_count entropy_bytes"),
+    (
+        "entropy",
+        "activate_fails entropy_event_fails entropy_event_count entropy_bytes host_rng_fails \
+         entropy_rate_limiter_throttled rate_limiter_event_count",
+    ),
     ("get_api_requests", "instance_info_count machine_cfg_count mmds_count vmm_version_count hotplug_memory_count"),
     ("i8042", "error_count missed_read_count missed_write_count read_count reset_count write_count"),
-    ("interrupts", "triggers"),
+    ("interrupts", "config_updates triggers"),
     (
         "latencies_us",
         "full_create_snapshot diff_create_snapshot load_snapshot pause_vm resume_vm vmm_full_create_snapshot \
@@ -96,7 +120,9 @@ const ALWAYS: &[(&str, &str)] = &[
     (
         "net",
         "activate_fails cfg_fails mac_address_updates no_rx_avail_buffer event_fails rx_bytes_count rx_packets_count rx_count \
-         tx_bytes_count tx_packets_count tx_count",
+         tx_bytes_count tx_packets_count tx_count rx_rate_limiter_throttled rx_event_rate_limiter_count \
+         tx_rate_limiter_throttled tx_rate_limiter_event_count rx_tap_event_count tap_read_fails tap_write_fails \
+         tx_malformed_frames",
     ),
     (
         "patch_api_requests",
@@ -114,9 +140,13 @@ const ALWAYS: &[(&str, &str)] = &[
     ("seccomp", "num_faults"),
     ("signals", "sigbus sigsegv sigxfsz sigxcpu sigpipe sighup sigill"),
     ("uart", "error_count flush_count missed_read_count missed_write_count read_count write_count"),
-    ("vcpu", "exit_io_in exit_io_out exit_mmio_read exit_mmio_write failures"),
+    ("vcpu", "exit_io_in exit_io_out exit_mmio_read exit_mmio_write failures kvmclock_ctrl_fails"),
     ("vmm", "panic_count"),
-    ("vsock", "activate_fails cfg_fails rx_bytes_count tx_bytes_count rx_packets_count tx_packets_count"),
+    (
+        "vsock",
+        "activate_fails cfg_fails rx_bytes_count tx_bytes_count rx_packets_count tx_packets_count conns_added \
+         conns_removed killq_resync",
+    ),
 ];
 
 /// The same for what has a shortest, a longest and a sum.

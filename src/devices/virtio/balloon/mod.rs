@@ -6,9 +6,11 @@ mod config;
 mod hinting;
 mod release;
 mod state;
+mod tally;
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use vmm_sys_util::timerfd::TimerFd;
@@ -18,8 +20,9 @@ pub use self::hinting::Hint;
 use self::hinting::Hinting;
 use self::release::{PAGE, Run, release};
 pub use self::state::{BalloonState, HintingState};
+use self::tally::{Tally, counting};
 use super::chain::{Chain, Segment};
-use super::io::{Broken, Counters, Held, Io};
+use super::io::{Broken, Counters, Held, Io, count};
 use super::state::DeviceState;
 use super::{Change, Device, Facts, OpenError, Source, Stop, UpdateError};
 use crate::state::StateError;
@@ -83,6 +86,7 @@ pub struct Balloon {
     /// Reports wait in their queue, and the driver keeps their pages unused.
     reporting_paused: bool,
     hinting: Hinting,
+    tally: Arc<Tally>,
 }
 
 impl Balloon {
@@ -105,6 +109,7 @@ impl Balloon {
             reporting: None,
             reporting_paused: false,
             hinting: Hinting::default(),
+            tally: Arc::default(),
         })
     }
 
@@ -175,6 +180,7 @@ impl Balloon {
                 }
             }
             self.waiting = Some(held);
+            count(&self.tally.stats_updates_count, 1);
         }
         io.listen(queue, true)?;
         Ok(())
@@ -221,6 +227,7 @@ impl Device for Balloon {
             config,
             config_writable: ACTUAL..ACTUAL.saturating_add(4),
             sources: self.timer.iter().map(|timer| Source { token: 0, fd: timer.as_raw_fd() }).collect(),
+            tally: Some(self.tally.clone()),
             ..Facts::default()
         }
     }
@@ -241,21 +248,36 @@ impl Device for Balloon {
     }
 
     fn kicked(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
-        let counters = io.counters();
+        let (counters, tally) = (io.counters(), self.tally.clone());
         match queue {
-            INFLATE => io.drain(queue, |chain| Self::inflate(chain, counters)),
-            DEFLATE => io.drain(queue, |_| Ok(0)), // the pages come back as they are touched
+            INFLATE => io.drain(queue, |chain| {
+                count(&tally.inflate_count, 1);
+                Self::inflate(chain, counters)
+            }),
+            // The pages come back as they are touched.
+            DEFLATE => io.drain(queue, |_| {
+                count(&tally.deflate_count, 1);
+                Ok(0)
+            }),
             _ if Some(queue) == self.stats => self.read_statistics(queue, io),
             _ if Some(queue) == self.hinting.queue => {
                 let before = self.hinting.command();
-                io.drain(queue, |chain| self.hinting.serve(chain, counters))?;
+                io.drain(queue, |chain| {
+                    count(&tally.free_page_hint_count, 1);
+                    let what = (&tally.free_page_hint_freed, &tally.free_page_hint_fails);
+                    counting(what, counters, || self.hinting.serve(chain, counters))
+                })?;
                 if self.hinting.command() != before {
                     io.set_config(&self.facts().config);
                 }
                 Ok(())
             }
             _ if self.reporting_paused => Ok(()),
-            _ if Some(queue) == self.reporting => io.drain(queue, |chain| Self::report(chain, counters)),
+            _ if Some(queue) == self.reporting => io.drain(queue, |chain| {
+                count(&tally.free_page_report_count, 1);
+                let what = (&tally.free_page_report_freed, &tally.free_page_report_fails);
+                counting(what, counters, || Self::report(chain, counters))
+            }),
             _ => Ok(()),
         }
     }

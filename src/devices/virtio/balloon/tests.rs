@@ -47,6 +47,7 @@ fn inflating_takes_exactly_the_pages_named() {
     assert_eq!(left(&rig), PAGES.filter(|page| !gone.contains(page)).collect::<Vec<_>>());
     let request = rig.readable(&numbers(&[0x103]));
     assert_eq!(rig.request(1, &[request]), 0, "deflating is answered");
+    assert_eq!(["inflate_count", "deflate_count"].map(|name| rig.counted(name)), [1, 1]);
     assert!(!rig.needs_reset());
 }
 
@@ -78,6 +79,9 @@ fn reported_ranges_go_page_by_page() {
     let ranges = [range(0x10_2800, 0x2000), range(0x10_8000, 0x3000), range(RAM - 4096, 1 << 20), range(u64::MAX, 9)];
     assert_eq!(rig.request(2, &ranges), 0);
     let gone = [0x103, 0x108, 0x109, 0x10a];
+    let counted = ["count", "freed", "fails"].map(|name| rig.counted(&format!("free_page_report_{name}")));
+    assert_eq!(counted, [1, 5 << 12, 0], "and the last page of RAM");
+    assert_eq!(rig.counted("free_page_hint_count"), 0);
     assert_eq!(left(&rig), PAGES.filter(|page| !gone.contains(page)).collect::<Vec<_>>());
     assert!(!rig.needs_reset());
 }
@@ -93,6 +97,7 @@ fn statistics_are_asked_for_again_and_again() {
         rig.kick(2);
         assert_eq!(rig.wait_used(2), (head, 0)); // by the timer
     }
+    assert_eq!(rig.counted("stats_updates_count"), 2);
     assert!(!rig.needs_reset());
 }
 
@@ -251,6 +256,8 @@ fn hinted_pages_go_while_a_run_lasts() {
     say(&mut rig, 2);
     rig.request(2, &pages);
     assert_eq!(left(&rig), gone());
+    let counted = ["count", "freed", "fails"].map(|name| rig.counted(&format!("free_page_hint_{name}")));
+    assert_eq!(counted, [4, 2 << 12, 0], "pages in vain twice, a command, pages");
     say(&mut rig, 0);
     // The buffer is back a moment before the configuration changes; who is asked has done both.
     let status = rig.transport().worker().inspect();

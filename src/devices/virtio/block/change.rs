@@ -8,6 +8,7 @@ use super::config::{CacheType, DriveConfig};
 use super::file::{DiskFile, SECTOR};
 use crate::rate_limit::{RateLimiterConfig, Throttle};
 use crate::virtio::UpdateError;
+use crate::virtio::io::count;
 
 /// What can be changed of a disk while the VM exists.
 pub struct BlockChange {
@@ -38,6 +39,7 @@ impl Block {
         if let Some(image) = change.image {
             let (image, drive) = *image;
             self.swap(image, &drive)?;
+            count(&self.tally.updates, 1);
         }
         if let Some(limits) = change.limits {
             Throttle::change(&mut self.throttle, &limits)

@@ -57,6 +57,7 @@ impl Block {
                 return Ok((false, answered));
             }
             if self.ring.as_ref().is_none_or(super::ring::Ring::is_full) {
+                count(&self.tally.engine_throttled, 1);
                 return Ok((false, answered)); // the next completion comes here again
             }
             let Some(held) = io.take(queue, std::mem::take(&mut room))? else { return Ok((true, answered)) };

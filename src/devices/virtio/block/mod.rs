@@ -96,6 +96,12 @@ tally! {
         write_agg: Span,
         /// Times that a request had to wait for the rate limiter.
         throttled: AtomicU64,
+        /// Times that the rate limiter let requests go on.
+        limit_events: AtomicU64,
+        /// Times that requests had to wait, as so many were under way (`io_engine` Async).
+        engine_throttled: AtomicU64,
+        /// Times that a request to the API put an image behind the disk, maybe the same one.
+        updates: AtomicU64,
     }
 }
 
@@ -349,6 +355,9 @@ impl Device for Block {
 
     /// The rate limiter's timer, or the ring: where something waited it can go on.
     fn ready(&mut self, token: u16, io: &mut Io<'_>) -> Result<(), Broken> {
+        if token == TIMER {
+            count(&self.tally.limit_events, 1);
+        }
         if token == RING {
             let landed = self.land(io);
             if !landed.inspect_err(|_| self.abandon(io.memory()))? {

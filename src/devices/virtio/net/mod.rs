@@ -200,14 +200,20 @@ impl Net {
         if !self.is_down && back_end.as_ref().is_some_and(|back_end| !back_end.has_room()) {
             return Served::Later;
         }
-        if fits && !may_pass(self.transmit_throttle.as_mut(), bytes, &self.gate.frames) {
+        let frames = &self.gate.frames;
+        if fits && !may_pass(self.transmit_throttle.as_mut(), bytes, &frames.frames_out_throttled) {
             return Served::Later;
         }
         if len > FRAME_MAX as u64 {
-            count(&self.gate.frames.frames_too_large, 1);
+            count(&frames.frames_too_large, 1);
+        }
+        if !fits {
+            count(&frames.frames_malformed, 1);
         }
         let sent = match back_end.filter(|_| fits && !self.is_down) {
-            Some(back_end) => back_end.send(chain, &mut self.pieces),
+            Some(back_end) => {
+                back_end.send(chain, &mut self.pieces).inspect_err(|_| _ = count(&frames.host_write_fails, 1))
+            }
             None => Err(io::ErrorKind::InvalidInput.into()),
         };
         match sent {
@@ -215,7 +221,7 @@ impl Net {
             Err(error) => {
                 count(&counters.failed, 1);
                 if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS)) {
-                    count(&self.gate.frames.frames_full, 1);
+                    count(&frames.frames_full, 1);
                 }
                 static LIMIT: LogLimit = LogLimit::new();
                 if let Some(suppressed) = LIMIT.check() {
@@ -387,6 +393,14 @@ impl Device for Net {
     /// The host has frames, or time has come for those that wait; or the host's kernel gave a ring up.
     fn ready(&mut self, token: u16, io: &mut Io<'_>) -> Result<(), Broken> {
         let mut pairs = 0..self.pairs.len();
+        let frames = &self.gate.frames;
+        match token {
+            _ if self.lends() => {}
+            RECEIVE_TIMER => _ = count(&frames.limit_in_events, 1),
+            TRANSMIT_TIMER => _ = count(&frames.limit_out_events, 1),
+            METADATA_TIMER => {}
+            _ => _ = count(&frames.host_events, 1),
+        }
         match token {
             _ if self.lends() => Err(Broken("the host's kernel can not go on with a ring")),
             RECEIVE_TIMER => pairs.try_for_each(|pair| self.receive(pair, io, Pair::receive)),

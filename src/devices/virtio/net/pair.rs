@@ -39,8 +39,22 @@ tally! {
         pub frames_waited: AtomicU64,
         /// Frames dropped by the driver's own choice of what it receives.
         pub frames_filtered: AtomicU64,
-        /// Times that a frame had to wait for a rate limiter.
-        pub frames_throttled: AtomicU64,
+        /// Times that a frame for the guest had to wait for the rate limiter.
+        pub frames_in_throttled: AtomicU64,
+        /// Times that a frame of the guest had to wait for the rate limiter.
+        pub frames_out_throttled: AtomicU64,
+        /// Times that the rate limiter let frames for the guest go on.
+        pub limit_in_events: AtomicU64,
+        /// Times that the rate limiter let frames of the guest go on.
+        pub limit_out_events: AtomicU64,
+        /// Times that the host had frames, or room for them.
+        pub host_events: AtomicU64,
+        /// Times that the host's end failed to give a frame.
+        pub host_read_fails: AtomicU64,
+        /// Frames of the guest that the host's end did not take.
+        pub host_write_fails: AtomicU64,
+        /// Frames of the guest that were none: empty, or longer than any.
+        pub frames_malformed: AtomicU64,
         /// How long the frames of one kick of the driver took on their way to the host.
         pub tap_write_agg: Span,
     }
@@ -194,12 +208,15 @@ impl Pair {
                     }
                     Ok(len) => Waiting { len, allowed: false },
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Next::None),
-                    Err(error) => return Ok(Next::Gone(error)),
+                    Err(error) => {
+                        count(&gate.frames.host_read_fails, 1);
+                        return Ok(Next::Gone(error));
+                    }
                 }
             }
         };
         let Waiting { len, allowed } = waiting;
-        if !allowed && !may_pass(gate.throttle.as_mut(), frame_len(len), &gate.frames) {
+        if !allowed && !may_pass(gate.throttle.as_mut(), frame_len(len), &gate.frames.frames_in_throttled) {
             self.waiting = Some(waiting);
             return Ok(Next::None);
         }
@@ -307,13 +324,13 @@ impl Pair {
     }
 }
 
-/// Whether the limits let a frame of so many bytes through now.
-pub fn may_pass(throttle: Option<&mut Throttle>, bytes: u64, frames: &Frames) -> bool {
+/// Whether the limits let a frame of so many bytes through now; one that has to wait is counted.
+pub fn may_pass(throttle: Option<&mut Throttle>, bytes: u64, throttled: &AtomicU64) -> bool {
     let Some(throttle) = throttle else { return true };
     let waits_already = throttle.is_waiting();
     let allowed = throttle.allow(bytes);
     if !allowed && !waits_already {
-        count(&frames.frames_throttled, 1);
+        count(throttled, 1);
     }
     allowed
 }

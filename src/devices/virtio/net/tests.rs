@@ -226,6 +226,7 @@ fn nothing_is_no_frame() {
     drop(theirs);
     assert_eq!(rig.wait_interrupt() & 2, 2);
     assert_eq!(rig.config(6, 2), [0, 0], "the link is down");
+    assert_eq!(rig.counted("host_read_fails"), 1);
     rig.kick(0);
     rig.settle();
     assert!(rig.take_used(0).is_none() && !rig.needs_reset());
@@ -253,6 +254,10 @@ fn a_host_that_hung_up() {
     let out = rig.readable(&[1; HEADER + 60]);
     rig.request(1, &[out]);
     assert_eq!(rig.transport().worker().counters().failed.load(Ordering::Relaxed), 1);
+    assert_eq!((rig.counted("host_write_fails"), rig.counted("frames_malformed")), (1, 0));
+    let none = rig.readable(&[1; HEADER]);
+    rig.request(1, &[none]);
+    assert_eq!((rig.counted("host_write_fails"), rig.counted("frames_malformed")), (1, 1));
     assert!(!rig.needs_reset());
 }
 

@@ -18,6 +18,8 @@ use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -29,12 +31,13 @@ use self::receive::Batch;
 use self::socket::PATH_MAX;
 pub use self::state::VsockState;
 use super::chain::Segments;
-use super::io::{Broken, Io};
+use super::io::{Broken, Io, count};
 use super::pieces::Pieces;
 use super::state::DeviceState;
 use super::{Chain, Device, Facts, OpenError, Source, Stop};
 use crate::listener::{self, Listener};
 use crate::state::StateError;
+use crate::tally;
 
 /// Device id (virtio 1.2, 5).
 const VIRTIO_ID_VSOCK: u32 = 19;
@@ -116,6 +119,17 @@ pub struct Vsock {
     room: Segments,
     batch: Batch,
     pieces: Pieces,
+    tally: Arc<Tally>,
+}
+
+tally! {
+    /// What the device counts of its own; named as Firecracker's.
+    struct Tally {
+        /// Connections that were made.
+        conns_added: AtomicU64,
+        /// Connections that are gone.
+        conns_removed: AtomicU64,
+    }
 }
 
 impl Vsock {
@@ -149,6 +163,7 @@ impl Vsock {
             room: Segments::default(),
             batch: Batch::default(),
             pieces: Pieces::default(),
+            tally: Arc::default(),
         })
     }
 
@@ -180,7 +195,7 @@ impl Vsock {
                 Ok(stream) if self.connections.len() < MAX_CONNECTIONS => {
                     if let Some(id) = self.watch(&stream) {
                         let connection = Connection::greeting(stream, self.buf_alloc());
-                        self.connections.insert(id, connection);
+                        self.add(id, connection);
                     }
                 }
                 Ok(_refused) => {}
@@ -251,8 +266,15 @@ impl Vsock {
         }
     }
 
+    fn add(&mut self, id: u64, connection: Connection) {
+        count(&self.tally.conns_added, 1);
+        self.connections.insert(id, connection);
+    }
+
     fn remove(&mut self, id: u64) {
-        if let Some(connection) = self.connections.remove(&id)
+        let removed = self.connections.remove(&id);
+        count(&self.tally.conns_removed, u64::from(removed.is_some()));
+        if let Some(connection) = removed
             && self.by_ports.get(&connection.ports) == Some(&id)
         {
             self.by_ports.remove(&connection.ports);
@@ -352,7 +374,7 @@ impl Vsock {
         let Some((id, stream)) = watched else { return self.replies.push_back(header.reset()) };
         let mut connection = Connection::accepted(stream, ports, self.buf_alloc());
         connection.credit(header);
-        self.connections.insert(id, connection);
+        self.add(id, connection);
         self.by_ports.insert(ports, id);
         self.queue(id);
     }
@@ -377,6 +399,7 @@ impl Device for Vsock {
             queue_sizes: vec![QUEUE_SIZE; 3],
             config: self.cid.to_le_bytes().to_vec(),
             sources: vec![Source { token: 0, fd: self.epoll.as_raw_fd() }],
+            tally: Some(self.tally.clone()),
             ..Facts::default()
         }
     }
@@ -401,6 +424,7 @@ impl Device for Vsock {
             return; // connections outlive a pause, as those of TCP do
         }
         // The guest knows of no connection after this.
+        count(&self.tally.conns_removed, u64::try_from(self.connections.len()).unwrap_or(0));
         self.connections.clear();
         self.by_ports.clear();
         self.queued.clear();

@@ -370,6 +370,8 @@ fn a_stale_socket_is_taken_over_by_one() {
 fn connections_outlive_a_pause_and_no_reset() {
     let mut guest = Guest::new();
     let (mut host, ports) = guest.up();
+    let counted = |guest: &Guest| ["conns_added", "conns_removed"].map(|name| guest.rig.counted(name));
+    assert_eq!(counted(&guest), [1, 0]);
     guest.rig.pause();
     host.write_all(b"meanwhile").unwrap();
     let mut late = guest.dial(5001);
@@ -386,4 +388,5 @@ fn connections_outlive_a_pause_and_no_reset() {
     assert_eq!(&got, b"after it");
     guest.rig.begin();
     assert_eq!(host.read(&mut got).unwrap(), 0, "a reset ends it");
+    assert_eq!(counted(&guest), [2, 2]);
 }

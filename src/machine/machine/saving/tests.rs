@@ -50,9 +50,9 @@ impl Files {
     fn config(&self, vcpus: u32) -> VmConfig {
         let kernel = format!("/proc/self/fd/{}", self.kernel.as_raw_fd());
         let disk = json!({ "drive_id": "disk", "path_on_host": self.disk.path(), "is_root_device": false });
-        let pmem = |id, private: bool| {
-            json!({ "id": id, "path_on_host": self.pmem.path(), "read_only": !private, "private": private })
-        };
+        let path = self.pmem.path();
+        let pmem =
+            |id, private: bool| json!({ "id": id, "path_on_host": path, "read_only": !private, "private": private });
         let config = json!({
             "boot-source": { "kernel_image_path": kernel },
             "machine-config": { "vcpu_count": vcpus, "mem_size_mib": 32, "huge_pages": "None" },

@@ -33,7 +33,7 @@ fn another_image_takes_the_place_of_the_old_one() {
         disk.rig.take_interrupt();
         swap(&mut disk, &DriveConfig { io_engine, ..config(&image) }).unwrap();
         assert_eq!(disk.rig.take_interrupt().map(|bits| bits & 2), Some(2), "the configuration changed");
-        assert_eq!(capacity(&mut disk), SECTORS * 2);
+        assert_eq!((capacity(&mut disk), disk.rig.counted("updates")), (SECTORS * 2, 1));
         let into = disk.rig.writable(512);
         assert_eq!(disk.request(VIRTIO_BLK_T_IN, SECTORS + 3, &[into]), (OK, 513), "beyond the old image's end");
         assert_eq!(disk.rig.bytes(into), [0x22; 512]);

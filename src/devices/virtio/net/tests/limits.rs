@@ -30,7 +30,7 @@ fn what_the_guest_sends_waits_for_its_time() {
     let mut room = [0; 100];
     assert_eq!((0..5).filter(|_| host.recv(&mut room).is_ok()).count(), 3);
     assert_eq!((0..5).filter(|_| rig.take_used(1).is_some()).count(), 3);
-    assert_eq!(rig.counted("frames_throttled"), 1);
+    assert_eq!((rig.counted("frames_out_throttled"), rig.counted("frames_in_throttled")), (1, 0));
     // The other direction is free.
     let buffer = rig.writable(100);
     rig.post(0, &[buffer]);
@@ -54,7 +54,8 @@ fn what_the_guest_receives_waits_for_its_time() {
     rig.kick(0);
     rig.settle();
     assert!(rig.take_used(0).is_none());
-    assert_eq!(rig.counted("frames_throttled"), 1);
+    assert_eq!((rig.counted("frames_out_throttled"), rig.counted("frames_in_throttled")), (0, 1));
+    assert!(rig.counted("host_events") > 0);
     let out = rig.readable(&[1; HEADER + 60]);
     rig.request(1, &[out]);
     assert_eq!(received(&host), [1; 60]);
@@ -78,7 +79,9 @@ fn time_comes() {
         assert_eq!(rig.wait_used(0).1, 72);
         assert_eq!(received(&host), [1; 60]);
     }
-    assert!(rig.counted("frames_throttled") >= 2);
+    for name in ["frames_in_throttled", "frames_out_throttled", "limit_in_events", "limit_out_events"] {
+        assert!(rig.counted(name) > 0, "{name}");
+    }
 }
 
 /// The limits are on what the guest may have, and what it does not want costs nothing.
@@ -98,7 +101,7 @@ fn a_filtered_frame_is_free() {
     rig.kick(0);
     assert_eq!(rig.wait_used(0).1, 72);
     assert_eq!(rig.counted("frames_filtered"), 3);
-    assert_eq!(rig.counted("frames_throttled"), 0);
+    assert_eq!(rig.counted("frames_in_throttled"), 0);
 }
 
 #[test]
