@@ -33,12 +33,16 @@ shown() {
 }
 # says TEXT: what was said has this.
 says() { [[ $said == *"$1"* ]] || bad "that does not say: $1"; }
-# typed KEYS WORD...: the same on a terminal, with keys.
+# typed KEYS WORD...: the same on a terminal, with keys that are typed at the first prompt.
 typed() {
     local keys=$1; shift
     printf '\n$ vmm'; printf ' %q' "$@"; echo
-    script -qefc "$(printf '%q ' "$vmm" "$@")" /dev/null < <(printf %b "$keys"; exec sleep 600) >said || bad "it ended with $?"
-    kill $! # what has typed
+    rm -f said keys; mkfifo keys
+    # Not by a substitution: that would be a child of script(1), which is not made for others than its own.
+    { until grep -q '# ' said 2>/dev/null; do sleep 0.2; done; printf %b "$keys"; exec sleep 600; } >keys &
+    local typist=$!
+    script -qec "$(printf '%q ' "$vmm" "$@")" /dev/null <keys >said || bad "it ended with $?"
+    kill "$typist"
     cat said; said=$(<said)
 }
 
