@@ -105,6 +105,9 @@ pub trait Device: Send {
     /// start is heard.
     fn kicked(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken>;
 
+    /// A queue's doorbell rang; [`Self::kicked`] comes next. For who counts kicks queue by queue.
+    fn heard(&mut self, _queue: usize) {}
+
     /// The driver is up (DRIVER_OK); `io` knows the negotiated features. Not called after a pause.
     fn started(&mut self, _io: &mut Io<'_>) -> Result<(), Broken> {
         Ok(())

@@ -190,6 +190,7 @@ impl MutEventSubscriber for Loop {
             queue => {
                 let queue = usize::try_from(queue).unwrap_or(usize::MAX);
                 count(&self.shared.counters.kicks, 1);
+                self.device.heard(queue);
                 self.call(|device, io| device.kicked(queue, io));
             }
         }

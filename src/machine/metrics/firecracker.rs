@@ -51,6 +51,8 @@ const NAMES: &[(&str, &str, &str)] = &[
     ("net", "moves_in", "rx_packets_count"),
     ("net", "moves_out", "tx_count"),
     ("net", "moves_out", "tx_packets_count"),
+    ("net", "receive_kicks", "rx_queue_event_count"),
+    ("net", "transmit_kicks", "tx_queue_event_count"),
     ("pmem", "bad_accesses", "cfg_fails"),
     ("pmem", "broken", "event_fails"),
     ("pmem", "kicks", "queue_event_count"),
@@ -62,6 +64,8 @@ const NAMES: &[(&str, &str, &str)] = &[
     ("vsock", "bytes_out", "tx_bytes_count"),
     ("vsock", "moves_in", "rx_packets_count"),
     ("vsock", "moves_out", "tx_packets_count"),
+    ("vsock", "receive_kicks", "rx_queue_event_count"),
+    ("vsock", "transmit_kicks", "tx_queue_event_count"),
 ];
 
 /// What it calls the endpoints in its counts of requests, by the first part of their paths.
@@ -122,7 +126,7 @@ const ALWAYS: &[(&str, &str)] = &[
         "activate_fails cfg_fails mac_address_updates no_rx_avail_buffer event_fails rx_bytes_count rx_packets_count rx_count \
          tx_bytes_count tx_packets_count tx_count rx_rate_limiter_throttled rx_event_rate_limiter_count \
          tx_rate_limiter_throttled tx_rate_limiter_event_count rx_tap_event_count tap_read_fails tap_write_fails \
-         tx_malformed_frames",
+         tx_malformed_frames rx_queue_event_count tx_queue_event_count",
     ),
     (
         "patch_api_requests",
@@ -145,7 +149,7 @@ const ALWAYS: &[(&str, &str)] = &[
     (
         "vsock",
         "activate_fails cfg_fails rx_bytes_count tx_bytes_count rx_packets_count tx_packets_count conns_added \
-         conns_removed killq_resync",
+         conns_removed killq_resync rx_queue_event_count tx_queue_event_count",
     ),
 ];
 

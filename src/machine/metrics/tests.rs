@@ -126,6 +126,7 @@ fn a_line_has_all_of_firecracker_s_groups() {
         "vcpu.kvmclock_ctrl_fails",
         "vmm.panic_count",
         "vsock.conns_added",
+        "vsock.rx_queue_event_count",
         "vsock.tx_packets_count",
     ] {
         let value = name.split('.').fold(&line, |value, key| &value[key]);

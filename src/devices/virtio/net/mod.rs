@@ -376,6 +376,15 @@ impl Device for Net {
         Ok(())
     }
 
+    fn heard(&mut self, queue: usize) {
+        let frames = &self.gate.frames;
+        match queue % 2 {
+            _ if self.control == Some(queue) => {}
+            0 => _ = count(&frames.receive_kicks, 1),
+            _ => _ = count(&frames.transmit_kicks, 1),
+        }
+    }
+
     fn kicked(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
         let pair = queue / 2;
         match queue % 2 {

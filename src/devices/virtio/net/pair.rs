@@ -43,6 +43,10 @@ tally! {
         pub frames_in_throttled: AtomicU64,
         /// Times that a frame of the guest had to wait for the rate limiter.
         pub frames_out_throttled: AtomicU64,
+        /// Kicks of receive queues.
+        pub receive_kicks: AtomicU64,
+        /// Kicks of transmit queues.
+        pub transmit_kicks: AtomicU64,
         /// Times that the rate limiter let frames for the guest go on.
         pub limit_in_events: AtomicU64,
         /// Times that the rate limiter let frames of the guest go on.

@@ -123,8 +123,12 @@ pub struct Vsock {
 }
 
 tally! {
-    /// What the device counts of its own; named as Firecracker's.
+    /// What the device counts of its own.
     struct Tally {
+        /// Kicks of the receive queue.
+        receive_kicks: AtomicU64,
+        /// Kicks of the transmit queue.
+        transmit_kicks: AtomicU64,
         /// Connections that were made.
         conns_added: AtomicU64,
         /// Connections that are gone.
@@ -401,6 +405,14 @@ impl Device for Vsock {
             sources: vec![Source { token: 0, fd: self.epoll.as_raw_fd() }],
             tally: Some(self.tally.clone()),
             ..Facts::default()
+        }
+    }
+
+    fn heard(&mut self, queue: usize) {
+        match queue {
+            RX => _ = count(&self.tally.receive_kicks, 1),
+            TX => _ = count(&self.tally.transmit_kicks, 1),
+            _ => {}
         }
     }
 

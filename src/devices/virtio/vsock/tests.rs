@@ -370,6 +370,9 @@ fn a_stale_socket_is_taken_over_by_one() {
 fn connections_outlive_a_pause_and_no_reset() {
     let mut guest = Guest::new();
     let (mut host, ports) = guest.up();
+    let kicks = ["receive_kicks", "transmit_kicks"].map(|name| guest.rig.counted(name));
+    assert!(kicks.iter().all(|kicks| *kicks > 0), "{kicks:?}");
+    assert_eq!(kicks.iter().sum::<u64>(), guest.rig.counted("kicks"));
     let counted = |guest: &Guest| ["conns_added", "conns_removed"].map(|name| guest.rig.counted(name));
     assert_eq!(counted(&guest), [1, 0]);
     guest.rig.pause();

@@ -31,6 +31,7 @@ fn what_the_guest_sends_waits_for_its_time() {
     assert_eq!((0..5).filter(|_| host.recv(&mut room).is_ok()).count(), 3);
     assert_eq!((0..5).filter(|_| rig.take_used(1).is_some()).count(), 3);
     assert_eq!((rig.counted("frames_out_throttled"), rig.counted("frames_in_throttled")), (1, 0));
+    assert_eq!((rig.counted("transmit_kicks"), rig.counted("receive_kicks")), (1, 0));
     // The other direction is free.
     let buffer = rig.writable(100);
     rig.post(0, &[buffer]);
@@ -54,6 +55,7 @@ fn what_the_guest_receives_waits_for_its_time() {
     rig.kick(0);
     rig.settle();
     assert!(rig.take_used(0).is_none());
+    assert_eq!((rig.counted("transmit_kicks"), rig.counted("receive_kicks")), (0, 1));
     assert_eq!((rig.counted("frames_out_throttled"), rig.counted("frames_in_throttled")), (0, 1));
     assert!(rig.counted("host_events") > 0);
     let out = rig.readable(&[1; HEADER + 60]);
