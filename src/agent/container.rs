@@ -211,7 +211,7 @@ pub fn group(id: &str) -> String {
 
 /// What only the guest knows: where the root is, which numbers the user has.
 fn settle(spec: &mut Value, order: &Run, root: &Path) -> Result<(), Fault> {
-    let user = User::find(root, &order.user)?;
+    let user = User::find(root, &order.user)?.with_groups(root, &order.groups)?;
     let spec = spec.as_object_mut().ok_or("the container's specification is not an object")?;
     let read_only = spec.get("root").and_then(|root| root.get("readonly")).cloned().unwrap_or(Value::Bool(false));
     spec.insert("root".to_owned(), json!({"path": root, "readonly": read_only}));
@@ -309,6 +309,7 @@ mod tests {
             writable: Writable::Memory { bytes: 0 },
             spec: json!({"process": {"args": ["sh"], "env": ["PATH=/bin"], "cwd": "/a/b"}, "mounts": []}),
             user: "1000:50".to_owned(),
+            groups: vec!["7".to_owned()],
             files: vec![message::File { path: "/etc/hosts".to_owned(), content: "x".to_owned() }],
             volumes: vec![],
             disk_limits: vec![],
@@ -325,7 +326,7 @@ mod tests {
         let (order, mut spec) = (order(), order().spec);
         settle(&mut spec, &order, root.path()).unwrap();
         place_files(&mut spec, &order, bundle.path()).unwrap();
-        assert_eq!(spec["process"]["user"], json!({"uid": 1000, "gid": 50, "additionalGids": []}));
+        assert_eq!(spec["process"]["user"], json!({"uid": 1000, "gid": 50, "additionalGids": [7]}));
         assert_eq!(spec["process"]["env"], json!(["PATH=/bin", "HOME=/"]));
         assert_eq!(spec["linux"]["cgroupsPath"], "/containers/c");
         assert_eq!(spec["root"]["path"], json!(root.path()));

@@ -137,10 +137,13 @@ impl Joined<'_> {
     }
 
     /// A file that the container sees, which lies at `source`: if it tells of the network, it is written, and kept true.
+    /// What the host says of name servers stays.
     pub fn tell(&self, file: &File, source: &Path) -> Result<(), Fault> {
         match file.path.as_str() {
             HOSTS => self.network.names.tell(&self.id, &file.content, source),
-            RESOLV_CONF => fs::write(source, &self.network.resolv_conf).doing(|| format!("write {}", source.display())),
+            RESOLV_CONF if file.content.is_empty() => {
+                fs::write(source, &self.network.resolv_conf).doing(|| format!("write {}", source.display()))
+            }
             _ => Ok(()),
         }
     }

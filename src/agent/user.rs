@@ -51,16 +51,33 @@ impl User {
             _ => return Err(format!("the image has no user {user} (/etc/passwd)")),
         };
         if let Some(group) = group {
-            let entry = lines(&groups).find(|fields| matches!(fields.as_slice(), [name, ..] if *name == group));
-            let number = match entry.as_deref() {
-                Some([_, _, gid, ..]) => gid,
-                _ => group,
-            };
-            found.gid = number.parse().map_err(|_| format!("the image has no group {group} (/etc/group)"))?;
+            found.gid = number_of(group, &groups)?;
             found.groups.clear();
         }
         Ok(found)
     }
+
+    /// The same user, in these groups, too.
+    pub fn with_groups(mut self, root: &Path, more: &[String]) -> Result<Self, Fault> {
+        let groups = if more.is_empty() { String::new() } else { text(root, "etc/group")? };
+        for group in more {
+            let number = number_of(group, &groups)?;
+            if !self.groups.contains(&number) {
+                self.groups.push(number);
+            }
+        }
+        Ok(self)
+    }
+}
+
+/// The number of a group, by its name in the text of /etc/group or by itself.
+fn number_of(group: &str, groups: &str) -> Result<u32, Fault> {
+    let entry = lines(groups).find(|fields| matches!(fields.as_slice(), [name, ..] if *name == group));
+    let number = match entry.as_deref() {
+        Some([_, _, gid, ..]) => gid,
+        _ => group,
+    };
+    number.parse().map_err(|_| format!("the image has no group {group} (/etc/group)"))
 }
 
 fn lines(text: &str) -> impl Iterator<Item = Vec<&str>> {
@@ -111,6 +128,12 @@ mod tests {
         assert_eq!(found("web:logs"), User { gid: 4, groups: vec![], ..web.clone() });
         assert_eq!(found("web:77").gid, 77);
         assert_eq!(found("1234"), User { uid: 1234, gid: 0, groups: vec![], home: "/".to_owned() });
+        let more = |groups: &[&str]| {
+            let groups: Vec<String> = groups.iter().map(|group| (*group).to_owned()).collect();
+            found("web").with_groups(root.path(), &groups).map(|user| user.groups)
+        };
+        assert_eq!(more(&["www", "9", "logs"]), Ok(vec![4, 34, 9]));
+        assert_eq!(more(&["none"]).unwrap_err(), "the image has no group none (/etc/group)");
         assert_eq!(User::find(root.path(), "nobody").unwrap_err(), "the image has no user nobody (/etc/passwd)");
         assert_eq!(User::find(root.path(), "web:none").unwrap_err(), "the image has no group none (/etc/group)");
     }

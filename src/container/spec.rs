@@ -27,6 +27,8 @@ pub struct Wishes {
     pub read_only: bool,
     /// File systems in memory: `/path` or `/path:options`.
     pub tmpfs: Vec<String>,
+    /// Most bytes of its /dev/shm.
+    pub shm_bytes: Option<u64>,
     /// Capabilities that it has beside the usual ones: `NET_ADMIN`, `CAP_NET_ADMIN` or `ALL`.
     pub cap_add: Vec<String>,
     /// Capabilities that it has not.
@@ -113,6 +115,8 @@ const OTHERS: [&str; 27] = [
     "SYS_TTY_CONFIG",
     "WAKE_ALARM",
 ];
+/// Most bytes of /dev/shm, as the field settled on them.
+const SHM: u64 = 64 << 20;
 /// Where programs are, if the image does not say.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -224,6 +228,7 @@ fn capabilities(wishes: &Wishes) -> Result<Vec<String>, SpecError> {
 }
 
 fn mounts(wishes: &Wishes) -> Result<Vec<Value>, SpecError> {
+    let shm = format!("size={}", wishes.shm_bytes.unwrap_or(SHM));
     let one = |at: &str, kind: &str, options: &[&str]| json!({"destination": at, "type": kind, "source": kind, "options": options});
     let mut mounts = vec![
         one("/proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -232,7 +237,7 @@ fn mounts(wishes: &Wishes) -> Result<Vec<Value>, SpecError> {
         one("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
         one("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
         one("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        one("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        one("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &shm]),
     ];
     for text in &wishes.tmpfs {
         let (at, options) = text.split_once(':').unwrap_or((text, ""));
@@ -320,6 +325,17 @@ mod tests {
         assert_eq!(sets(&unconfined), (false, false, false));
         let admin = Wishes { cap_add: vec!["SYS_ADMIN".to_owned()], ..Wishes::default() };
         assert_eq!(sets(&admin), (true, true, true));
+    }
+
+    #[test]
+    fn shared_memory_has_a_size() {
+        let size = |shm_bytes| {
+            let spec = of(&Wishes { shm_bytes, ..Wishes::default() });
+            let mounts = spec["mounts"].as_array().unwrap().clone();
+            let shm = mounts.iter().find(|mount| mount["destination"] == "/dev/shm").unwrap();
+            shm["options"].as_array().unwrap().last().unwrap().clone()
+        };
+        assert_eq!((size(None), size(Some(1 << 30))), (json!("size=67108864"), json!("size=1073741824")));
     }
 
     #[test]

@@ -122,6 +122,8 @@ pub struct Run {
     pub spec: Value,
     /// User and group as the image or the host's user named them: `name`, `1000`, `name:group`, or nothing for root.
     pub user: String,
+    /// More groups of that user: names or numbers.
+    pub groups: Vec<String>,
     /// Files that the container sees at paths of their own.
     pub files: Vec<File>,
     /// What it sees of the host.

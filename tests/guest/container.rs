@@ -163,6 +163,11 @@ fn rights_are_those_that_were_given() {
     let script = "id -u; id -g; touch /x 2>/dev/null || echo read-only; touch /t/x && echo written; grep CapEff /proc/self/status";
     let said = says(&["--user", "web", "--read-only", "--tmpfs", "/t:mode=1777"], &["sh", "-c", script]);
     assert_eq!(said, "33\n33\nread-only\nwritten\nCapEff:\t0000000000000000\n");
+    let said = says(&["--user", "web", "--group-add", "7", "--group-add", "root"], &["id", "-G"]);
+    assert_eq!(said, "33 0 7\n");
+    let options = ["--shm-size", "3m", "--dns", "192.0.2.53", "--add-host", "db:192.0.2.7"];
+    let script = "df -k /dev/shm | tail -n 1 | tr -s ' ' | cut -d ' ' -f 2; cat /etc/resolv.conf; grep db /etc/hosts";
+    assert_eq!(says(&options, &["sh", "-c", script]), "3072\nnameserver 192.0.2.53\n192.0.2.7\tdb\n");
     let said = says(&["--cap-drop", "ALL", "--cap-add", "CHOWN"], &["sh", "-c", "grep CapEff /proc/self/status"]);
     assert_eq!(said, "CapEff:\t0000000000000001\n");
 }

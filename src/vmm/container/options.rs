@@ -63,6 +63,9 @@ pub struct ContainerArgs {
     /// User, and group, of the image or by number
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub user: Option<String>,
+    /// One more group of the user, of the image or by number
+    #[arg(long, value_name = "GROUP")]
+    pub group_add: Vec<String>,
     /// Working directory in the container
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<String>,
@@ -85,6 +88,9 @@ pub struct ContainerArgs {
     /// A directory of the host, a file of it (read-only), or a named volume, in the container
     #[arg(short, long, value_name = "HOST-DIR|NAME:PATH[:ro]")]
     pub volume: Vec<String>,
+    /// Most memory of the container's /dev/shm: 256m, 1g, or a number of MiB [default: 64m]
+    #[arg(long, value_name = "SIZE", value_parser = mebibytes)]
+    pub shm_size: Option<u64>,
     /// A capability that the container has beside the usual ones
     #[arg(long, value_name = "CAPABILITY")]
     pub cap_add: Vec<String>,
@@ -168,6 +174,7 @@ impl ContainerArgs {
             hostname: self.hostname.clone().unwrap_or_else(|| id.to_owned()),
             read_only: self.read_only,
             tmpfs: self.tmpfs.clone(),
+            shm_bytes: self.shm_size.map(|mib| mib.saturating_mul(1 << 20)),
             cap_add: self.cap_add.clone(),
             cap_drop: self.cap_drop.clone(),
             memory: self.memory.map(|mib| mib.saturating_mul(1 << 20)),

@@ -21,7 +21,7 @@ use ::container::vm::Sights;
 use ::container::volume::Volume;
 use machine::signals::Signals;
 use protocol::disks::Writable;
-use protocol::message::{Exit, File, Order, Run};
+use protocol::message::{Exit, Order, Run};
 
 use super::attach::{self, AttachError, Ends};
 use super::detach;
@@ -202,7 +202,7 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
     let layers = home::named(&store, &image.config.rootfs.diff_ids);
     let names = layers.iter().map(|(name, _)| name.clone()).collect();
     let network = args.network.plan([&name, &wishes.hostname])?;
-    let mut files = files(&wishes.hostname, network.endpoint.is_some());
+    let mut files = args.network.files(&wishes.hostname, &network);
     let writable =
         args.storage_opt.map(|mib| owned.make_writable(mib)).transpose().map_err(|error| error.to_string())?;
     let sights = Sights { network: network.vm, writable, ..home::sights(&store, layers, &volumes, &mut files)? };
@@ -222,6 +222,7 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
         network: network.endpoint,
         spec,
         user: args.user.clone().or(run_config.user).unwrap_or_default(),
+        groups: args.group_add.clone(),
         init: args.init,
         terminal: args.tty.then(attach::window),
         stdin: args.interactive,
@@ -261,17 +262,6 @@ pub fn kernel(asked: Option<&PathBuf>) -> Result<PathBuf, String> {
     own.filter(|path| path.is_file()).ok_or_else(|| {
         "which kernel? --kernel FILE or the variable VMM_KERNEL says it; tools/kernel builds one that fits".to_owned()
     })
-}
-
-/// Files that every container has. What the network says of names and name servers the agent adds.
-fn files(hostname: &str, connected: bool) -> Vec<File> {
-    let own = if connected { String::new() } else { format!("127.0.1.1\t{hostname}\n") };
-    let file = |path: &str, content: String| File { path: path.to_owned(), content };
-    vec![
-        file("/etc/hostname", format!("{hostname}\n")),
-        file("/etc/hosts", format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n{own}")),
-        file("/etc/resolv.conf", String::new()),
-    ]
 }
 
 #[cfg(test)]
