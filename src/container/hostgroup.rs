@@ -3,10 +3,18 @@
 //! It is made where this process is permitted to: beside its own group, or below the root by root. Elsewhere there is none,
 //! and the VM's configuration is the only limit.
 //!
+//! It goes when its processes have gone. The kernel takes tens of milliseconds to clear up after a VM; so that nobody waits
+//! for that, a process of its own removes the group then.
+//!
 //! Source: Linux, Documentation/admin-guide/cgroup-v2.rst.
 
-use std::fs;
-use std::io;
+#![allow(unsafe_code)] // fork(2), and what its child may call
+
+use std::ffi::{CStr, CString};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -34,7 +42,7 @@ impl HostGroup {
     pub fn make(folder: &Path, mem_size_mib: u64, vcpu_count: u64) -> Option<Self> {
         let parent = parent(&fs::read_to_string("/proc/self/cgroup").ok()?)?;
         for controller in ["+memory", "+cpu"] {
-            let _ = fs::write(parent.join("cgroup.subtree_control"), controller);
+            write(&parent.join("cgroup.subtree_control"), controller);
         }
         let prefix = prefix(folder.parent()?).ok()?;
         sweep(&parent, &prefix, folder.parent()?);
@@ -53,20 +61,71 @@ impl HostGroup {
         self.set("cgroup.procs", &pid.to_string())
     }
 
-    fn set(&self, name: &str, value: &str) -> Option<()> {
-        fs::write(self.0.join(name), value).ok()
+    /// Ends its processes. It goes when this one has, which need not be waited for.
+    pub fn end(self, last: &OwnedFd) {
+        self.kill();
+        if let Ok(path) = CString::new(self.0.as_os_str().as_bytes()) {
+            // SAFETY: the child calls nothing but `remove_after`, which makes system calls only: no lock, no allocation.
+            match unsafe { libc::fork() } {
+                -1 => {}
+                0 => remove_after(last.as_raw_fd(), &path),
+                _ => std::mem::forget(self), // the child's now
+            }
+        }
     }
+
+    fn kill(&self) {
+        self.set("cgroup.kill", "1");
+    }
+
+    fn set(&self, name: &str, value: &str) -> Option<()> {
+        write(&self.0.join(name), value)
+    }
+}
+
+/// Writes to a file of the kernel's, which is neither made nor cut off for it.
+fn write(file: &Path, value: &str) -> Option<()> {
+    let mut file = File::options().write(true).open(file).ok()?;
+    file.write_all(value.as_bytes()).ok()
 }
 
 impl Drop for HostGroup {
     fn drop(&mut self) {
-        let _ = fs::write(self.0.join("cgroup.kill"), "1"); // helpers of the monitor, where it was killed
+        self.kill(); // helpers of the monitor, where that was killed
         let since = Instant::now();
         while fs::remove_dir(&self.0).is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy)
             && since.elapsed() < GONE
         {
             sleep(LOOK);
         }
+    }
+}
+
+/// The rest of a child's life: it lets go of all files but this pidfd, waits for that process's end, and removes the group.
+fn remove_after(last: i32, group: &CStr) -> ! {
+    /// That an end takes longer is most unlikely; the next VM's start removes the group then. Milliseconds.
+    const MOST: i32 = 20_000;
+    const PAUSE: i32 = 2;
+    let close = |from: i32, to: u32| {
+        // SAFETY: close_range(2) on descriptors that nothing here uses again.
+        unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) };
+    };
+    if last > 0 {
+        close(0, last.cast_unsigned().saturating_sub(1));
+    }
+    close(last.saturating_add(1), u32::MAX);
+    let mut ended = libc::pollfd { fd: last, events: libc::POLLIN, revents: 0 };
+    // SAFETY: setsid(2), poll(2) and rmdir(2) are async-signal-safe; `ended` and `group` live across the calls.
+    unsafe {
+        libc::setsid();
+        libc::poll(&raw mut ended, 1, MOST);
+        for _ in 0..MOST / PAUSE {
+            if libc::rmdir(group.as_ptr()) == 0 || *libc::__errno_location() != libc::EBUSY {
+                break;
+            }
+            libc::poll(std::ptr::null_mut(), 0, PAUSE);
+        }
+        libc::_exit(0)
     }
 }
 
@@ -121,5 +180,25 @@ mod tests {
         sweep(groups.path(), &own, room.path());
         let left = names.map(|name| groups.path().join(name).exists());
         assert_eq!(left, [false, true, true, true]);
+    }
+
+    #[test]
+    fn a_group_goes_with_its_last_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let group = folder.path().join("group");
+        fs::create_dir(&group).unwrap();
+        let mut last = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = rustix::process::Pid::from_child(&last);
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        HostGroup(group.clone()).end(&pidfd);
+        assert!(last.try_wait().unwrap().is_none());
+        assert!(group.exists(), "it is there as long as that runs");
+        last.kill().unwrap();
+        last.wait().unwrap();
+        let since = Instant::now();
+        while group.exists() {
+            assert!(since.elapsed() < Duration::from_secs(60));
+            sleep(LOOK);
+        }
     }
 }

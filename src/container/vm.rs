@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -233,9 +233,7 @@ impl Vm {
     /// Waits for the VM's end, or for another file, or so long.
     pub fn wait_or(&mut self, other: BorrowedFd<'_>, most: Option<Duration>) -> Result<Waited, VmError> {
         let waiting = |error: io::Error| VmError::Io("wait for the VM".to_owned(), error);
-        let pid = i32::try_from(self.monitor.id()).ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or_else(|| waiting(io::ErrorKind::NotFound.into()))?;
-        let monitor = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| waiting(error.into()))?;
+        let monitor = pidfd(&self.monitor).map_err(waiting)?;
         let most = most.map(Timespec::try_from).transpose().map_err(|error| waiting(io::Error::other(error)))?;
         loop {
             let mut watched = [
@@ -292,13 +290,21 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
+        let ending = pidfd(&self.monitor);
         let _ = self.monitor.kill();
-        // The kernel takes tens of milliseconds to clear up after a VM. Whoever may want its files next waits for that, and
-        // a control group with processes cannot be removed.
-        if self.writes || self.group.is_some() {
+        // The kernel takes tens of milliseconds to clear up after a VM. Whoever may want its files next waits for that.
+        if self.writes {
             let _ = self.monitor.wait();
+        } else if let (Some(group), Ok(ending)) = (self.group.take(), ending) {
+            group.end(&ending);
         }
     }
+}
+
+/// What tells when this child has ended.
+fn pidfd(child: &Child) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::NotFound)?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
 /// The monitor's configuration.

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Instant;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use crate::container::image;
 use crate::container_life::User;
@@ -137,5 +138,9 @@ fn a_vm_has_a_control_group_of_the_host() {
     assert_eq!(limit("memory.max").trim(), ((200_u64 + 256) << 20).to_string());
     assert_eq!(limit("cpu.max").trim(), "200000 100000");
     user.says(&["rm", "-f", &name]);
-    assert!(!Path::new("/sys/fs/cgroup").join(&group).exists(), "it goes with its VM");
+    let since = Instant::now();
+    while Path::new("/sys/fs/cgroup").join(&group).exists() {
+        assert!(since.elapsed() < PATIENCE, "it goes with its VM");
+        sleep(Duration::from_millis(10));
+    }
 }
