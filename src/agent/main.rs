@@ -1,6 +1,6 @@
 //! PID 1 of a guest that runs containers.
 //!
-//! It makes the VM a Linux system (`system.rs`), calls the host, and follows its orders (`orders.rs`), one thread per
+//! It loads the drivers that the kernel has not built in (`modules.rs`), makes the VM a Linux system (`system.rs`), calls the host, and follows its orders (`orders.rs`), one thread per
 //! connection; this thread reaps what ends (`reaper.rs`). It trusts the host and nothing in a container. What goes wrong
 //! before the host can be told stands on the console, and the VM switches itself off.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
@@ -13,6 +13,7 @@ mod disks;
 mod launch;
 mod layers;
 mod limits;
+mod modules;
 mod network;
 mod orders;
 mod reaper;
@@ -55,6 +56,7 @@ fn main() {
 }
 
 fn begin() -> Result<(), Fault> {
+    modules::load_all()?;
     system::mount_all()?;
     let reaper = Arc::new(Reaper::default());
     let listening = connection::listen()?;

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use container::kernel::Kernel;
+use container::modules::Needs;
 use container::parts::{self, Parts};
 use container::register::Containers;
 use container::spec::{Wishes, spec};
@@ -87,7 +89,8 @@ impl<'a> Host<'a> {
         runc::forget_old();
         host.lay_ground(store);
         host.look();
-        host.count_files(&Parts::ready(&guest)?);
+        let kernel = host.asked.kernel.clone().unwrap_or_default();
+        host.count_files(&Parts::ready(&guest, &Kernel { path: kernel, modules: None }, Needs::default())?);
         Ok(host)
     }
 

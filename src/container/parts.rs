@@ -1,7 +1,7 @@
-//! What goes into a guest that runs containers: the agent, as the initial RAM file system, and the container runtime, as
-//! a partition. Both are programs that lie beside this one.
+//! What goes into a guest that runs containers: the agent, as the initial RAM file system, with modules of the kernel where
+//! it needs some, and the container runtime, as a partition. Both are programs that lie beside this one.
 //!
-//! They are made once for each build of the program and kept in the store's `guest` folder.
+//! They are made once for each build of the program, and for each kernel with modules, and kept in the store's `guest` folder.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -9,9 +9,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use cpio::newc::{Builder, ModeFileType, trailer};
+use protocol::modules::{FOLDER, Line, ORDER};
 use thiserror::Error;
 
+use crate::kernel::{self, Kernel};
 use crate::layer::{self, Compression, Limits};
+use crate::modules::{Index, ModulesError, Needs, contents};
 
 /// The folder of the programs, instead of that of this program.
 const VARIABLE: &str = "VMM_LIB";
@@ -31,6 +34,9 @@ pub enum PartsError {
     /// The partition cannot be made.
     #[error("make the partition with the container runtime: {0}")]
     Layer(#[from] layer::LayerError),
+    /// The kernel's modules cannot be had.
+    #[error(transparent)]
+    Modules(#[from] ModulesError),
 }
 
 /// Where the parts are.
@@ -43,10 +49,13 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Finds them in `kept`, or makes them there.
-    pub fn ready(kept: &Path) -> Result<Self, PartsError> {
+    /// Finds them in `kept`, or makes them there, for a VM with this kernel.
+    pub fn ready(kept: &Path, kernel: &Kernel, needs: Needs) -> Result<Self, PartsError> {
         fs::create_dir_all(kept).map_err(|error| PartsError::Io(format!("make {}", kept.display()), error))?;
-        let initrd = initrd(AGENT, kept)?;
+        let initrd = match &kernel.modules {
+            None => initrd(AGENT, kept)?,
+            Some(folder) => initrd_with_modules(kept, kernel, folder, needs)?,
+        };
         let runtime = made(&program(RUNTIME)?, kept, "erofs", write_runtime)?;
         Ok(Self { initrd, runtime })
     }
@@ -54,7 +63,26 @@ impl Parts {
 
 /// An initial RAM file system whose init is the program `name`; found in `kept`, or made there.
 pub fn initrd(name: &str, kept: &Path) -> Result<PathBuf, PartsError> {
-    made(&program(name)?, kept, "cpio", |program, to| Ok(write_initrd(program, to)?))
+    made(&program(name)?, kept, "cpio", |program, to| Ok(write_initrd(program, &[], to)?))
+}
+
+/// The agent's, with the modules in `folder` that the kernel needs. It is another one when depmod(8) was run again.
+fn initrd_with_modules(kept: &Path, kernel: &Kernel, folder: &Path, needs: Needs) -> Result<PathBuf, PartsError> {
+    let list = folder.join(kernel::LIST);
+    let facts = fs::metadata(&list).map_err(|error| ModulesError::Folder { path: list, error })?;
+    let release = kernel::release(&kernel.path);
+    let version = release.as_deref().unwrap_or("kernel");
+    let kind = format!("{version}-{:x}-{}-{}.cpio", facts.dev(), stamp(&facts), needs.letters());
+    made(&program(AGENT)?, kept, &kind, |program, to| {
+        let mut files = Vec::new();
+        let mut order = String::new();
+        for module in needs.modules(&Index::read(folder)?)? {
+            Line { name: &module.name, optional: module.optional }.add(&mut order);
+            files.push((module.name, contents(&module.path, release.as_deref())?));
+        }
+        files.push((ORDER.to_owned(), order.into_bytes()));
+        Ok(write_initrd(program, &files, to)?)
+    })
 }
 
 /// A program that comes with this one.
@@ -82,8 +110,7 @@ fn made(
         facts => facts.map_err(|error| PartsError::Io(format!("look at {}", program.display()), error))?,
     };
     let name = program.file_name().unwrap_or_default().to_string_lossy();
-    let stamp = format!("{:x}-{:x}-{:x}{:08x}", facts.ino(), facts.size(), facts.mtime(), facts.mtime_nsec());
-    let path = kept.join(format!("{name}-{stamp}.{kind}"));
+    let path = kept.join(format!("{name}-{}.{kind}", stamp(&facts)));
     if path.exists() {
         return Ok(path);
     }
@@ -92,15 +119,22 @@ fn made(
     make(program, file.as_file_mut()).map_err(|error| match error {
         Making::Io(error) => failed(error),
         Making::Layer(error) => error.into(),
+        Making::Modules(error) => error.into(),
     })?;
     file.persist(&path).map_err(|error| failed(error.error))?;
     Ok(path)
+}
+
+/// Another one when the file is another one.
+fn stamp(facts: &fs::Metadata) -> String {
+    format!("{:x}-{:x}-{:x}{:08x}", facts.ino(), facts.size(), facts.mtime(), facts.mtime_nsec())
 }
 
 /// Why one could not be made.
 enum Making {
     Io(io::Error),
     Layer(layer::LayerError),
+    Modules(ModulesError),
 }
 
 impl From<io::Error> for Making {
@@ -109,9 +143,15 @@ impl From<io::Error> for Making {
     }
 }
 
-/// An archive with the program as /init, and the console that the kernel opens for it
+impl From<ModulesError> for Making {
+    fn from(error: ModulesError) -> Self {
+        Self::Modules(error)
+    }
+}
+
+/// An archive with the program as /init, the console that the kernel opens for it, and modules
 /// (Documentation/driver-api/early-userspace/buffer-format.rst).
-fn write_initrd(program: &Path, to: &mut File) -> io::Result<()> {
+fn write_initrd(program: &Path, modules: &[(String, Vec<u8>)], to: &mut File) -> io::Result<()> {
     let mut from = File::open(program)?;
     let size = u32::try_from(from.metadata()?.len()).map_err(|_| io::Error::other("the program is too large"))?;
     let mut out = Builder::new("dev").mode(0o755).set_mode_file_type(ModeFileType::Directory).write(to, 0).finish()?;
@@ -119,7 +159,19 @@ fn write_initrd(program: &Path, to: &mut File) -> io::Result<()> {
     out = console.rdev_major(5).rdev_minor(1).write(out, 0).finish()?;
     let mut init = Builder::new("init").mode(0o755).set_mode_file_type(ModeFileType::Regular).write(out, size);
     io::copy(&mut from, &mut init)?;
-    trailer(init.finish()?)?.flush()
+    out = init.finish()?;
+    let folder = FOLDER.trim_start_matches('/');
+    if !modules.is_empty() {
+        out = Builder::new(folder).mode(0o700).set_mode_file_type(ModeFileType::Directory).write(out, 0).finish()?;
+    }
+    for (name, bytes) in modules {
+        let size = u32::try_from(bytes.len()).map_err(|_| io::Error::other("a module is too large"))?;
+        let name = format!("{folder}/{name}");
+        let mut file = Builder::new(&name).mode(0o600).set_mode_file_type(ModeFileType::Regular).write(out, size);
+        file.write_all(bytes)?;
+        out = file.finish()?;
+    }
+    trailer(out)?.flush()
 }
 
 /// A file system with the runtime in its root.
@@ -132,4 +184,39 @@ fn write_runtime(program: &Path, to: &mut File) -> Result<(), Making> {
     archive.append_data(&mut header, RUNTIME, &mut from)?;
     let bytes = archive.into_inner()?;
     layer::convert(bytes.as_slice(), Compression::None, to, &Limits::default()).map(|_| ()).map_err(Making::Layer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_initrd_has_the_program_and_the_modules() {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, archive) = (folder.path().join("program"), folder.path().join("archive"));
+        fs::write(&program, "a program").unwrap();
+        let modules = [("erofs".to_owned(), b"\x7fELF".to_vec()), ("order".to_owned(), b"erofs\n".to_vec())];
+        let read = |modules: &[(String, Vec<u8>)]| {
+            write_initrd(&program, modules, &mut File::create(&archive).unwrap()).unwrap();
+            let mut files = Vec::new();
+            let mut rest = io::Cursor::new(fs::read(&archive).unwrap());
+            loop {
+                let mut entry = cpio::newc::Reader::new(rest).unwrap();
+                let mut bytes = Vec::new();
+                io::Read::read_to_end(&mut entry, &mut bytes).unwrap();
+                if entry.entry().is_trailer() {
+                    return files;
+                }
+                files.push((entry.entry().name().to_owned(), String::from_utf8(bytes).unwrap()));
+                rest = entry.finish().unwrap();
+            }
+        };
+        let of = |files: &[(&str, &str)]| {
+            files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect::<Vec<_>>()
+        };
+        let plain = [("dev", ""), ("dev/console", ""), ("init", "a program")];
+        assert_eq!(read(&[]), of(&plain));
+        let more = [("modules", ""), ("modules/erofs", "\x7fELF"), ("modules/order", "erofs\n")];
+        assert_eq!(read(&modules), of(&[&plain[..], &more[..]].concat()));
+    }
 }

@@ -22,6 +22,8 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::hostgroup::HostGroup;
+use crate::kernel::Kernel;
+use crate::modules::Needs;
 use crate::network::VmNetwork;
 use crate::parts::Parts;
 use crate::room::Room;
@@ -37,6 +39,9 @@ const SAYS: &str = "vmm: ";
 /// Most bytes of the console's end that an error shows.
 const CONSOLE_END: usize = 2000;
 
+/// What may be wrong with a kernel that comes without modules.
+const BUILT_IN: &str = "; a kernel with drivers as modules takes --modules /lib/modules/VERSION";
+
 /// How long an agent may take to call: far more than any VM takes, also one in a VM.
 const GREETING: Duration = Duration::from_secs(300);
 
@@ -47,8 +52,8 @@ pub struct VmWishes {
     pub program: PathBuf,
     /// Where its folder is made: the user's runtime directory.
     pub room: PathBuf,
-    /// A Linux kernel with virtio-blk, virtio-vsock, EROFS and overlayfs built in.
-    pub kernel: PathBuf,
+    /// A Linux kernel with virtio-blk, virtio-vsock, EROFS and overlayfs, built in or as modules.
+    pub kernel: Kernel,
     /// MiB of memory.
     pub mem_size_mib: u64,
     /// Virtual CPUs.
@@ -61,6 +66,17 @@ pub struct VmWishes {
     pub sights: Sights,
     /// Disks for images and volumes that come later, of each kind: [`spare`] and [`spare_volume`] name them.
     pub spare: usize,
+}
+
+impl VmWishes {
+    /// What its kernel must be able to do.
+    pub fn needs(&self) -> Needs {
+        Needs {
+            volumes: self.spare > 0 || !self.sights.volumes.is_empty(),
+            shares: !self.sights.shares.is_empty(),
+            network: self.sights.network.is_some(),
+        }
+    }
 }
 
 /// What a VM sees of the host.
@@ -126,10 +142,12 @@ pub enum VmError {
     #[error("the VM was not started: {0}")]
     Refused(String),
     /// The monitor ended before the agent was there.
-    #[error("the VM ended ({status}) before its agent was there{console}")]
+    #[error("the VM ended ({status}) before its agent was there{hint}{console}")]
     Ended {
         /// How.
         status: ExitStatus,
+        /// What may help, after a semicolon.
+        hint: &'static str,
         /// What stood on its console, with a newline before it.
         console: String,
     },
@@ -188,7 +206,7 @@ impl Vm {
         let monitor = command.spawn().map_err(doing("start the monitor"))?;
         let group = group.filter(|group| group.take(monitor.id()).is_some());
         let mut vm = Self { monitor, group, folder, writes: writes(&config) };
-        let stream = vm.greeted(&listening)?;
+        let stream = vm.greeted(&listening, wishes)?;
         vm.set_up(stream, wishes)?;
         Ok(vm)
     }
@@ -254,7 +272,7 @@ impl Vm {
     }
 
     /// Waits for the agent, or for the monitor's end.
-    fn greeted(&mut self, listening: &UnixListener) -> Result<UnixStream, VmError> {
+    fn greeted(&mut self, listening: &UnixListener, wishes: &VmWishes) -> Result<UnixStream, VmError> {
         let waiting = |error: io::Error| VmError::Io("wait for the agent".to_owned(), error);
         match self.wait_or(listening.as_fd(), Some(GREETING))? {
             Waited::Other => listening.accept().map(|(stream, _)| stream).map_err(waiting),
@@ -264,7 +282,8 @@ impl Vm {
                 if let Some(why) = self.end_of(ERRORS).strip_prefix(SAYS).filter(|_| self.end_of(CONSOLE).is_empty()) {
                     return Err(VmError::Refused(explained(why)));
                 }
-                Err(VmError::Ended { status, console: self.console() })
+                let hint = if wishes.kernel.modules.is_none() { BUILT_IN } else { "" };
+                Err(VmError::Ended { status, hint, console: self.console() })
             }
         }
     }
@@ -326,7 +345,7 @@ fn config(wishes: &VmWishes, parts: &Parts, folder: &Path, empty: &Path, volumes
     let interfaces: Vec<&Value> = wishes.sights.network.iter().map(|network| &network.interface).collect();
     json!({
         "boot-source": {
-            "kernel_image_path": wishes.kernel, "initrd_path": parts.initrd,
+            "kernel_image_path": wishes.kernel.path, "initrd_path": parts.initrd,
             "boot_args": "console=ttyS0 quiet panic=-1 rdinit=/init",
         },
         "machine-config": {"vcpu_count": wishes.vcpu_count, "mem_size_mib": wishes.mem_size_mib},

@@ -11,6 +11,7 @@ pub mod cpus;
 pub mod disks;
 pub mod frame;
 pub mod message;
+pub mod modules;
 
 /// The version of this protocol: both sides must have the same.
 pub const VERSION: u32 = 2;

@@ -13,6 +13,7 @@ mod compare;
 mod console;
 mod container;
 mod container_disks;
+mod container_kernel;
 mod container_life;
 mod container_network;
 mod cpu_template;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use ::container::digest::Digest;
+use ::container::kernel::Kernel;
 use ::container::parts::Parts;
 use ::container::store::Store;
 use ::container::vm::{Share, Sights, Vm, VmError, VmWishes, spare_volume};
@@ -68,7 +69,7 @@ pub struct Place {
 pub fn home(
     args: &ContainerArgs,
     store: &Store,
-    kernel: PathBuf,
+    kernel: Kernel,
     name: &str,
     sights: Sights,
 ) -> Result<(Home, Place), String> {
@@ -78,13 +79,14 @@ pub fn home(
     if let Some(tenant) = &args.vm {
         let first = Sights { shares: sights.shares.clone(), network: sights.network.clone(), ..Sights::default() };
         let first = serde_json::to_string(&first).map_err(|error| format!("start the VM's keeper: {error}"))?;
-        let wanted = TenantArgs { name: tenant.clone(), kernel, memory: mem_size_mib, cpus: vcpu_count, sights: first };
+        let Kernel { path: kernel, modules } = kernel;
+        let (name, memory, cpus) = (tenant.clone(), mem_size_mib, vcpu_count);
+        let wanted = TenantArgs { name, kernel, modules, memory, cpus, sights: first };
         let tenancy = tenant::join(&runtime, &wanted, &sights)?;
         let volumes = by_names(&sights, tenancy.volumes.iter().cloned());
         let place = Place { mem_size_mib: tenancy.mem_size_mib, volumes, writable: tenancy.writable.clone() };
         return Ok((Home::Shared(tenancy), place));
     }
-    let parts = Parts::ready(&store.path().join("guest")).map_err(|error| error.to_string())?;
     let wishes = VmWishes {
         program: this_program()?,
         room: runtime,
@@ -96,6 +98,8 @@ pub fn home(
         spare: 0,
         sights,
     };
+    let parts = Parts::ready(&store.path().join("guest"), &wishes.kernel, wishes.needs());
+    let parts = parts.map_err(|error| error.to_string())?;
     let vm = Vm::start(&wishes, &parts).map_err(|error| error.to_string())?;
     let sights = &wishes.sights;
     let writable = sights.writable.as_ref().map(|_| spare_volume(sights.volumes.len()));

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use ::container::kernel::Kernel;
 use ::container::network::VmNetwork;
 use ::container::parts::Parts;
 use ::container::session::Session;
@@ -93,7 +94,6 @@ fn begin(args: &TenantArgs) -> Result<Option<ExitCode>, String> {
         return Ok(None);
     };
     let store = Store::of_this_user().map_err(|error| error.to_string())?;
-    let parts = Parts::ready(&store.path().join("guest")).map_err(|error| error.to_string())?;
     let api =
         Runtime::of_this_user().ok_or("a VM with a name wants XDG_RUNTIME_DIR or VMM_RUNTIME_DIR")?.socket(&args.name);
     let sights: Sights = serde_json::from_str(&args.sights).map_err(|error| format!("--sights: {error}"))?;
@@ -102,13 +102,15 @@ fn begin(args: &TenantArgs) -> Result<Option<ExitCode>, String> {
         program: this_program()?,
         room: runtime,
         id: Some(args.name.clone()),
-        kernel: args.kernel.clone(),
+        kernel: Kernel { path: args.kernel.clone(), modules: args.modules.clone() },
         mem_size_mib: args.memory,
         vcpu_count: args.cpus,
         hostname: args.name.clone(),
         sights,
         spare: SPARE,
     };
+    let parts = Parts::ready(&store.path().join("guest"), &wishes.kernel, wishes.needs());
+    let parts = parts.map_err(|error| error.to_string())?;
     let mut vm = Vm::start(&wishes, &parts).map_err(|error| error.to_string())?;
     let (ended, end) = io::pipe().map_err(|error| format!("make a pipe: {error}"))?;
     let kept = Arc::new(Kept {

@@ -125,9 +125,13 @@ pub struct ContainerArgs {
     /// Run in this tenant's VM, with its other containers; it is started where it is not there, and ends with the last one
     #[arg(long, value_name = "NAME", value_parser = instance_id, help_heading = "Virtual machine")]
     pub vm: Option<String>,
-    /// The VM's kernel [default: $VMM_KERNEL, or vmlinux beside this program]
+    /// The VM's kernel [default: $VMM_KERNEL, or vmlinux beside this program, or the newest /boot/vmlinuz-VERSION]
     #[arg(long, value_name = "FILE", env = "VMM_KERNEL", help_heading = "Virtual machine")]
     pub kernel: Option<PathBuf>,
+    /// The folder of that kernel's modules, where it has not all that is needed built in [default: $VMM_MODULES, or
+    /// /lib/modules/VERSION for /boot/vmlinuz-VERSION]
+    #[arg(long, value_name = "DIR", env = "VMM_MODULES", help_heading = "Virtual machine")]
+    pub modules: Option<PathBuf>,
     /// The VM's memory: 512M, 2G, or a number of MiB [default: what the container may use and 96 MiB, or 512 MiB]
     #[arg(long, value_name = "SIZE", value_parser = mebibytes, help_heading = "Virtual machine")]
     pub vm_memory: Option<u64>,

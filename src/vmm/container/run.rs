@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use ::container::kernel::Kernel;
 use ::container::output::Log;
 use ::container::reference::Reference;
 use ::container::register::{Containers, Ended, Owned, Record, now_ms};
@@ -169,7 +170,7 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
         return Err("--tty: standard input is not a terminal".to_owned());
     }
     let store = Store::of_this_user().map_err(|error| error.to_string())?;
-    let kernel = kernel(args.kernel.as_ref())?;
+    let kernel = with_modules(args)?;
     let (image, lease) = image(&store, &args.image)?;
     let name = args.name.clone().map_or_else(made_up_name, Ok)?;
     let run_config = image.config.config.clone().unwrap_or_default();
@@ -262,6 +263,17 @@ pub fn kernel(asked: Option<&PathBuf>) -> Result<PathBuf, String> {
     own.filter(|path| path.is_file()).ok_or_else(|| {
         "which kernel? --kernel FILE or the variable VMM_KERNEL says it; tools/kernel builds one that fits".to_owned()
     })
+}
+
+/// That kernel, or a distribution's, with its modules.
+fn with_modules(args: &ContainerArgs) -> Result<Kernel, String> {
+    let modules = args.modules.clone().filter(|folder| !folder.as_os_str().is_empty());
+    match kernel(args.kernel.as_ref()) {
+        Ok(path) => Ok(Kernel::at(path, modules)),
+        Err(why) if modules.is_some() => Err(why),
+        Err(why) => Kernel::newest("/".as_ref())
+            .ok_or_else(|| format!("{why}; /boot has none with its modules that this user may read")),
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! what the container needs to see, [`Joined`] where the agent is. The connection is the container's lease of the VM: when
 //! the last one has closed, the VM ends.
 
+use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -42,6 +43,9 @@ pub struct TenantArgs {
     /// Its kernel
     #[arg(long)]
     pub kernel: PathBuf,
+    /// The folder of its modules
+    #[arg(long)]
+    pub modules: Option<PathBuf>,
     /// MiB
     #[arg(long, value_parser = mebibytes)]
     pub memory: u64,
@@ -147,6 +151,7 @@ pub fn join(runtime: &Path, args: &TenantArgs, wanted: &Sights) -> Result<Tenanc
 fn start(args: &TenantArgs) -> Result<bool, String> {
     let mut command = Command::new(this_program()?);
     command.arg("keep").arg("--name").arg(&args.name).arg("--kernel").arg(&args.kernel);
+    command.args(args.modules.iter().flat_map(|folder| [OsStr::new("--modules"), folder.as_os_str()]));
     command.arg("--memory").arg(args.memory.to_string()).arg("--cpus").arg(args.cpus.to_string());
     command.arg("--sights").arg(&args.sights).stdin(Stdio::null());
     match word_of(command, "the VM's keeper")? {

@@ -1,0 +1,107 @@
+//! `vmm run` with kernels as Debian ships them, which have drivers as modules: those of 6.1 are plain, those of 6.12
+//! compressed.
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use crate::container_life::User;
+use crate::vm::guest;
+
+/// A kernel of tools/guest, the folder of its modules, and how its version begins.
+const DEBIAN_12: (&str, &str, &str) = ("debian12/bzImage", "modules/debian12", "Linux version 6.1.");
+const DEBIAN_13: (&str, &str, &str) = ("debian13/bzImage", "modules/debian13", "Linux version 6.12.");
+
+/// What `vmm run` prints with this kernel.
+fn says(user: &User, (kernel, modules, _): (&str, &str, &str), options: &[&str], script: &str) -> String {
+    let (kernel, modules) = (guest(kernel).display().to_string(), guest(modules).display().to_string());
+    let image = crate::container::image();
+    let words = [&["run", "--kernel", &kernel, "--modules", &modules], options, &[&image, "sh", "-c", script]].concat();
+    user.says(&words)
+}
+
+/// What is in the store's folder for guests.
+fn kept(user: &User) -> Vec<String> {
+    let entries = user.path().join("guest").read_dir().expect("a folder");
+    entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("text")).collect()
+}
+
+/// A container, a named volume and a directory of the host: with each of the kernels.
+fn volumes_and_shares_work(debian: (&str, &str, &str)) {
+    let user = User::new();
+    let shared = user.path().join("shared");
+    std::fs::create_dir(&shared).expect("a folder");
+    std::fs::write(shared.join("from"), "the host").expect("written");
+    let share = format!("{}:/shared", shared.display());
+    let options = ["-v", "data:/data", "-v", &share];
+    let script = "cat /proc/version; cat /shared/from > /shared/to; echo kept > /data/file; lsmod";
+    let said = says(&user, debian, &options, script);
+    assert!(said.starts_with(debian.2), "{said}");
+    assert!(said.contains("overlay ") && said.contains("erofs ") && !said.contains("bridge "), "{said}");
+    assert_eq!(std::fs::read_to_string(shared.join("to")).expect("a file"), "the host");
+    let before = kept(&user);
+    assert_eq!(says(&user, debian, &options, "cat /data/file"), "kept\n");
+    assert_eq!(kept(&user), before, "the second start makes nothing");
+}
+
+#[test]
+fn debian_12_has_volumes_and_shares() {
+    volumes_and_shares_work(DEBIAN_12);
+}
+
+#[test]
+fn debian_13_has_volumes_and_shares() {
+    volumes_and_shares_work(DEBIAN_13);
+}
+
+/// Where a distribution puts its kernels, nothing but the kernel need be said; the containers of a tenant's VM have a
+/// network among themselves.
+#[test]
+fn an_installed_kernel_serves_a_tenant() {
+    let user = User::new();
+    let (boot, modules) = (user.path().join("boot"), user.path().join("lib/modules"));
+    for folder in [&boot, &modules] {
+        std::fs::create_dir_all(folder).expect("a folder");
+    }
+    let kernel = boot.join("vmlinuz-6.12-installed");
+    let link = |from: &str, to: &Path| symlink(guest(from), to).expect("a link");
+    link(DEBIAN_13.0, &kernel);
+    link(DEBIAN_13.1, &modules.join("6.12-installed"));
+    let options = ["--vm", "t", "--network", "user", "--kernel", &kernel.display().to_string()];
+    let serve = "echo answer > /index.html; exec httpd -f -p 80 -h /";
+    user.start(&[&options[..], &["--name", "web"]].concat(), serve);
+    let ask = "until wget -q -O - http://web/index.html; do sleep 0.2; done; cat /proc/version";
+    let image = crate::container::image();
+    let said = user.says(&[&["run"], &options[..], &[&image, "sh", "-c", ask]].concat());
+    assert!(said.starts_with(&format!("answer\n{}", DEBIAN_13.2)), "{said}");
+    // A volume comes into a VM that runs.
+    let words = ["-v", "late:/late", &image, "sh", "-c", "echo x > /late/x && cat /late/x"];
+    assert_eq!(user.says(&[&["run"], &options[..], &words].concat()), "x\n");
+    user.says(&["rm", "-f", "web"]);
+}
+
+/// One line each, and nothing half-done stays.
+#[test]
+fn what_is_missing_is_named() {
+    let user = User::new();
+    let image = crate::container::image();
+    let refuses = |kernel: &str, modules: &[&str]| {
+        let kernel = guest(kernel).display().to_string();
+        let (code, why) = user.refuses(&[&["run", "--rm", "--kernel", &kernel], modules, &[&image, "true"]].concat());
+        assert_eq!(code, 125, "{why}");
+        why
+    };
+    let nowhere = user.path().display().to_string();
+    let why = refuses(DEBIAN_12.0, &["--modules", &nowhere]);
+    assert!(why.contains("modules.dep: No such file") && why.contains("as /lib/modules/VERSION (--modules)"), "{why}");
+    assert_eq!(why.lines().count(), 1, "{why}");
+    let other = guest(DEBIAN_13.1).display().to_string();
+    let why = refuses(DEBIAN_12.0, &["--modules", &other]);
+    assert!(why.contains("it is of the kernel 6.12.") && why.contains("and this one is 6.1."), "{why}");
+    assert_eq!(why.lines().count(), 1, "{why}");
+    // The version of an ELF kernel is known when it runs.
+    let why = refuses("debian12/vmlinux", &["--modules", &other]);
+    assert!(why.contains("into kernel 6.1.") && why.contains("it is of another kernel"), "{why}");
+    let why = refuses(DEBIAN_12.0, &[]);
+    assert!(why.contains("a kernel with drivers as modules takes --modules"), "{why}");
+    assert!(!kept(&user).iter().any(|name| name.starts_with('.')), "{:?}", kept(&user));
+}
