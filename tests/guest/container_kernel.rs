@@ -1,11 +1,16 @@
 //! `vmm run` with kernels as Debian ships them, which have drivers as modules: those of 6.1 are plain, those of 6.12
 //! compressed.
 
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use crate::container_life::User;
-use crate::vm::guest;
+use crate::user_net::uplink;
+use crate::vm::{PATIENCE, guest};
 
 /// A kernel of tools/guest, the folder of its modules, and how its version begins.
 const DEBIAN_12: (&str, &str, &str) = ("debian12/bzImage", "modules/debian12", "Linux version 6.1.");
@@ -53,10 +58,29 @@ fn debian_13_has_volumes_and_shares() {
     volumes_and_shares_work(DEBIAN_13);
 }
 
+/// What the server behind a port of this host answers; one that has just started may not answer yet.
+fn answer(port: u16) -> String {
+    let since = Instant::now();
+    loop {
+        let mut said = String::new();
+        let asked = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).and_then(|mut stream| {
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.write_all(b"GET /index.html HTTP/1.0\r\n\r\n")?;
+            stream.read_to_string(&mut said)
+        });
+        if asked.is_ok() && !said.is_empty() {
+            return said;
+        }
+        assert!(since.elapsed() < PATIENCE, "{asked:?}: {said:?}");
+        sleep(Duration::from_millis(50));
+    }
+}
+
 /// Where a distribution puts its kernels, nothing but the kernel need be said; the containers of a tenant's VM have a
-/// network among themselves.
+/// network, among themselves and with the host.
 #[test]
 fn an_installed_kernel_serves_a_tenant() {
+    uplink();
     let user = User::new();
     let (boot, modules) = (user.path().join("boot"), user.path().join("lib/modules"));
     for folder in [&boot, &modules] {
@@ -68,7 +92,9 @@ fn an_installed_kernel_serves_a_tenant() {
     link(DEBIAN_13.1, &modules.join("6.12-installed"));
     let options = ["--vm", "t", "--network", "user", "--kernel", &kernel.display().to_string()];
     let serve = "echo answer > /index.html; exec httpd -f -p 80 -h /";
-    user.start(&[&options[..], &["--name", "web"]].concat(), serve);
+    user.start(&[&options[..], &["--name", "web", "-p", "127.0.0.1:7143:80"]].concat(), serve);
+    let from_outside = answer(7143);
+    assert!(from_outside.ends_with("answer\n"), "{from_outside}");
     let ask = "until wget -q -O - http://web/index.html; do sleep 0.2; done; cat /proc/version";
     let image = crate::container::image();
     let said = user.says(&[&["run"], &options[..], &[&image, "sh", "-c", ask]].concat());
