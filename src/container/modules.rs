@@ -17,8 +17,8 @@ pub use index::Index;
 /// What a VM is for, beside running containers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Needs {
-    /// Named volumes.
-    pub volumes: bool,
+    /// Disks that it writes to: named volumes, and a container's own.
+    pub disks: bool,
     /// Directories of the host.
     pub shares: bool,
     /// A network.
@@ -36,7 +36,7 @@ const ALWAYS: Wanted = Wanted {
         ("overlay", "OVERLAY_FS"),
     ],
 };
-const VOLUMES: Wanted = Wanted { purpose: "named volumes need", modules: &[("ext4", "EXT4_FS")] };
+const DISKS: Wanted = Wanted { purpose: "named volumes and --storage-opt need", modules: &[("ext4", "EXT4_FS")] };
 const SHARES: Wanted = Wanted { purpose: "the directories of -v need", modules: &[("virtiofs", "VIRTIO_FS")] };
 const NETWORK: Wanted = Wanted {
     purpose: "a network needs (--network none does without)",
@@ -113,7 +113,7 @@ pub struct Module {
 impl Needs {
     /// The modules, in the order in which they are to be loaded. Those that are built in are left out.
     pub fn modules(self, index: &Index) -> Result<Vec<Module>, ModulesError> {
-        let wanted = [(true, ALWAYS), (self.volumes, VOLUMES), (self.shares, SHARES), (self.network, NETWORK)];
+        let wanted = [(true, ALWAYS), (self.disks, DISKS), (self.shares, SHARES), (self.network, NETWORK)];
         let wanted = wanted.into_iter().filter_map(|(is_needed, wanted)| is_needed.then_some(wanted));
         let mut in_order = Vec::new();
         for Wanted { purpose, modules } in wanted {
@@ -129,9 +129,46 @@ impl Needs {
 
     /// A letter for each, for the name of a file.
     pub fn letters(self) -> String {
-        let letters = [(self.volumes, 'v'), (self.shares, 's'), (self.network, 'n')];
+        let letters = [(self.disks, 'd'), (self.shares, 's'), (self.network, 'n')];
         std::iter::once('c')
             .chain(letters.into_iter().filter_map(|(is_needed, letter)| is_needed.then_some(letter)))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// What a VM with these needs loads from a folder with these lists.
+    fn loaded(needs: Needs, dep: &str, builtin: &str) -> Result<String, String> {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("modules.dep"), dep).unwrap();
+        fs::write(folder.path().join("modules.builtin"), builtin).unwrap();
+        let modules = Index::read(folder.path()).and_then(|index| needs.modules(&index));
+        let modules = modules.map_err(|error| error.to_string())?;
+        Ok(modules.into_iter().map(|module| module.name).collect::<Vec<_>>().join(" "))
+    }
+
+    #[test]
+    fn only_what_a_vm_is_for_is_loaded() {
+        let dep = "fs/overlay.ko:\nfs/erofs.ko: lib/crc.ko\nlib/crc.ko:\nfs/ext4.ko: lib/crc.ko\nfs/virtiofs.ko:\n";
+        let builtin = "k/virtio_mmio.ko\nk/virtio_blk.ko\nk/vmw_vsock_virtio_transport.ko\n";
+        let of = |needs: Needs| loaded(needs, dep, builtin);
+        assert_eq!(of(Needs::default()).unwrap(), "crc erofs overlay");
+        let all = Needs { disks: true, shares: true, network: true };
+        assert_eq!(of(Needs { network: false, ..all }).unwrap(), "crc erofs overlay ext4 virtiofs");
+        let missing = of(all).unwrap_err();
+        assert!(
+            missing.ends_with(
+                "has no virtio_net (CONFIG_VIRTIO_NET), which a network needs (--network none does without)"
+            ),
+            "{missing}"
+        );
+        let missing = loaded(Needs::default(), dep, "").unwrap_err();
+        assert!(missing.ends_with("has no virtio_mmio (CONFIG_VIRTIO_MMIO), which every container needs"), "{missing}");
+        assert_eq!((all.letters(), Needs::default().letters()), ("cdsn".to_owned(), "c".to_owned()));
     }
 }

@@ -72,7 +72,7 @@ impl VmWishes {
     /// What its kernel must be able to do.
     pub fn needs(&self) -> Needs {
         Needs {
-            volumes: self.spare > 0 || !self.sights.volumes.is_empty(),
+            disks: self.spare > 0 || !self.sights.volumes.is_empty() || self.sights.writable.is_some(),
             shares: !self.sights.shares.is_empty(),
             network: self.sights.network.is_some(),
         }
