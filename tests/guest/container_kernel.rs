@@ -30,14 +30,14 @@ fn kept(user: &User) -> Vec<String> {
     entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("text")).collect()
 }
 
-/// A container, a named volume and a directory of the host: with each of the kernels.
+/// A container with a disk to write to, a named volume and a directory of the host: with each of the kernels.
 fn volumes_and_shares_work(debian: (&str, &str, &str)) {
     let user = User::new();
     let shared = user.path().join("shared");
     std::fs::create_dir(&shared).expect("a folder");
     std::fs::write(shared.join("from"), "the host").expect("written");
     let share = format!("{}:/shared", shared.display());
-    let options = ["-v", "data:/data", "-v", &share];
+    let options = ["-v", "data:/data", "-v", &share, "--storage-opt", "size=64m"];
     let script = "cat /proc/version; cat /shared/from > /shared/to; echo kept > /data/file; lsmod";
     let said = says(&user, debian, &options, script);
     assert!(said.starts_with(debian.2), "{said}");
