@@ -12,6 +12,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
 
 use crate::apart::apart;
 use crate::connection::{Connection, Incoming};
+use crate::users;
 use crate::{Doing, Fault};
 
 /// Sends what is at `path`; the tar's names begin with the path's last part.
@@ -36,7 +37,9 @@ pub fn get(connection: &Connection, pid: u32, path: &str) -> Result<(), Fault> {
 /// Unpacks what comes into the directory `path`, or beside it under its name where there is none.
 pub fn put(incoming: &mut Incoming<'_>, pid: u32, path: &str) -> Result<(), Fault> {
     let path = absolute(path)?;
+    let owner = users::root_of(pid);
     inside(pid, || {
+        users::write_as(owner);
         let mut from = Pieces { incoming, left: Cursor::default(), ended: false };
         let unpack = |from: &mut Pieces<'_, '_>| -> io::Result<()> {
             let (into, name) = match (fs::metadata(&path), path.parent(), path.file_name()) {

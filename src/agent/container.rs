@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use protocol::message::{self, Run};
-use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, open, openat2};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, open, openat2};
 use rustix::io::Errno;
 use serde_json::{Value, json};
 
@@ -16,6 +17,7 @@ use crate::limits;
 use crate::network::{Joined, Network};
 use crate::system::{CGROUPS, OWN};
 use crate::user::User;
+use crate::users::{self, Users};
 use crate::volumes::Volumes;
 use crate::{Doing, Fault};
 
@@ -119,21 +121,29 @@ impl Place<'_> {
     /// The bundle that the runtime makes the container of.
     pub fn bundle(&mut self, order: &Run, runtime: &Path) -> Result<PathBuf, Fault> {
         let bundle = folder(&self.id);
-        let mounted: Result<Vec<PathBuf>, Fault> =
-            order.layers.iter().map(|name| self.containers.layers.mounted(name)).collect();
-        let mut mounted = mounted?;
-        let root = layers::join(&mounted, &bundle, &order.writable)?;
+        let users = order.own_users.then(|| Users::make(&bundle)).transpose()?;
+        let layer = |name: &String| match &users {
+            Some(users) => self.containers.layers.shown(name, users),
+            None => self.containers.layers.mounted(name),
+        };
+        let mut mounted = order.layers.iter().map(layer).collect::<Result<Vec<PathBuf>, Fault>>()?;
+        let owner = users.as_ref().map_or(0, |_| users::ROOT);
+        let root = layers::join(&mounted, &bundle, &order.writable, owner)?;
         let mut spec = order.spec.clone();
-        settle(&mut spec, order, &root)?;
-        let sources = place_files(&mut spec, order, &bundle)?;
+        settle(&mut spec, order, &root, owner)?;
+        let sources = place_files(&mut spec, order, &bundle, owner)?;
         self.place_volumes(&mut spec, order, &root)?;
         mounted.push(layers::writable(&bundle));
         limits::settle(&mut spec, order, &mounted)?;
         if let Some(endpoint) = &order.network {
             let network = self.containers.network.as_ref().ok_or("this VM has no network (--network none)")?;
-            let joined = self.joined.insert(network.join(&order.id, endpoint)?);
+            let made = users.as_ref().map(Users::network);
+            let joined = self.joined.insert(network.join(&order.id, endpoint, made)?);
             order.files.iter().zip(&sources).try_for_each(|(file, source)| joined.tell(file, source))?;
-            enter_network(&mut spec, joined.path())?;
+            enter(&mut spec, "network", joined.path())?;
+        }
+        if let Some(users) = &users {
+            enter(&mut spec, "user", users.path())?;
         }
         if order.init {
             place_init(&mut spec, runtime)?;
@@ -210,7 +220,7 @@ pub fn group(id: &str) -> String {
 }
 
 /// What only the guest knows: where the root is, which numbers the user has.
-fn settle(spec: &mut Value, order: &Run, root: &Path) -> Result<(), Fault> {
+fn settle(spec: &mut Value, order: &Run, root: &Path, owner: u32) -> Result<(), Fault> {
     let user = User::find(root, &order.user)?.with_groups(root, &order.groups)?;
     let spec = spec.as_object_mut().ok_or("the container's specification is not an object")?;
     let read_only = spec.get("root").and_then(|root| root.get("readonly")).cloned().unwrap_or(Value::Bool(false));
@@ -225,7 +235,7 @@ fn settle(spec: &mut Value, order: &Run, root: &Path) -> Result<(), Fault> {
         }
     }
     if let Some(cwd) = process.get("cwd").and_then(Value::as_str) {
-        make_folder(root, cwd)?;
+        make_folder(root, cwd, owner)?;
     }
     let linux = spec.entry("linux").or_insert_with(|| json!({}));
     if let Some(linux) = linux.as_object_mut() {
@@ -234,24 +244,25 @@ fn settle(spec: &mut Value, order: &Run, root: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The container's network namespace is the one of this file.
-fn enter_network(spec: &mut Value, file: &Path) -> Result<(), Fault> {
+/// The container's namespace of this kind is the one of this file.
+fn enter(spec: &mut Value, kind: &str, file: &Path) -> Result<(), Fault> {
     let namespaces = spec.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut);
-    let mut namespaces = namespaces.into_iter().flatten().filter_map(Value::as_object_mut);
-    let network = namespaces.find(|namespace| namespace.get("type").is_some_and(|kind| kind == "network"));
-    network.ok_or("the specification has no network namespace")?.insert("path".to_owned(), json!(file));
+    let namespaces = namespaces.ok_or("the specification has no namespaces")?;
+    namespaces.retain(|namespace| namespace.get("type").is_none_or(|known| known != kind));
+    namespaces.push(json!({"type": kind, "path": file}));
     Ok(())
 }
 
-/// Writes the files that the container shall see, and has them mounted. Where they lie, in their order.
-fn place_files(spec: &mut Value, order: &Run, bundle: &Path) -> Result<Vec<PathBuf>, Fault> {
+/// Writes the files that the container shall see, as this user's, and has them mounted. Where they lie, in their order.
+fn place_files(spec: &mut Value, order: &Run, bundle: &Path, owner: u32) -> Result<Vec<PathBuf>, Fault> {
     let folder = bundle.join("files");
     fs::create_dir_all(&folder).doing(|| format!("make {}", folder.display()))?;
     let mounts = spec.get_mut("mounts").and_then(Value::as_array_mut).ok_or("the specification has no mounts")?;
     let mut sources = Vec::new();
     for (number, file) in order.files.iter().enumerate() {
         let source = folder.join(number.to_string());
-        fs::write(&source, &file.content).doing(|| format!("write {}", source.display()))?;
+        let written = fs::write(&source, &file.content).and_then(|()| chown(&source, Some(owner), Some(owner)));
+        written.doing(|| format!("write {}", source.display()))?;
         mounts.push(json!({
             "destination": file.path, "source": source, "type": "bind", "options": ["bind", "rw", "nosuid", "nodev"]
         }));
@@ -273,8 +284,8 @@ fn place_init(spec: &mut Value, runtime: &Path) -> Result<(), Fault> {
 }
 
 /// Makes a directory of the container with its parents, as Docker does for a working directory. Links of the container
-/// lead nowhere outside of it.
-fn make_folder(root: &Path, path: &str) -> Result<(), Fault> {
+/// lead nowhere outside of it. What is made is this user's.
+fn make_folder(root: &Path, path: &str, owner: u32) -> Result<(), Fault> {
     let making = || format!("make the working directory {path}");
     let at = |dir: &OwnedFd, name: &str| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -288,7 +299,10 @@ fn make_folder(root: &Path, path: &str) -> Result<(), Fault> {
         parent = match at(&root, &walked) {
             Err(Errno::NOENT) => {
                 mkdirat(&parent, part, Mode::from_raw_mode(0o755)).doing(making)?;
-                at(&root, &walked).doing(making)?
+                let made = at(&root, &walked).doing(making)?;
+                let (user, group) = (Uid::from_raw(owner), Gid::from_raw(owner));
+                chownat(&made, "", Some(user), Some(group), AtFlags::EMPTY_PATH).doing(making)?;
+                made
             }
             found => found.doing(making)?,
         };
@@ -309,6 +323,7 @@ mod tests {
             writable: Writable::Memory { bytes: 0 },
             spec: json!({"process": {"args": ["sh"], "env": ["PATH=/bin"], "cwd": "/a/b"}, "mounts": []}),
             user: "1000:50".to_owned(),
+            own_users: false,
             groups: vec!["7".to_owned()],
             files: vec![message::File { path: "/etc/hosts".to_owned(), content: "x".to_owned() }],
             volumes: vec![],
@@ -324,8 +339,9 @@ mod tests {
     fn the_guest_completes_the_specification() {
         let (root, bundle) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (order, mut spec) = (order(), order().spec);
-        settle(&mut spec, &order, root.path()).unwrap();
-        place_files(&mut spec, &order, bundle.path()).unwrap();
+        let owner = rustix::process::getuid().as_raw();
+        settle(&mut spec, &order, root.path(), owner).unwrap();
+        place_files(&mut spec, &order, bundle.path(), owner).unwrap();
         assert_eq!(spec["process"]["user"], json!({"uid": 1000, "gid": 50, "additionalGids": [7]}));
         assert_eq!(spec["process"]["env"], json!(["PATH=/bin", "HOME=/"]));
         assert_eq!(spec["linux"]["cgroupsPath"], "/containers/c");
@@ -335,12 +351,14 @@ mod tests {
     }
 
     #[test]
-    fn a_network_namespace_is_entered_where_one_is_asked_for() {
+    fn namespaces_are_entered_by_their_files() {
         let mut spec = json!({"linux": {"namespaces": [{"type": "pid"}, {"type": "network"}]}});
-        enter_network(&mut spec, Path::new("/run/vmm/net/c")).unwrap();
-        let wanted = json!([{"type": "pid"}, {"type": "network", "path": "/run/vmm/net/c"}]);
-        assert_eq!(spec["linux"]["namespaces"], wanted);
-        assert!(enter_network(&mut json!({"linux": {"namespaces": [{"type": "pid"}]}}), Path::new("/x")).is_err());
+        enter(&mut spec, "network", Path::new("/run/vmm/net/c")).unwrap();
+        enter(&mut spec, "user", Path::new("/u")).unwrap();
+        let [network, user] =
+            [json!({"type": "network", "path": "/run/vmm/net/c"}), json!({"type": "user", "path": "/u"})];
+        assert_eq!(spec["linux"]["namespaces"], json!([{"type": "pid"}, network, user]));
+        assert!(enter(&mut json!({"linux": {}}), "user", Path::new("/x")).is_err());
     }
 
     #[test]
@@ -359,8 +377,9 @@ mod tests {
     fn a_working_directory_stays_in_the_container() {
         let (root, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::os::unix::fs::symlink(outside.path(), root.path().join("out")).unwrap();
-        assert!(make_folder(root.path(), "/out/made").is_err());
-        make_folder(root.path(), "/../../up").unwrap();
+        let owner = rustix::process::getuid().as_raw();
+        assert!(make_folder(root.path(), "/out/made", owner).is_err());
+        make_folder(root.path(), "/../../up", owner).unwrap();
         assert!(root.path().join("up").is_dir());
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
     }

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::fchown;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -26,6 +27,8 @@ pub struct Streams<'a> {
     pub stdin: bool,
     /// A folder for the terminal's socket.
     pub folder: &'a Path,
+    /// Whose the pipes are, so that the process can open them again (/dev/stdout).
+    pub owner: u32,
 }
 
 /// A process that runs, and our ends of its streams.
@@ -45,12 +48,12 @@ pub struct Launched {
 
 /// Runs `command`, which is the runtime's, with the streams of the process that it shall start.
 pub fn launch(reaper: &Reaper, mut command: Command, streams: &Streams<'_>) -> Result<Launched, Failure> {
-    let awaited = streams.terminal.map(|_| Awaited::at(streams.folder.join("console"))).transpose()?;
+    let awaited = streams.terminal.map(|_| Awaited::at(streams.folder.join("console"), streams.owner)).transpose()?;
     if let Some(awaited) = &awaited {
         command.arg(awaited.path());
     }
     let ends = connect(&mut command, streams, awaited.is_some())?;
-    let (report, to) = pipe()?;
+    let (report, to) = pipe(0)?;
     report_at_3(&mut command, to);
 
     let starting = reaper.starting();
@@ -97,20 +100,24 @@ fn connect(command: &mut Command, streams: &Streams<'_>, terminal: bool) -> Resu
     }
     let mut ends = Ends::default();
     if streams.stdin {
-        let (from, to) = pipe()?;
+        let (from, to) = pipe(streams.owner)?;
         command.stdin(from);
         ends.input = Some(to);
     }
-    let (output, to) = pipe()?;
+    let (output, to) = pipe(streams.owner)?;
     command.stdout(to);
-    let (errors, to) = pipe()?;
+    let (errors, to) = pipe(streams.owner)?;
     command.stderr(to);
     (ends.output, ends.errors) = (Some(output), Some(errors));
     Ok(ends)
 }
 
-fn pipe() -> Result<(OwnedFd, OwnedFd), Fault> {
-    pipe_with(PipeFlags::CLOEXEC).doing(|| "make a pipe".to_owned())
+/// A pipe of this user.
+fn pipe(owner: u32) -> Result<(OwnedFd, OwnedFd), Fault> {
+    let making = || "make a pipe".to_owned();
+    let (from, to) = pipe_with(PipeFlags::CLOEXEC).doing(making)?;
+    fchown(&to, Some(owner), Some(owner)).doing(making)?;
+    Ok((from, to))
 }
 
 /// Lets `command` find `to` as its file descriptor 3.

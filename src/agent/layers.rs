@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::disks;
 use crate::system::OWN;
+use crate::users::Users;
 use crate::{Doing, Fault};
 
 /// How long the container that was there before may keep its disk.
@@ -23,17 +25,34 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The layers that are mounted, by the names of their partitions.
 #[derive(Debug, Default)]
-pub struct Layers(Mutex<BTreeMap<String, PathBuf>>);
+pub struct Layers {
+    mounted: Mutex<BTreeMap<String, PathBuf>>,
+    /// The same, as files of containers that have users of their own.
+    shown: Mutex<BTreeMap<String, PathBuf>>,
+}
 
 impl Layers {
     /// Where the layer of this partition is mounted.
     pub fn mounted(&self, name: &str) -> Result<PathBuf, Fault> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = known.get(name) {
             return Ok(at.clone());
         }
         let at = Path::new(OWN).join("layers").join(known.len().to_string()); // short: overlay's options are one page
         mount_partition(name, &at)?;
+        known.insert(name.to_owned(), at.clone());
+        Ok(at)
+    }
+
+    /// The same, where its files belong to a container's own users.
+    pub fn shown(&self, name: &str, users: &Users) -> Result<PathBuf, Fault> {
+        let from = self.mounted(name)?;
+        let mut known = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = known.get(name) {
+            return Ok(at.clone());
+        }
+        let at = Path::new(OWN).join("shown").join(known.len().to_string());
+        users.show(&from, &at)?;
         known.insert(name.to_owned(), at.clone());
         Ok(at)
     }
@@ -47,9 +66,9 @@ pub fn mount_partition(name: &str, at: &Path) -> Result<(), Fault> {
     mount(&device, at, "erofs", MountFlags::RDONLY, None).doing(|| format!("mount {name} from {}", device.display()))
 }
 
-/// Joins layers, the lowest first, under a writable one. `folder` is for the mount points. What is on a disk stays when the
-/// container is started again.
-pub fn join(layers: &[PathBuf], folder: &Path, on: &Writable) -> Result<PathBuf, Fault> {
+/// Joins layers, the lowest first, under a writable one, whose root is this user's. `folder` is for the mount points. What is
+/// on a disk stays when the container is started again.
+pub fn join(layers: &[PathBuf], folder: &Path, on: &Writable, owner: u32) -> Result<PathBuf, Fault> {
     let (writable, root) = (self::writable(folder), folder.join("root"));
     for made in [&writable, &root] {
         fs::create_dir_all(made).doing(|| format!("make {}", made.display()))?;
@@ -59,6 +78,7 @@ pub fn join(layers: &[PathBuf], folder: &Path, on: &Writable) -> Result<PathBuf,
     for made in [&upper, &work] {
         fs::create_dir_all(made).doing(|| format!("make {}", made.display()))?;
     }
+    chown(&upper, Some(owner), Some(owner)).doing(|| format!("give {} its owner", upper.display()))?;
     let lower: Vec<String> = seen_through(layers, is_opaque).rev().map(|layer| layer.display().to_string()).collect();
     let (lower, upper, work) = (lower.join(":"), upper.display(), work.display());
     let options = CString::new(format!("lowerdir={lower},upperdir={upper},workdir={work}"))
@@ -104,7 +124,7 @@ fn is_opaque(layer: &Path) -> bool {
 
 /// Takes what [`join`] made away.
 pub fn part(folder: &Path) {
-    for at in ["root", "writable"] {
+    for at in ["root", "writable"].into_iter().chain(Users::FILES) {
         let _ = unmount(folder.join(at), UnmountFlags::DETACH);
     }
     let _ = fs::remove_dir_all(folder);

@@ -11,6 +11,7 @@ use protocol::cpus::CpuList;
 use protocol::disks::DiskLimit;
 use protocol::message::Run;
 use rustix::fs::{major, minor};
+use rustix::process::{Resource, getrlimit};
 use serde_json::{Map, Value, json};
 
 use crate::container::group;
@@ -20,6 +21,26 @@ use crate::{Doing, Fault};
 /// Block devices by their numbers.
 const DISKS: &str = "/sys/dev/block";
 
+/// Limits of processes, as the specification names them.
+const RESOURCES: [(&str, Resource); 16] = [
+    ("RLIMIT_AS", Resource::As),
+    ("RLIMIT_CORE", Resource::Core),
+    ("RLIMIT_CPU", Resource::Cpu),
+    ("RLIMIT_DATA", Resource::Data),
+    ("RLIMIT_FSIZE", Resource::Fsize),
+    ("RLIMIT_LOCKS", Resource::Locks),
+    ("RLIMIT_MEMLOCK", Resource::Memlock),
+    ("RLIMIT_MSGQUEUE", Resource::Msgqueue),
+    ("RLIMIT_NICE", Resource::Nice),
+    ("RLIMIT_NOFILE", Resource::Nofile),
+    ("RLIMIT_NPROC", Resource::Nproc),
+    ("RLIMIT_RSS", Resource::Rss),
+    ("RLIMIT_RTPRIO", Resource::Rtprio),
+    ("RLIMIT_RTTIME", Resource::Rttime),
+    ("RLIMIT_SIGPENDING", Resource::Sigpending),
+    ("RLIMIT_STACK", Resource::Stack),
+];
+
 /// Looks whether the specification can be kept to, and adds the limits of disks. `layers` are where those of
 /// its root file system are mounted.
 pub fn settle(spec: &mut Value, order: &Run, layers: &[PathBuf]) -> Result<(), Fault> {
@@ -27,6 +48,9 @@ pub fn settle(spec: &mut Value, order: &Run, layers: &[PathBuf]) -> Result<(), F
         let online = fs::read_to_string(Path::new(CGROUPS).join("cpuset.cpus.effective"));
         let online = online.map_err(|_| lacking("--cpuset-cpus", "CONFIG_CPUSETS"))?;
         check_cpus(wanted, &online)?;
+    }
+    if order.own_users {
+        check_processes(spec)?;
     }
     if order.disk_limits.is_empty() {
         return Ok(());
@@ -56,6 +80,25 @@ fn check_cpus(wanted: &str, online: &str) -> Result<(), Fault> {
         None => Ok(()),
         Some(cpu) => Err(format!("--cpuset-cpus {wanted}: the VM has the CPUs {online}, and {cpu} is not one of them")),
     }
+}
+
+/// Only the VM's root may raise the limits that the runtime has from this process (setrlimit(2)), and by the time when they
+/// are set, a container with users of its own has none.
+fn check_processes(spec: &Value) -> Result<(), Fault> {
+    let limits = spec.pointer("/process/rlimits").and_then(Value::as_array);
+    for limit in limits.into_iter().flatten() {
+        let name = limit.get("type").and_then(Value::as_str).unwrap_or_default();
+        let Some((_, resource)) = RESOURCES.iter().find(|(known, _)| *known == name) else { continue };
+        let (Some(asked), Some(most)) = (limit.get("hard").and_then(Value::as_u64), getrlimit(*resource).maximum)
+        else {
+            continue;
+        };
+        if asked > most {
+            let name = name.trim_start_matches("RLIMIT_").to_ascii_lowercase();
+            return Err(format!("--ulimit {name}: with users of its own a container can have {most} at most"));
+        }
+    }
+    Ok(())
 }
 
 /// Where what is seen at a path of the container comes from.
@@ -121,6 +164,15 @@ mod tests {
         let why = check_cpus("0,2-3", "0-1\n").unwrap_err();
         assert_eq!(why, "--cpuset-cpus 0,2-3: the VM has the CPUs 0-1, and 2 is not one of them");
         assert!(check_cpus("x", "0").is_err());
+    }
+
+    #[test]
+    fn limits_of_processes_are_not_raised() {
+        let spec = |hard: u64| json!({"process": {"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1, "hard": hard}]}});
+        let most = getrlimit(Resource::Nofile).maximum.unwrap();
+        assert_eq!((check_processes(&spec(most)), check_processes(&json!({}))), (Ok(()), Ok(())));
+        let why = check_processes(&spec(most + 1)).unwrap_err();
+        assert_eq!(why, format!("--ulimit nofile: with users of its own a container can have {most} at most"));
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod system;
 mod terminal;
 mod usage;
 mod user;
+mod users;
 mod volumes;
 
 use std::sync::Arc;

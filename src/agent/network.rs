@@ -82,10 +82,10 @@ impl Network {
         Ok(Self { resolv_conf: resolv_conf(order), subnet, names: Names::default(), published: Mutex::default(), mtu })
     }
 
-    /// Makes the end of a container.
-    pub fn join(&self, id: &str, endpoint: &Endpoint) -> Result<Joined<'_>, Fault> {
+    /// Makes the end of a container, in the namespace of this file, or in a new one.
+    pub fn join(&self, id: &str, endpoint: &Endpoint, there: Option<&Path>) -> Result<Joined<'_>, Fault> {
         let number = self.subnet.take()?;
-        let made = Namespace::make(id).inspect_err(|_| self.subnet.free(number))?;
+        let made = Namespace::make(id, there).inspect_err(|_| self.subnet.free(number))?;
         let joined = Joined {
             network: self,
             id: id.to_owned(),

@@ -1,5 +1,6 @@
 //! The host's orders: one connection each, one thread each.
 
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
@@ -27,6 +28,7 @@ use crate::system::{self, OWN};
 use crate::terminal;
 use crate::usage;
 use crate::user::User;
+use crate::users;
 use crate::{Doing, Fault};
 
 /// The partition with the runtime; mounted when it is first needed.
@@ -119,7 +121,8 @@ fn run<'a>(reaper: &Reaper, containers: &'a Containers, order: &Run) -> Result<(
     let mut command = runtime()?;
     let bundle = place.bundle(order, Path::new(command.get_program()))?;
     command.arg("run").arg(&bundle).arg(state()).arg(&order.id);
-    let streams = Streams { terminal: order.terminal, stdin: order.stdin, folder: &bundle };
+    let owner = if order.own_users { users::ROOT } else { 0 };
+    let streams = Streams { terminal: order.terminal, stdin: order.stdin, folder: &bundle, owner };
     let launched = launch(reaper, command, &streams).inspect_err(|_| delete(reaper, &order.id))?;
     place.runs(launched.pid);
     Ok((place, launched))
@@ -127,17 +130,19 @@ fn run<'a>(reaper: &Reaper, containers: &'a Containers, order: &Run) -> Result<(
 
 /// Starts one more process in a container.
 fn exec(reaper: &Reaper, containers: &Containers, order: &Exec) -> Result<Launched, Failure> {
-    containers.pid(&order.id)?;
+    let owner = users::root_of(containers.pid(&order.id)?);
     let folder = container::folder(&order.id);
     let process = process(order, &folder)?;
     // Any number of processes may start at once: each has files of its own.
     let own = folder.join(format!("exec-{:?}", thread::current().id()).replace(['(', ')'], ""));
     let written = std::fs::create_dir_all(&own)
         .and_then(|()| std::fs::write(own.join("process.json"), process.to_string()))
+        // The runtime becomes one of the container's users, and makes a socket among its notes.
+        .and_then(|()| chown(state().join(&order.id), Some(owner), Some(owner)))
         .doing(|| "write the process's specification".to_owned());
     let launched = written.and_then(|()| runtime()).map_err(Failure::engine).and_then(|mut command| {
         command.arg("exec").arg(own.join("process.json")).arg(state()).arg(&order.id);
-        let streams = Streams { terminal: order.terminal, stdin: order.stdin, folder: &own };
+        let streams = Streams { terminal: order.terminal, stdin: order.stdin, folder: &own, owner };
         launch(reaper, command, &streams)
     });
     let _ = std::fs::remove_dir_all(&own);

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::chown;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -20,9 +21,11 @@ pub struct Awaited {
 }
 
 impl Awaited {
-    /// Listens at `path`.
-    pub fn at(path: PathBuf) -> Result<Self, Fault> {
-        let socket = UnixListener::bind(&path).doing(|| format!("listen at {}", path.display()))?;
+    /// Listens at `path`, for this user.
+    pub fn at(path: PathBuf, owner: u32) -> Result<Self, Fault> {
+        let listening = || format!("listen at {}", path.display());
+        let socket = UnixListener::bind(&path).doing(listening)?;
+        chown(&path, Some(owner), Some(owner)).doing(listening)?;
         Ok(Self { socket, path })
     }
 

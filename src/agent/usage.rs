@@ -10,6 +10,7 @@ use rustix::param::{clock_ticks_per_second, page_size};
 
 use crate::container::group;
 use crate::system::CGROUPS;
+use crate::users::outside;
 use crate::{Doing, Fault};
 
 /// Longest command that is told, characters.
@@ -62,9 +63,10 @@ fn process(folder: &Path) -> Option<Process> {
     let command = fs::read(folder.join("cmdline")).ok()?;
     let command = String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " ");
     let name = words("Name:").trim();
+    let uid: u32 = words("Uid:").split_whitespace().next()?.parse().ok()?;
     Some(Process {
         pid: words("NSpid:").split_whitespace().next_back()?.parse().ok()?,
-        uid: words("Uid:").split_whitespace().next()?.parse().ok()?,
+        uid: uid.saturating_sub(text("uid_map").and_then(|map| outside(&map)).unwrap_or(0)),
         cpu_ms: ticks.saturating_mul(1000).checked_div(clock_ticks_per_second()).unwrap_or(0),
         resident_bytes: field(24).saturating_mul(u64::try_from(page_size()).unwrap_or(4096)),
         command: if command.is_empty() { format!("[{name}]") } else { command.chars().take(COMMAND_MAX).collect() },

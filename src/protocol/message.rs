@@ -122,6 +122,8 @@ pub struct Run {
     pub spec: Value,
     /// User and group as the image or the host's user named them: `name`, `1000`, `name:group`, or nothing for root.
     pub user: String,
+    /// The container has users of its own: its root is not the VM's.
+    pub own_users: bool,
     /// More groups of that user: names or numbers.
     pub groups: Vec<String>,
     /// Files that the container sees at paths of their own.

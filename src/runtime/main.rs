@@ -12,6 +12,7 @@
 
 mod filter;
 mod init;
+mod users;
 mod workload;
 
 use std::error::Error;
@@ -87,6 +88,7 @@ fn run(task: &Task, bundle: &Path) -> Result<i32, LibcontainerError> {
 fn exec(task: &Task, process: &Path) -> Result<i32, LibcontainerError> {
     // The library forgets the container's filter for its further processes; so it is looked up where it is written.
     let container = Container::load(task.state.join(&task.id))?;
+    users::enter(&container)?;
     let tenant =
         task.builder(container.bundle())?.as_tenant().with_process(Some(process)).with_detach(true).as_sibling(true);
     Ok(tenant.build()?.as_raw())

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::container::{image, store};
-use crate::vm::{PATIENCE, able, guest, program};
+use crate::terminal::Terminal;
+use crate::user_net::uplink;
+use crate::vm::{PATIENCE, Vm, able, guest, program};
 
 /// A user with a store of her own.
 pub struct User(tempfile::TempDir);
@@ -353,4 +355,52 @@ fn a_first_process_reaps_and_hands_signals_on() {
     assert_eq!(user.says(&["wait", &name]), "5\n");
     assert!(user.says(&["logs", &name]).ends_with("heard\n"));
     assert_eq!(user.refuses(&["run", "--rm", "--init", &image(), "no-such-program"]).0, 127);
+}
+
+#[test]
+fn a_container_can_have_users_of_its_own() {
+    let user = User::new();
+    let script = "id -u; tr -s ' ' < /proc/self/uid_map; stat -c '%u %g' / /bin /etc/passwd /made/here /etc/hostname /tmp; \
+        touch /new && chown 33:34 /new && stat -c '%u %g' /new; echo out > /dev/stdout; \
+        mknod /node c 1 3 2>&1 | grep -o 'Operation not permitted'; ls -d /sys/class/net; echo up; sleep 1000";
+    user.start(&["--name", "p", "--userns", "private", "--workdir", "/made/here"], script);
+    user.until_logged("p", "up");
+    let owners = "0 0\n".repeat(6);
+    let wanted = format!("0\n 0 100000 65536\n{owners}33 34\nout\nOperation not permitted\n/sys/class/net\nup\n");
+    assert_eq!(user.says(&["logs", "p"]), wanted);
+    // So has a further process, with a terminal, too.
+    let script =
+        "id -u; tr -s ' ' < /proc/self/uid_map; echo again > /dev/stdout; mknod /n c 1 3 2> /dev/null || echo no";
+    assert_eq!(user.says(&["exec", "p", "sh", "-c", script]), "0\n 0 100000 65536\nagain\nno\n");
+    assert_eq!(user.says(&["exec", "p", "cat", "/proc/self/cgroup"]), "0::/\n", "it is in the container's group");
+    let terminal = Terminal::open();
+    let vm = Vm::new().args(["exec", "-it", "p", "sh"]).env("VMM_STORE", user.path());
+    let mut vm = vm.env("VMM_RUNTIME_DIR", user.path().join("r")).on(&terminal).start();
+    vm.expect("# ");
+    vm.send("tty; tr -s ' ' < /proc/self/uid_map; exit 5\n");
+    vm.expect("/dev/pts/0");
+    vm.expect(" 0 100000 65536");
+    vm.ends(5);
+    assert_eq!(
+        user.says(&["exec", "-u", "web", "p", "sh", "-c", "id -u; touch /x 2> /dev/null || echo no"]),
+        "33\nno\n"
+    );
+    let top: Value = serde_json::from_str(&user.says(&["top", "--json", "p"])).expect("JSON");
+    assert!(top.as_array().expect("a list").iter().all(|process| process["uid"] == 0), "{top}");
+    let file = user.path().join("file");
+    std::fs::write(&file, "copied\n").expect("a file");
+    user.says(&["cp", &file.display().to_string(), "p:/tmp/f"]);
+    assert_eq!(user.says(&["exec", "p", "sh", "-c", "cat /tmp/f; stat -c '%u %g' /tmp/f"]), "copied\n0 0\n");
+    user.says(&["rm", "-f", "p"]);
+    uplink();
+    let (image, script) = (image(), "ls /sys/class/net; ip -4 addr show eth0 | grep -c 'inet 172'");
+    let words = ["run", "--rm", "--network", "user", "--userns", "private", "--storage-opt", "size=16m", &image];
+    assert_eq!(user.says(&[&words[..], &["sh", "-c", script]].concat()), "eth0\nlo\n1\n");
+    let (code, why) = user.refuses(&["run", "--userns", "private", "--ulimit", "nofile=9999999", &image, "true"]);
+    assert!(code == 125 && why.contains("--ulimit nofile: with users of its own a container can have"), "{why}");
+    let (code, why) = user.refuses(&["run", "--userns", "private", "-v", "data:/d", &image, "true"]);
+    assert!(
+        code == 125 && why.contains("--userns private: what is in a volume (/d) belongs to the VM's users"),
+        "{why}"
+    );
 }

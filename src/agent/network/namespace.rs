@@ -20,20 +20,23 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes one for the container `id`.
-    pub fn make(id: &str) -> Result<Self, Fault> {
+    /// Makes one for the container `id`; or takes the one of a file.
+    pub fn make(id: &str, made: Option<&Path>) -> Result<Self, Fault> {
         let folder = Path::new(OWN).join("net");
         let path = folder.join(id);
         fs::create_dir_all(&folder).doing(|| format!("make {}", folder.display()))?;
         fs::write(&path, "").doing(|| format!("make {}", path.display()))?;
-        let made = apart(|| {
+        let keep = |from: &Path| {
+            mount_bind(from, &path).doing(|| "keep a network namespace".to_owned())?;
+            File::open(&path).doing(|| "open a network namespace".to_owned())
+        };
+        let new = || {
             // SAFETY: NEWNET changes which network this thread alone sees; descriptors stay shared.
             unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
                 .doing(|| "make a network namespace (has this kernel CONFIG_NET_NS?)".to_owned())?;
-            mount_bind("/proc/thread-self/ns/net", &path).doing(|| "keep a network namespace".to_owned())?;
-            File::open(&path).doing(|| "open a network namespace".to_owned())
-        });
-        let file = made.inspect_err(|_| forget(&path))?;
+            keep(Path::new("/proc/thread-self/ns/net"))
+        };
+        let file = made.map_or_else(|| apart(new), keep).inspect_err(|_| forget(&path))?;
         Ok(Self { path, file })
     }
 

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use ::container::seccomp::Confinement;
 use ::container::spec::Wishes;
-use clap::Args;
+use ::container::volume::{Source, Volume};
+use clap::{Args, ValueEnum};
 use protocol::cpus::CpuList;
 
 use super::disk_limits::DiskArgs;
@@ -63,6 +64,9 @@ pub struct ContainerArgs {
     /// User, and group, of the image or by number
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub user: Option<String>,
+    /// host: its users are the VM's; private: it has users of its own, and its root is nobody in the VM
+    #[arg(long, value_name = "MODE", default_value = "host")]
+    pub userns: UserNamespace,
     /// One more group of the user, of the image or by number
     #[arg(long, value_name = "GROUP")]
     pub group_add: Vec<String>,
@@ -147,6 +151,15 @@ pub struct ContainerArgs {
     pub command: Vec<String>,
 }
 
+/// Whose users a container's are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum UserNamespace {
+    /// The VM's.
+    Host,
+    /// Its own.
+    Private,
+}
+
 /// `size=64m`, in MiB.
 fn storage(text: &str) -> Result<u64, String> {
     let size = text.strip_prefix("size=").ok_or("size=SIZE is the option that is known")?;
@@ -214,6 +227,20 @@ impl ContainerArgs {
                 Err(format!("--cpuset-cpus {list}: the VM has no more than {has} (--vm-cpus), numbered from 0"))
             }
             (has, _) => Ok(has.unwrap_or(needed)),
+        }
+    }
+
+    /// Whether the container has users of its own. The files of volumes are not theirs.
+    pub fn has_own_users(&self, volumes: &[Volume]) -> Result<bool, String> {
+        let other = volumes.iter().find(|volume| !matches!(volume.source, Source::Text(_)));
+        match (self.userns, other) {
+            (UserNamespace::Host, _) => Ok(false),
+            (UserNamespace::Private, None) => Ok(true),
+            (UserNamespace::Private, Some(volume)) => Err(format!(
+                "--userns private: what is in a volume ({}) belongs to the VM's users; such a container can have files \
+                 (-v FILE:PATH:ro), --tmpfs and --storage-opt",
+                volume.path
+            )),
         }
     }
 

@@ -177,6 +177,7 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
     let wishes = args.wishes(&name)?;
     let volumes: Result<Vec<Volume>, _> = args.volume.iter().map(|text| Volume::parse(text)).collect();
     let volumes = volumes.map_err(|error| error.to_string())?;
+    let own_users = args.has_own_users(&volumes)?;
     let disk_limits = args.disk_limits.plan(&volumes, args.storage_opt.is_some())?;
     let spec = spec(&run_config, &wishes).map_err(|error| format!("{}: {error}", args.image))?;
     let stop_signal = match (args.stop_signal, &run_config.stop_signal) {
@@ -223,6 +224,7 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
         network: network.endpoint,
         spec,
         user: args.user.clone().or(run_config.user).unwrap_or_default(),
+        own_users,
         groups: args.group_add.clone(),
         init: args.init,
         terminal: args.tty.then(attach::window),
