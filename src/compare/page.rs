@@ -17,7 +17,7 @@ const EDGE: f64 = 40.0;
 const HEAD: &str = "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>vmm compare</title><style>\
 body{font:15px/1.45 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222}\
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .7em;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}\
-.n{text-align:right;font-variant-numeric:tabular-nums}.r{color:#777}h2{margin-top:2em}svg{display:block;margin:.3em 0 1.2em}\
+.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}.r{color:#777}h2{margin-top:2em}svg{display:block;margin:.3em 0 1.2em}\
 pre{background:#f6f6f6;padding:1em;overflow:auto;font-size:12px}text{font:12px system-ui,sans-serif;fill:#333}</style></head><body>\n";
 
 /// Titles of plots.
