@@ -111,7 +111,7 @@ impl Containers {
         self.0.join(name)
     }
 
-    /// Takes the record's name for a container of this process. What one of this name left that was to be removed, is.
+    /// Takes the record's name for a container of this process. What killed owners left that was to be removed, is.
     pub fn take(&self, record: Record) -> Result<Owned, RegisterError> {
         let name = &record.name;
         if !is_name(name) || name.len() > NAME_MAX {
@@ -120,6 +120,7 @@ impl Containers {
         let mut make = DirBuilder::new();
         make.recursive(true).mode(0o700);
         make.create(&self.0).map_err(fault("make the directory", &self.0))?;
+        let _ = self.list();
         let _all = self.lock().map_err(fault("lock", &self.0))?;
         if let Ok(there) = self.find(name) {
             match there.owner_lives() {
@@ -348,14 +349,25 @@ mod tests {
         assert!(!seen.folder().exists());
         assert_eq!(how(exit), end);
         assert!(all.list().unwrap().is_empty());
-        // One whose owner is killed leaves its folder; the next command clears it up.
-        let owned = all.take(Record { remove: true, ..record("killed") }).unwrap();
-        let kept = room.path().join("kept");
-        fs::rename(owned.folder(), &kept).unwrap();
-        drop(owned);
-        fs::rename(&kept, room.path().join("containers/killed")).unwrap();
+    }
+
+    #[test]
+    fn what_killed_owners_left_goes_with_the_next_command() {
+        let room = tempfile::tempdir().unwrap();
+        let all = Containers::of(room.path());
+        let (kept, left) = (room.path().join("kept"), room.path().join("containers/killed"));
+        let leave = || {
+            let owned = all.take(Record { remove: true, ..record("killed") }).unwrap();
+            fs::rename(owned.folder(), &kept).unwrap();
+            drop(owned);
+            fs::rename(&kept, &left).unwrap();
+        };
+        leave();
         assert!(all.list().unwrap().is_empty());
-        assert!(!room.path().join("containers/killed").exists());
+        assert!(!left.exists());
+        leave();
+        let _other = all.take(record("other")).unwrap();
+        assert!(!left.exists());
     }
 
     #[test]

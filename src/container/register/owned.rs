@@ -37,7 +37,6 @@ impl Owned {
 
     /// Makes a disk image for its writable layer, of so many MiB. It goes with the container's end, so it needs no journal.
     pub fn make_writable(&self, mib: u64) -> Result<PathBuf, RegisterError> {
-        self.all.remove_writables();
         let path = self.folder.join(WRITABLE);
         ext4::make(&path, &format!("{mib}M"), &["-b", "4096", "-O", "^has_journal"])
             .map_err(|error| RegisterError::Writable(self.record.name.clone(), error))?;
