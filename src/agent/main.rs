@@ -17,6 +17,7 @@ mod modules;
 mod network;
 mod orders;
 mod reaper;
+mod spec;
 mod streams;
 mod system;
 mod terminal;
