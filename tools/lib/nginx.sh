@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # An image of nginx on Debian 12 minbase, for tools/guest. Sourced after guest.sh
 # and minbase.sh.
-# shellcheck disable=SC2154 # scratch and inputs are set in tools/guest
+# shellcheck disable=SC2154,SC2016 # scratch and inputs are set in tools/guest; $1 is the hook's
 
 make_nginx() {
     local tar=$scratch/root.tar layout=$1/nginx
