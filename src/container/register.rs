@@ -173,25 +173,17 @@ impl Containers {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.map_err(fault("read", &self.0))?,
         };
-        self.remove_writables();
         let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
         let mut found: Vec<_> = names.filter_map(|name| self.find(&name).ok()).collect();
         found.retain(|container| {
-            let left = container.record.remove && !container.owner_lives();
-            !(left && self.remove(container).is_ok())
+            if container.owner_lives() {
+                return true;
+            }
+            let _ = fs::remove_file(container.folder.join(WRITABLE)); // of an owner that was killed
+            !(container.record.remove && self.remove(container).is_ok())
         });
         found.sort_by_key(|one| one.record.created_ms);
         Ok(found)
-    }
-
-    /// Removes the disk images of containers whose owners were killed.
-    fn remove_writables(&self) {
-        for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
-            let image = entry.path().join(WRITABLE);
-            if image.exists() && !owner_lives(&entry.path()) {
-                let _ = fs::remove_file(image);
-            }
-        }
     }
 
     /// Removes what is known of a container that has ended.
@@ -272,14 +264,9 @@ impl Container {
     }
 
     fn owner_lives(&self) -> bool {
-        owner_lives(&self.folder)
+        let lock = File::open(self.folder.join(LOCK));
+        lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
-}
-
-/// Whether somebody holds the lock of a container's folder.
-fn owner_lives(folder: &Path) -> bool {
-    let lock = File::open(folder.join(LOCK));
-    lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 /// Whether this is a name as containers and volumes have: letters, digits, `_`, `.` and `-`, and not one of the signs first.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use protocol::PORT;
 use protocol::frame::{self, Decoder, Frame, FrameError, Kind};
+use protocol::message::{Done, Order};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -36,6 +37,9 @@ pub enum SessionError {
     /// It is gone.
     #[error("the agent in the VM hung up")]
     Closed,
+    /// It could not do what it was asked for.
+    #[error("{0}")]
+    Failed(String),
 }
 
 impl From<FrameError> for SessionError {
@@ -87,6 +91,16 @@ impl Session {
             answer.extend_from_slice(&byte);
         }
         Ok(Self::new(stream))
+    }
+
+    /// Has the agent do something of which it says no more than how it went; it may take so long to accept it, and to answer.
+    pub fn have_done(socket: &Path, order: &Order, most: Duration) -> Result<(), SessionError> {
+        let mut session = Self::call_within(socket, most)?;
+        session.say(order)?;
+        match session.message()? {
+            Done::Ok => Ok(()),
+            Done::Failed(failure) => Err(SessionError::Failed(failure.why)),
+        }
     }
 
     /// With a connection that the agent made.
@@ -147,8 +161,6 @@ impl Speaker {
 mod tests {
     use std::os::unix::net::UnixListener;
     use std::thread;
-
-    use protocol::message::{Done, Order};
 
     use super::*;
 

@@ -22,7 +22,7 @@ use ::container::session::Session;
 use ::container::store::Store;
 use ::container::vm::{SPARE, Share, Sights, Vm, VmWishes, Waited, spare, spare_volume};
 use api::client;
-use protocol::message::{Done, Order};
+use protocol::message::Order;
 use serde_json::{Value, json};
 
 use super::detach::{leave_terminal, ready, this_program};
@@ -258,13 +258,8 @@ impl Kept {
     /// Takes the image of a container's writable layer away from its disk, once the guest has let go of it. A disk of
     /// which the guest does not say so stays as it is.
     fn take_back(&self, disk: &str) -> Result<(), String> {
-        let asked = Session::call_within(&self.agent, LETS_GO).and_then(|mut session| {
-            session.say(&Order::Release { serial: disk.to_owned() })?;
-            session.message()
-        });
-        if let Done::Failed(failure) = asked.map_err(|error| error.to_string())? {
-            return Err(failure.why);
-        }
+        let release = Order::Release { serial: disk.to_owned() };
+        Session::have_done(&self.agent, &release, LETS_GO).map_err(|error| error.to_string())?;
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let of_disk = inside.writable.iter_mut().zip(&self.spares).enumerate();
         let Some((_, (place, empty))) = of_disk.into_iter().find(|(number, _)| spare_volume(*number) == disk) else {

@@ -8,7 +8,7 @@ use ::container::register::{Container, Containers, State};
 use ::container::session::Session;
 use ::container::store::Store;
 use clap::Args;
-use protocol::message::{Done, Order};
+use protocol::message::Order;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::run::complain;
@@ -157,12 +157,8 @@ pub fn order(container: &Container, order: &Order) -> Result<Session, String> {
 /// Sends a signal to the first process of a container.
 fn signal(container: &Container, signal: i32, answer: Duration) -> Result<(), String> {
     let socket = container.socket().map_err(|error| error.to_string())?;
-    let mut session = Session::call_within(socket, answer).map_err(|error| error.to_string())?;
-    session.say(&Order::Kill { id: container.record.name.clone(), signal }).map_err(|error| error.to_string())?;
-    match session.message().map_err(|error| error.to_string())? {
-        Done::Ok => Ok(()),
-        Done::Failed(failure) => Err(failure.why),
-    }
+    let order = Order::Kill { id: container.record.name.clone(), signal };
+    Session::have_done(socket, &order, answer).map_err(|error| error.to_string())
 }
 
 /// Ends a container: first it is asked, then it is killed, and where its VM does not hear, its owner is, and the VM with it.
