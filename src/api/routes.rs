@@ -167,6 +167,7 @@ pub const ROUTES: &[Route] = &[
     }),
     route("DELETE", "/network-interfaces/{iface_id}", |api, call| call.remove(api, "network-interfaces", "iface_id")),
     route("PUT", "/shares/{tag}", |api, call| call.set_named(api, "shares", "tag")),
+    route("PATCH", "/shares/{tag}", |api, call| call.update_named(api, "shares", "tag")),
     route("DELETE", "/shares/{tag}", |api, call| call.remove(api, "shares", "tag")),
     route("PUT", "/vsock", |api, call| call.set(api, JsonPath::keys(["vsock"]))),
     route("PUT", "/entropy", |api, call| call.set(api, JsonPath::keys(["entropy"]))),

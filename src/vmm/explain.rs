@@ -131,7 +131,10 @@ fn what(config: &DeviceConfig) -> String {
         }
         DeviceConfig::Fs(share) => {
             let mode = if share.is_read_only { "read-only" } else { "read-write" };
-            format!("{} ({mode}, virtiofsd)", share.path_on_host.display())
+            match share.directory() {
+                Some(dir) => format!("{} ({mode}, virtiofsd)", dir.display()),
+                None => "no directory yet".to_owned(),
+            }
         }
         DeviceConfig::Net(net) => {
             let end = match (&net.user, &net.host_dev_name, net.host_fd) {

@@ -159,7 +159,7 @@ fn bodies_are_as_the_document_says() {
             assert!(lines.lines().any(|it| it.contains(key) && it.contains("is missing")), "{key}: {lines}");
         }
     }
-    assert_eq!(early, ["/drives/disk1", "/entropy", "/network-interfaces/eth0", "/pmem/m", "/serial"]);
+    assert_eq!(early, ["/drives/disk1", "/entropy", "/network-interfaces/eth0", "/pmem/m", "/serial", "/shares/work"]);
 }
 
 /// A path with a name that [`full`] has, and the part of the body that repeats it.

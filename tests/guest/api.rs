@@ -169,6 +169,7 @@ fn what_is_for_before_the_start_is_refused_after_it() {
             ("/drives/disk1", json!({ "drive_id": "disk1", "strange": 1 })),
             ("/network-interfaces/eth0", json!({ "iface_id": "eth0", "strange": 1 })),
             ("/pmem/m", json!({ "id": "m", "strange": 1 })),
+            ("/shares/src", json!({ "tag": "src", "strange": 1 })),
             ("/entropy", json!({ "strange": 1 })),
             ("/serial", json!({ "strange": 1 })),
             ("/balloon", json!({ "amount_mib": 1, "strange": 1 })),

@@ -5,6 +5,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::json;
+
+use crate::api::Remote;
 use crate::disk::{checksum, noise};
 use crate::vm::{Vm, guest};
 
@@ -122,4 +125,56 @@ fn two_shares_and_nothing_is_left_behind() {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     panic!("virtiofsd outlived the monitor: {before:?}");
+}
+
+/// A share is there from the start, and its directory comes, goes and becomes another one by the API. What the guest still
+/// has mounted of one that went is an error, and reaches nothing of the next.
+#[test]
+fn directories_come_and_go_while_the_guest_runs() {
+    for daemon in daemons() {
+        let dirs = [tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory")];
+        dirs.iter().zip(["one", "two"]).for_each(|(dir, text)| fs::write(dir.path().join("f"), text).expect("writing"));
+        let script = r"mkdir /s; try() { mount -t virtiofs later /s && cat /s/f >/dev/null || echo NO; umount /s 2>/dev/null; }
+            try; echo BEFORE; read go
+            mount -t virtiofs later /s; echo first=$(cat /s/f); echo back >/s/from-guest; exec 3</s/f; echo FIRST; read go
+            cat /s/f; cat <&3; echo x >/s/stale; echo STALE; read go
+            exec 3<&-; umount /s && mount -t virtiofs later /s; echo second=$(cat /s/f); echo x >/s/new && echo CHANGED
+            umount /s; echo SECOND; read go; try; echo AFTER";
+        let vm = Vm::tuned().args(["--set", "shares[+]={\"tag\": \"later\"}"]).run(script).pipe();
+        let mut remote = Remote::start(vm);
+        let change = |remote: &Remote, more: serde_json::Value| {
+            let mut body = json!({ "tag": "later", "virtiofsd": daemon });
+            body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+            remote.try_call("PATCH", "/shares/later", &body)
+        };
+        remote.vm.expect("NO");
+        remote.vm.expect("BEFORE");
+        let refused = change(&remote, json!({ "path_on_host": "/no/such" })).expect_err("there is none");
+        assert!(refused.contains("share /no/such as 'later': No such file"), "{refused}");
+        change(&remote, json!({ "path_on_host": dirs[0].path() })).expect("done");
+        remote.vm.send("\n");
+        remote.vm.expect("FIRST");
+        change(&remote, json!({ "path_on_host": dirs[1].path(), "is_read_only": true })).expect("done");
+        remote.vm.send("\n");
+        remote.vm.expect("STALE");
+        remote.vm.send("\n");
+        remote.vm.expect("SECOND");
+        assert_eq!(remote.call("GET", "/vm/config", serde_json::Value::Null)["shares"][0]["is_read_only"], true);
+        change(&remote, json!({ "path_on_host": "" })).expect("done");
+        assert!(remote.vm.children().is_empty(), "nobody serves it");
+        remote.vm.send("\n");
+        remote.vm.expect("NO");
+        let ended = remote.vm.ends(0);
+        assert_eq!((ended.value("first"), ended.value("second")), ("one", "two"), "{}", ended.errors);
+        assert!(ended.console.contains("Transport endpoint is not connected"), "{}", ended.console);
+        assert!(!ended.console.contains("CHANGED"), "{}", ended.console);
+        let names = |dir: &Path| {
+            let entries = dir.read_dir().expect("it").map(|entry| entry.expect("an entry").file_name());
+            let mut names: Vec<_> = entries.collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(dirs[0].path()), ["f", "from-guest"]);
+        assert_eq!(names(dirs[1].path()), ["f"]);
+    }
 }

@@ -7,6 +7,7 @@
 use super::DeviceConfig;
 use super::balloon::BalloonChange;
 use super::block::change::BlockChange;
+use super::fs::FsChange;
 use super::net::config::NetChange;
 use crate::rate_limit::RateLimiterConfig;
 
@@ -28,6 +29,8 @@ pub enum Change {
     Balloon(BalloonChange),
     /// Of a disk.
     Block(BlockChange),
+    /// Of a shared directory.
+    Fs(FsChange),
     /// Of a network interface.
     Net(NetChange),
     /// Of a file as memory: its limits.
@@ -47,7 +50,8 @@ impl DeviceConfig {
             Self::Net(_) => &["iface_id", "rx_rate_limiter", "tx_rate_limiter"],
             Self::Pmem(_) => &["id", "rate_limiter"],
             Self::Rng(_) => &["rate_limiter"],
-            Self::Fs(_) | Self::Vsock(_) => &[],
+            Self::Fs(_) => &["tag", "path_on_host", "is_read_only", "virtiofsd"],
+            Self::Vsock(_) => &[],
         }
     }
 
@@ -75,7 +79,8 @@ impl DeviceConfig {
             }),
             Self::Pmem(pmem) => Change::Pmem(pmem.rate_limiter.unwrap_or_default()),
             Self::Rng(entropy) => Change::Rng(entropy.rate_limiter.unwrap_or_default()),
-            Self::Fs(_) | Self::Vsock(_) => return Err(UpdateError::new("nothing is to be changed")),
+            Self::Fs(share) => Change::Fs(FsChange::open(share, keys.iter().any(|key| *key != "tag"))?),
+            Self::Vsock(_) => return Err(UpdateError::new("nothing is to be changed")),
         })
     }
 }

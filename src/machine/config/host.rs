@@ -84,7 +84,7 @@ impl VmConfig {
         }
         for (index, share) in self.shares.iter().enumerate() {
             let path = JsonPath::keys(["shares"]).index(index).key("path_on_host");
-            add(path, bad_directory(&share.path_on_host));
+            add(path, share.directory().and_then(bad_directory));
         }
         for (index, net) in self.network_interfaces.iter().enumerate() {
             let path = JsonPath::keys(["network-interfaces"]).index(index).key("user").key("passt");

@@ -209,8 +209,8 @@ impl VmConfig {
             (JsonPath::keys(["logger", "log_path"]), self.logger.as_ref().and_then(|logger| logger.log_path.as_ref())),
             (JsonPath::keys(["metrics", "metrics_path"]), self.metrics.as_ref().map(|metrics| &metrics.metrics_path)),
         ];
-        let shares = self.shares.iter().enumerate().map(|(index, share)| {
-            (JsonPath::keys(["shares"]).index(index).key("path_on_host"), Some(&share.path_on_host))
+        let shares = self.shares.iter().enumerate().filter_map(|(index, share)| {
+            Some((JsonPath::keys(["shares"]).index(index).key("path_on_host"), share.directory()?))
         });
         let pmem =
             self.pmem.iter().enumerate().map(|(index, pmem)| {
@@ -223,9 +223,9 @@ impl VmConfig {
         single
             .into_iter()
             .chain(pmem)
-            .chain(shares)
             .chain(programs)
             .filter_map(|(path, file)| Some((path, file?.as_path())))
+            .chain(shares)
             .chain(drives)
     }
 }

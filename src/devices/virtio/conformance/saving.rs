@@ -375,11 +375,12 @@ fn a_device_s_own_state_is_checked_too() {
             ],
             DeviceConfig::Fs(_) => vec![
                 own(
-                    "Fs/back_end",
+                    "Fs/back_end/Present/state",
                     json!([1]),
                     "give virtiofsd what another one knew: it says that its state was not moved",
                 ),
-                own("Fs/is_lost", json!(true), "a share that is lost has no state of virtiofsd's"),
+                own("Fs/back_end", json!("Absent"), "it had no directory, and has one"),
+                own("Fs/back_end", json!("Gone"), "unknown variant `Gone`"),
             ],
         };
         let state = state_of(&device);

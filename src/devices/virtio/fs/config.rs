@@ -1,6 +1,6 @@
 //! What the user asks of a shared directory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,8 @@ pub const TAG_MAX: usize = 36;
 pub struct ShareConfig {
     /// What the guest mounts: 1 to 36 letters, digits, `-` or `_`, unique in the VM; the device's id.
     pub tag: String,
-    /// The directory on the host.
+    /// The directory on the host. Absent or empty: none yet; the API can give it one, and take it away.
+    #[serde(default, skip_serializing_if = "is_nothing")]
     pub path_on_host: PathBuf,
     /// The guest can not change anything in it.
     #[serde(default)]
@@ -23,4 +24,15 @@ pub struct ShareConfig {
     /// where Debian has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virtiofsd: Option<PathBuf>,
+}
+
+impl ShareConfig {
+    /// The directory, if there is one.
+    pub fn directory(&self) -> Option<&Path> {
+        Some(self.path_on_host.as_path()).filter(|path| !is_nothing(path))
+    }
+}
+
+fn is_nothing(path: &Path) -> bool {
+    path.as_os_str().is_empty()
 }

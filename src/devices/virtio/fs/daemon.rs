@@ -31,14 +31,17 @@ enum Kind {
     Rust,
 }
 
-/// Starts the virtiofsd that `config` names, or the one that is found, and connects to it.
-pub fn start(config: &ShareConfig) -> io::Result<(Helper, UnixStream)> {
+/// Starts the virtiofsd that `config` names, or the one that is found, for this directory, and connects to it.
+pub fn start(config: &ShareConfig, dir: &Path) -> io::Result<(Helper, UnixStream)> {
+    let dir = fs::canonicalize(dir)?;
+    if !dir.is_dir() {
+        return Err(io::Error::other("it is not a directory"));
+    }
     let program = config.virtiofsd.clone().or_else(|| find("virtiofsd", &PLACES)).ok_or_else(|| {
         io::Error::other("virtiofsd was not found on the PATH (Debian has it in the package virtiofsd)")
     })?;
     let doing = |error: io::Error| io::Error::new(error.kind(), format!("start {}: {error}", program.display()));
     let kind = kind(&program).map_err(doing)?;
-    let dir = fs::canonicalize(&config.path_on_host).map_err(doing)?;
     let (listener, stream) = socket().map_err(doing)?;
     let mut command = Command::new(&program);
     command.args(arguments(kind, &dir, config.is_read_only));
@@ -159,13 +162,8 @@ mod tests {
     fn what_is_no_virtiofsd_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let start = |program: &str| {
-            let config = ShareConfig {
-                tag: "t".into(),
-                path_on_host: dir.path().to_owned(),
-                virtiofsd: Some(program.into()),
-                ..ShareConfig::default()
-            };
-            super::start(&config).map(|_| ()).unwrap_err().to_string()
+            let config = ShareConfig { virtiofsd: Some(program.into()), ..ShareConfig::default() };
+            super::start(&config, dir.path()).map(|_| ()).unwrap_err().to_string()
         };
         assert!(start("/bin/true").starts_with("start /bin/true: it is no virtiofsd"));
         assert!(start("/none/such").contains("start /none/such: No such file"));

@@ -2,10 +2,13 @@
 //!
 //! Worker thread. The requests (FUSE's, linux/fuse.h) go to virtiofsd unread. When it dies, they are answered here, each
 //! with ENOTCONN, so that the guest's programs get an error and do not hang; the guest's file system can then be
-//! unmounted.
+//! unmounted. So are the requests of a share that has no directory yet, or no more: a driver needs nothing of virtiofsd to
+//! be up, as no feature and no part of the configuration space depends on it. One that comes while the VM runs hears no
+//! request before FUSE_INIT, with which a mount begins: what the guest still knows of another directory is not for it.
 
 pub mod config;
 mod daemon;
+mod server;
 #[cfg(any(test, feature = "testing"))]
 pub mod stand_in;
 mod state;
@@ -13,18 +16,19 @@ mod state;
 pub mod tests;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use self::config::{ShareConfig, TAG_MAX};
-pub use self::state::FsState;
+pub use self::server::FsChange;
+use self::server::Server;
+pub use self::state::{BackEndState, FsState};
 use super::chain::Segments;
 use super::io::{Broken, Held, Io, count};
 use super::pieces::mark_dirty;
 use super::state::DeviceState;
+use super::vhost_user::HANG_UP;
 use super::vhost_user::ring::Done;
-use super::vhost_user::{BackEnd, HANG_UP};
-use super::{Chain, Device, Facts, OpenError, Source, Stop};
-use crate::child::Helper;
+use super::{Chain, Change, Device, Facts, OpenError, Source, Stop, UpdateError};
 use crate::memory::{GuestMemoryBackend, GuestRam};
 use crate::state::StateError;
 use crate::tally;
@@ -37,24 +41,23 @@ const VIRTIO_ID_FS: u32 = 26;
 const QUEUES: usize = 2;
 const URGENT: usize = 0;
 const QUEUE_SIZE: u16 = 1024;
-/// Longest that virtiofsd may take for an answer, and that a pause or a reset waits for requests that are out.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// The token of virtiofsd's log among the sources.
 const LOG: u16 = HANG_UP + 1;
 
 /// fuse_in_header: length, opcode, then the request's number. fuse_out_header: length, error, number (linux/fuse.h).
+const IN_OPCODE: u64 = 4;
 const IN_UNIQUE: u64 = 8;
 const OUT_HEADER: u32 = 16;
+/// The first request of a mount.
+const FUSE_INIT: u32 = 26;
 
 /// A shared directory.
 pub struct Fs {
     tag: String,
-    daemon: Helper,
-    back_end: BackEnd,
-    /// Longest wait for requests that are out.
-    patience: Duration,
-    /// virtiofsd is gone or not to be trusted: requests are answered here.
-    dead: bool,
+    /// Who serves it; none: it has no directory.
+    server: Option<Server>,
+    /// The server came while the VM ran, and the guest has not mounted it yet.
+    awaits_mount: bool,
     /// virtiofsd has logged more than was read.
     talks: bool,
     /// Queues that wait until their ring has room.
@@ -72,44 +75,49 @@ tally! {
 }
 
 impl Fs {
-    /// Starts virtiofsd and greets it.
+    /// Starts virtiofsd and greets it, where there is a directory.
     pub fn open(config: &ShareConfig) -> Result<Self, OpenError> {
-        let what = |error: &dyn std::fmt::Display| {
-            OpenError::new(format!("share {} as '{}': {error}", config.path_on_host.display(), config.tag))
-        };
-        let (mut daemon, stream) = daemon::start(config).map_err(|error| what(&error))?;
-        let back_end = BackEnd::connect(stream, QUEUES, PATIENCE)
-            .map_err(|error| what(&format!("virtiofsd: {error}; its last words: {}", daemon.last_words())))?;
-        Ok(Self::new(&config.tag, daemon, back_end, PATIENCE))
+        Ok(Self::new(&config.tag, Server::open(config)?))
     }
 
-    fn new(tag: &str, daemon: Helper, back_end: BackEnd, patience: Duration) -> Self {
+    fn new(tag: &str, server: Option<Server>) -> Self {
         let (tag, waiting) = (tag.to_owned(), [false; QUEUES]);
         let (room, tally) = (Vec::new(), Arc::default());
-        Self { tag, daemon, back_end, patience, dead: false, talks: false, waiting, room, tally }
+        Self { tag, server, awaits_mount: false, talks: false, waiting, room, tally }
+    }
+
+    /// Who serves the requests, if someone does.
+    fn serving(&mut self) -> Option<&mut Server> {
+        self.server.as_mut().filter(|server| !server.dead)
+    }
+
+    /// Has the server serve this driver's requests, if it does not yet.
+    fn begin(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
+        let idle = self.serving().filter(|server| !server.back_end.is_running());
+        match idle.map_or(Ok(()), |server| server.back_end.start(io.memory())) {
+            Ok(()) => Ok(()),
+            Err(error) => self.give_up(&error, io),
+        }
     }
 
     /// virtiofsd can not go on: one line on the host, an error for each request in the guest.
     fn give_up(&mut self, why: &dyn std::fmt::Display, io: &mut Io<'_>) -> Result<(), Broken> {
-        if !std::mem::replace(&mut self.dead, true) {
-            self.daemon.pass_on(&self.tag);
-            self.daemon.kill();
+        let Some(server) = &mut self.server else { return Ok(()) };
+        if server.end(&self.tag) {
             tracing::error!(
                 share = self.tag,
-                "the shared directory is lost: {why}; a restart of the VM brings it back"
+                "the shared directory is lost: {why}; the API or a restart of the VM brings it back"
             );
         }
-        for queue in 0..QUEUES {
-            for held in self.back_end.take_all(queue) {
-                self.refuse(queue, held, io)?;
-            }
+        for (queue, held) in [0, 1].map(|queue| (queue, server.back_end.take_all(queue))) {
+            held.into_iter().try_for_each(|held| self.refuse(queue, held, io))?;
         }
         Ok(())
     }
 
     /// Passes on what virtiofsd logs. What is left is read when queue `URGENT` is looked at.
     fn pass_on(&mut self, io: &Io<'_>) {
-        self.talks = self.daemon.pass_on(&self.tag);
+        self.talks = self.server.as_mut().is_some_and(|server| server.daemon.pass_on(&self.tag));
         if self.talks {
             io.ring(URGENT);
         }
@@ -125,21 +133,27 @@ impl Fs {
 
     /// Hands one request to virtiofsd.
     fn hand_over(&mut self, queue: usize, held: Held, since: Instant, io: &mut Io<'_>) -> Result<(), Broken> {
-        if self.dead || !is_ram(&held.chain(io.memory()), io.memory()) {
-            return self.refuse(queue, held, io);
-        }
-        match self.back_end.put(queue, (held, since), io.memory()) {
+        let is_heard = is_ram(&held.chain(io.memory()), io.memory()) && self.hears(&held.chain(io.memory()));
+        let Some(server) = self.serving().filter(|_| is_heard) else { return self.refuse(queue, held, io) };
+        match server.back_end.put(queue, (held, since), io.memory()) {
             Ok(()) => Ok(()),
             Err(_) => Err(Broken("a request does not fit into the back end's ring")),
         }
+    }
+
+    /// Whether a request can be meant for the server that is there.
+    fn hears(&mut self, request: &Chain<'_>) -> bool {
+        let mut opcode = [0; 4];
+        self.awaits_mount &= request.read(IN_OPCODE, &mut opcode).is_err() || u32::from_le_bytes(opcode) != FUSE_INIT;
+        !self.awaits_mount
     }
 
     /// Gives the driver what virtiofsd has done in ring `queue`.
     fn land(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
         let mut any = false;
         let now = Instant::now(); // one reading for all that are there
-        loop {
-            match self.back_end.take(queue) {
+        while let Some(server) = self.serving() {
+            match server.back_end.take(queue) {
                 Ok(None) => break,
                 Ok(Some(Done { held, since, said })) => {
                     let chain = held.chain(io.memory());
@@ -166,7 +180,7 @@ impl Fs {
                 io.ring(queue);
                 break;
             }
-            if !self.dead && !self.back_end.has_room(queue) {
+            if self.serving().is_some_and(|server| !server.back_end.has_room(queue)) {
                 if let Some(waits) = self.waiting.get_mut(queue) {
                     *waits = true;
                 }
@@ -183,8 +197,8 @@ impl Fs {
             any = true;
         }
         if any
-            && !self.dead
-            && let Err(error) = self.back_end.kick(queue)
+            && let Some(server) = self.serving()
+            && let Err(error) = server.back_end.kick(queue)
         {
             return self.give_up(&error, io);
         }
@@ -197,27 +211,25 @@ impl Device for Fs {
         // struct virtio_fs_config: the tag, padded with NUL, and the number of request queues (5.11.4).
         let tag = self.tag.bytes().chain(std::iter::repeat(0)).take(TAG_MAX);
         let config = tag.chain(1_u32.to_le_bytes()).collect();
-        let mut sources = self.back_end.sources();
-        sources.push(Source { token: LOG, fd: self.daemon.log() });
+        let sources = self.server.iter().flat_map(|server| {
+            let log = Source { token: LOG, fd: server.daemon.log() };
+            server.back_end.sources().into_iter().chain([log])
+        });
+        let sources = sources.collect();
         let (queue_sizes, tally) = (vec![QUEUE_SIZE; QUEUES], Some(self.tally.clone() as Arc<dyn Tally>));
         Facts { virtio_id: VIRTIO_ID_FS, queue_sizes, config, sources, tally, ..Facts::default() }
     }
 
     fn started(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
         self.waiting = [false; QUEUES];
-        if self.dead {
-            return Ok(());
-        }
-        match self.back_end.start(io.memory()) {
-            Ok(()) => Ok(()),
-            Err(error) => self.give_up(&error, io),
-        }
+        self.begin(io)
     }
 
     fn kicked(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Broken> {
         if self.talks && queue == URGENT {
             self.pass_on(io);
         }
+        self.begin(io)?; // it may have come after the driver
         io.listen(queue, false)?;
         self.take_off(queue, io)
     }
@@ -226,9 +238,11 @@ impl Device for Fs {
         let queue = usize::from(token);
         match token {
             LOG => self.pass_on(io),
-            HANG_UP if !self.dead && self.back_end.is_gone() => self.give_up(&"virtiofsd has ended", io)?,
+            HANG_UP if self.serving().is_some_and(|server| server.back_end.is_gone()) => {
+                self.give_up(&"virtiofsd has ended", io)?;
+            }
             HANG_UP => {}
-            _ if self.dead => {}
+            _ if self.serving().is_none() => {}
             _ => {
                 self.land(queue, io)?;
                 if self.waiting.get_mut(queue).is_some_and(std::mem::take) {
@@ -241,19 +255,28 @@ impl Device for Fs {
 
     fn finish(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
         let since = Instant::now();
-        while !self.dead && !self.back_end.is_idle() {
+        while self.serving().is_some_and(|server| !server.back_end.is_idle()) {
             for queue in 0..QUEUES {
                 self.land(queue, io)?;
             }
-            if self.dead || self.back_end.is_idle() {
-                break;
-            }
-            let left = self.patience.saturating_sub(since.elapsed());
+            let Some(server) = self.serving().filter(|server| !server.back_end.is_idle()) else { break };
+            let left = server.patience.saturating_sub(since.elapsed());
             match () {
-                () if self.back_end.is_gone() => self.give_up(&"virtiofsd has ended", io)?,
+                () if server.back_end.is_gone() => self.give_up(&"virtiofsd has ended", io)?,
                 () if left.is_zero() => self.give_up(&"virtiofsd does not finish its requests", io)?,
-                () => self.back_end.wait(left).or_else(|error| self.give_up(&error, io))?,
+                () => server.back_end.wait(left).or_else(|error| self.give_up(&error, io))?,
             }
+        }
+        Ok(())
+    }
+
+    /// Requests are out only where the device is broken. They are forgotten, as at a reset, once virtiofsd is dead.
+    fn update(&mut self, change: Change) -> Result<(), UpdateError> {
+        let Change::Fs(change) = change else { return Err(UpdateError::new("it is no shared directory")) };
+        if let FsChange::Another(server) = change {
+            self.server.iter_mut().for_each(|old| _ = old.end(&self.tag));
+            self.server = server.map(|server| *server);
+            (self.awaits_mount, self.talks, self.waiting) = (true, false, [false; QUEUES]);
         }
         Ok(())
     }
@@ -269,15 +292,14 @@ impl Device for Fs {
 
     /// Where requests are still out the device is broken, and only the death of virtiofsd makes sure that it writes nowhere.
     fn stopping(&mut self, why: Stop) {
+        let Some(server) = self.server.as_mut().filter(|server| !server.dead) else { return };
         // virtiofsd touches guest memory for requests only: in a pause it may keep its rings.
-        if self.dead || why == Stop::Pause && self.back_end.is_idle() {
+        let is_idle = server.back_end.is_idle();
+        if is_idle && (why == Stop::Pause || server.back_end.stop().is_ok()) {
             return;
         }
-        if !self.back_end.is_idle() || self.back_end.stop().is_err() {
-            self.dead = true;
-            self.daemon.kill();
-            tracing::error!(share = self.tag, "the shared directory is lost: virtiofsd could not be stopped");
-        }
+        server.end(&self.tag);
+        tracing::error!(share = self.tag, "the shared directory is lost: virtiofsd could not be stopped");
     }
 }
 

@@ -9,38 +9,60 @@ use crate::state::{StateError, check};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FsState {
-    /// virtiofsd had ended: all requests are refused until the VM is restarted.
-    pub is_lost: bool,
-    /// What virtiofsd handed over; nothing where it had ended.
-    pub back_end: Vec<u8>,
+    /// Who served it.
+    pub back_end: BackEndState,
+}
+
+/// A share's virtiofsd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum BackEndState {
+    /// There was none: the share had no directory.
+    Absent,
+    /// It had ended: all requests are refused until there is another one.
+    Lost,
+    /// It served.
+    Present {
+        /// What it handed over.
+        state: Vec<u8>,
+        /// It came while the VM ran, and the guest has not mounted it yet: what the guest may have mounted was another one.
+        awaits_mount: bool,
+    },
 }
 
 impl Fs {
     pub(super) fn saved(&mut self) -> Result<FsState, StateError> {
-        if self.dead {
-            return Ok(FsState { is_lost: true, back_end: Vec::new() });
+        let awaits_mount = self.awaits_mount;
+        let Some(server) = &mut self.server else { return Ok(FsState { back_end: BackEndState::Absent }) };
+        if server.dead {
+            return Ok(FsState { back_end: BackEndState::Lost });
         }
-        check(self.back_end.can_move(), || {
+        check(server.back_end.can_move(), || {
             "a shared directory can not be saved by this virtiofsd, which keeps what the guest has open to itself; virtiofsd \
              1.11 and later (the one in Rust) hand it over"
                 .to_owned()
         })?;
-        let saved = self.back_end.save();
-        let back_end = saved.map_err(|error| StateError::new(format!("save what virtiofsd knows: {error}")))?;
-        Ok(FsState { is_lost: false, back_end })
+        let saved = server.back_end.save();
+        let state = saved.map_err(|error| StateError::new(format!("save what virtiofsd knows: {error}")))?;
+        Ok(FsState { back_end: BackEndState::Present { state, awaits_mount } })
     }
 
     pub(super) fn become_saved(&mut self, state: &FsState) -> Result<(), StateError> {
-        if state.is_lost {
-            check(state.back_end.is_empty(), || "a share that is lost has no state of virtiofsd's".to_owned())?;
-            self.dead = true;
-            self.daemon.kill();
+        let had_directory = state.back_end != BackEndState::Absent;
+        let Some(server) = &mut self.server else {
+            return check(!had_directory, || "it had a directory, and has none".to_owned());
+        };
+        let BackEndState::Present { state, awaits_mount } = &state.back_end else {
+            check(had_directory, || "it had no directory, and has one".to_owned())?;
+            server.end(&self.tag);
             return Ok(());
-        }
-        check(self.back_end.can_move(), || {
+        };
+        check(server.back_end.can_move(), || {
             "this virtiofsd can not take over what another one knew; virtiofsd 1.11 and later can".to_owned()
         })?;
-        let loaded = self.back_end.load(&state.back_end);
-        loaded.map_err(|error| StateError::new(format!("give virtiofsd what another one knew: {error}")))
+        let loaded = server.back_end.load(state);
+        loaded.map_err(|error| StateError::new(format!("give virtiofsd what another one knew: {error}")))?;
+        self.awaits_mount = *awaits_mount;
+        Ok(())
     }
 }

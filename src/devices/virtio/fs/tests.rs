@@ -1,7 +1,11 @@
 //! A shared directory as a driver sees it, with back ends that work, and with ones that do not (virtio 1.2, 5.11).
 
+mod later;
+
+use std::time::Duration;
+
 use super::*;
-use crate::testing::{Buffer, RAM, Rig, shared_ram};
+use crate::testing::{Buffer, PATIENCE, RAM, Rig, shared_ram};
 use crate::virtio::DeviceConfig;
 use crate::virtio::transport::RING_FEATURES;
 use crate::virtio::vhost_user::fake::{Behaviour, Fake};
@@ -28,7 +32,12 @@ fn rig(behaviour: Behaviour) -> (Rig, Fake) {
 
 /// A request with this number: a fuse_in_header and room for an answer.
 fn request(rig: &mut Rig, unique: u64) -> [Buffer; 3] {
-    let header = [&40_u32.to_le_bytes()[..], &[0; 4], &unique.to_le_bytes(), &[0; 24]].concat();
+    request_for(rig, 0, unique)
+}
+
+/// The same, for this opcode.
+fn request_for(rig: &mut Rig, opcode: u32, unique: u64) -> [Buffer; 3] {
+    let header = [&40_u32.to_le_bytes()[..], &opcode.to_le_bytes(), &unique.to_le_bytes(), &[0; 24]].concat();
     [rig.readable(&header), rig.writable(16), rig.writable(100)]
 }
 

@@ -124,6 +124,11 @@ impl BackEnd {
         wired.kick.write(1) // some back ends start a ring at its first kick
     }
 
+    /// Whether it serves the rings.
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+
     /// Takes the rings away from the back end, which serves no request of them any more when this returns.
     pub fn stop(&mut self) -> io::Result<()> {
         if !std::mem::replace(&mut self.running, false) {

@@ -119,8 +119,8 @@ fn each_fault_has_its_place_and_words() {
             "shares[0].tag: `a b` contains ' '; letters, digits, `-` and `_` are allowed",
         ),
         (
-            json!({ "shares": [{ "tag": "a", "path_on_host": "" }] }),
-            "shares[0].path_on_host: is empty; a file's path is expected",
+            json!({ "shares": [{ "tag": "a", "path_on_host": "a\u{0}b" }] }),
+            "shares[0].path_on_host: contains a NUL character",
         ),
         (
             json!({ "balloon": { "amount_mib": 128 } }),
