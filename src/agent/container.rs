@@ -5,11 +5,13 @@ use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use protocol::message::{self, Run};
+use protocol::message::{self, Run, VolumeSource};
 use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
 use serde_json::{Value, json};
 
+use crate::disks;
 use crate::layers::{self, Layers};
 use crate::limits;
 use crate::network::{Joined, Network};
@@ -87,6 +89,14 @@ impl Containers {
             Some(State::Runs(pid)) => Ok(*pid),
             Some(State::Begins) => Err(format!("container {id} is being made")),
             Some(State::Ends) | None => Err(format!("there is no container {id}")),
+        }
+    }
+
+    /// Waits until nothing uses this any more, and unmounts it.
+    pub fn let_go(&self, source: &VolumeSource, patience: Duration) -> Result<(), Fault> {
+        match source {
+            VolumeSource::Disk { serial } => disks::unused(serial, patience).map(|_| ()),
+            VolumeSource::Share { tag } => self.volumes.let_go(tag, patience),
         }
     }
 

@@ -18,7 +18,6 @@ use vsock::VsockListener;
 use crate::archive;
 use crate::connection::{self, Connection, Incoming};
 use crate::container::{self, Containers, Place};
-use crate::disks;
 use crate::launch::{Launched, Streams, launch};
 use crate::layers;
 use crate::network::Network;
@@ -33,7 +32,7 @@ use crate::{Doing, Fault};
 
 /// The partition with the runtime; mounted when it is first needed.
 static RUNTIME: OnceLock<String> = OnceLock::new();
-/// How long a container that ends may keep a disk. The host waits a little longer.
+/// How long a container that ends may keep a disk or a directory. The host waits a little longer.
 const RELEASE: Duration = Duration::from_secs(15);
 
 /// Calls the host and does what it says about the VM; the network, if there is one.
@@ -98,7 +97,7 @@ fn follow(connection: &Connection, reaper: &Reaper, containers: &Containers) -> 
             let put = containers.pid(&id).and_then(|pid| archive::put(&mut incoming, pid, &path));
             connection.say(&done(put))
         }
-        Order::Release { serial } => connection.say(&done(disks::unused(&serial, RELEASE).map(|_| ()))),
+        Order::Release(source) => connection.say(&done(containers.let_go(&source, RELEASE))),
         Order::PowerOff => {
             containers.part();
             connection.say(&Done::Ok)?;

@@ -21,6 +21,8 @@ pub struct Needs {
     pub disks: bool,
     /// Directories of the host.
     pub shares: bool,
+    /// Directories that may come later: a kernel that can not see them does as well.
+    pub later_shares: bool,
     /// A network.
     pub network: bool,
 }
@@ -113,7 +115,8 @@ pub struct Module {
 impl Needs {
     /// The modules, in the order in which they are to be loaded. Those that are built in are left out.
     pub fn modules(self, index: &Index) -> Result<Vec<Module>, ModulesError> {
-        let wanted = [(true, ALWAYS), (self.disks, DISKS), (self.shares, SHARES), (self.network, NETWORK)];
+        let shares = self.shares || self.later_shares && SHARES.modules.iter().all(|(name, _)| index.has(name));
+        let wanted = [(true, ALWAYS), (self.disks, DISKS), (shares, SHARES), (self.network, NETWORK)];
         let wanted = wanted.into_iter().filter_map(|(is_needed, wanted)| is_needed.then_some(wanted));
         let mut in_order = Vec::new();
         for Wanted { purpose, modules } in wanted {
@@ -129,7 +132,7 @@ impl Needs {
 
     /// A letter for each, for the name of a file.
     pub fn letters(self) -> String {
-        let letters = [(self.disks, 'd'), (self.shares, 's'), (self.network, 'n')];
+        let letters = [(self.disks, 'd'), (self.shares, 's'), (self.later_shares, 'l'), (self.network, 'n')];
         std::iter::once('c')
             .chain(letters.into_iter().filter_map(|(is_needed, letter)| is_needed.then_some(letter)))
             .collect()
@@ -158,8 +161,11 @@ mod tests {
         let builtin = "k/virtio_mmio.ko\nk/virtio_blk.ko\nk/vmw_vsock_virtio_transport.ko\n";
         let of = |needs: Needs| loaded(needs, dep, builtin);
         assert_eq!(of(Needs::default()).unwrap(), "crc erofs overlay");
-        let all = Needs { disks: true, shares: true, network: true };
+        let all = Needs { disks: true, shares: true, later_shares: false, network: true };
         assert_eq!(of(Needs { network: false, ..all }).unwrap(), "crc erofs overlay ext4 virtiofs");
+        let later = Needs { later_shares: true, ..Needs::default() };
+        assert_eq!(of(later).unwrap(), "crc erofs overlay virtiofs");
+        assert_eq!(loaded(later, &dep.replace("virtiofs", "9p"), builtin).unwrap(), "crc erofs overlay");
         let missing = of(all).unwrap_err();
         assert!(
             missing.ends_with(
@@ -169,6 +175,6 @@ mod tests {
         );
         let missing = loaded(Needs::default(), dep, "").unwrap_err();
         assert!(missing.ends_with("has no virtio_mmio (CONFIG_VIRTIO_MMIO), which every container needs"), "{missing}");
-        assert_eq!((all.letters(), Needs::default().letters()), ("cdsn".to_owned(), "c".to_owned()));
+        assert_eq!([all, later, Needs::default()].map(Needs::letters), ["cdsn", "cl", "c"]);
     }
 }

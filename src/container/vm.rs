@@ -4,6 +4,8 @@
 //! guest does to its monitor stays there.
 #![allow(unsafe_code)] // prctl(2) between fork(2) and execve(2)
 
+mod sights;
+
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,14 +19,13 @@ use protocol::VERSION;
 use protocol::message::{Done, Hello, Order, Setup};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, set_parent_process_death_signal};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use thiserror::Error;
 
+pub use self::sights::{SPARE, SPARE_SHARES, Share, Sights, share_tag, spare, spare_volume};
 use crate::hostgroup::HostGroup;
 use crate::kernel::Kernel;
 use crate::modules::Needs;
-use crate::network::VmNetwork;
 use crate::parts::Parts;
 use crate::room::Room;
 use crate::session::{Session, SessionError};
@@ -66,6 +67,8 @@ pub struct VmWishes {
     pub sights: Sights,
     /// Disks for images and volumes that come later, of each kind: [`spare`] and [`spare_volume`] name them.
     pub spare: usize,
+    /// Shares for directories that come later: [`share_tag`] counts on from those that it sees already.
+    pub spare_shares: usize,
 }
 
 impl VmWishes {
@@ -74,52 +77,14 @@ impl VmWishes {
         Needs {
             disks: self.spare > 0 || !self.sights.volumes.is_empty() || self.sights.writable.is_some(),
             shares: !self.sights.shares.is_empty(),
+            later_shares: self.spare_shares > 0,
             network: self.sights.network.is_some(),
         }
     }
 }
 
-/// What a VM sees of the host.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sights {
-    /// The file systems of the image's layers, by the names of their partitions.
-    pub layers: Vec<(String, PathBuf)>,
-    /// Directories, by their tags.
-    pub shares: Vec<Share>,
-    /// Images of named volumes, by the names.
-    pub volumes: Vec<(String, PathBuf)>,
-    /// The image that takes what the container writes to its root file system; none: the VM's memory does.
-    pub writable: Option<PathBuf>,
-    /// The network; none: loopback only.
-    pub network: Option<VmNetwork>,
-}
-
-/// A directory that is shared with a VM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Share {
-    /// Its name in the VM.
-    pub tag: String,
-    /// The directory.
-    pub path: PathBuf,
-    /// The VM cannot write to it.
-    pub read_only: bool,
-}
-
 /// The cache type of a disk whose contents nobody wants after the VM's end.
 const UNSAFE: &str = "Unsafe";
-
-/// Disks that a VM has for images that come later.
-pub const SPARE: usize = 8;
-
-/// The name of a spare disk.
-pub fn spare(number: usize) -> String {
-    format!("later-{number}")
-}
-
-/// The name, and in the guest the serial number, of a disk with a volume.
-pub fn spare_volume(number: usize) -> String {
-    format!("volume-{number}")
-}
 
 /// The end of a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -340,8 +305,10 @@ fn config(wishes: &VmWishes, parts: &Parts, folder: &Path, empty: &Path, volumes
         json!({"drive_id": spare_volume(number), "is_root_device": false, "path_on_host": path, "cache_type": cache})
     });
     let drives: Vec<Value> = std::iter::once(drive("image".to_owned(), all)).chain(spares).chain(volumes).collect();
-    let share = |share: &Share| json!({"tag": share.tag, "path_on_host": share.path, "is_read_only": share.read_only});
-    let shares: Vec<Value> = wishes.sights.shares.iter().map(share).collect();
+    let tag = |number| json!({"tag": share_tag(number)});
+    let shares = wishes.sights.shares.iter().enumerate().map(|(number, share)| share.given(&share_tag(number)));
+    let seen = wishes.sights.shares.len();
+    let shares: Vec<Value> = shares.chain((seen..seen + wishes.spare_shares).map(tag)).collect();
     let interfaces: Vec<&Value> = wishes.sights.network.iter().map(|network| &network.interface).collect();
     json!({
         "boot-source": {

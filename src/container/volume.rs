@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::digest::Digest;
 use crate::ext4::{self, Ext4Error};
 use crate::register::is_name;
 
@@ -108,13 +107,6 @@ fn on_host(text: &str, path: &Path, read_only: bool) -> Result<Source, VolumeErr
     }
 }
 
-/// The tag of a shared directory: the same for the same directory.
-pub fn tag(path: &Path, read_only: bool) -> String {
-    let digest = Digest::of(path.as_os_str().as_encoded_bytes());
-    let hash: String = digest.hex().chars().take(16).collect();
-    format!("{}-{hash}", if read_only { "ro" } else { "rw" })
-}
-
 /// The image of a named volume, made where it is not there yet: ext4, sparse.
 pub fn image(store: &Path, name: &str) -> Result<PathBuf, VolumeError> {
     let fault = |error: io::Error| VolumeError::Make(name.to_owned(), error.into());
@@ -169,13 +161,6 @@ mod tests {
             let said = Volume::parse(&wrong).unwrap_err().to_string();
             assert!(said.contains(why), "{wrong}: {said}");
         }
-    }
-
-    #[test]
-    fn a_directory_has_one_tag_for_each_right() {
-        let one = tag(Path::new("/a"), false);
-        assert_eq!(one, tag(Path::new("/a"), false));
-        assert!(one != tag(Path::new("/a"), true) && one != tag(Path::new("/b"), false) && one.len() <= 36);
     }
 
     #[test]

@@ -148,9 +148,10 @@ impl VmConfig {
         self.drives.iter().position(|drive| drive.is_root_device)
     }
 
-    /// Whether another process serves a device: guest memory must then be such that it can be given to one.
+    /// Whether another process serves a device from the start: guest memory is then such that it can be given to one. Memory
+    /// that is not is quicker (it has huge pages), and a process that comes later is given copies of requests.
     pub fn shares_memory(&self) -> bool {
-        !self.shares.is_empty()
+        self.shares.iter().any(|share| share.directory().is_some())
     }
 
     /// The JSON Schema of the configuration, as a value.

@@ -14,7 +14,7 @@ pub mod message;
 pub mod modules;
 
 /// The version of this protocol: both sides must have the same.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The vsock port on which the agent listens in the guest, and which it calls on the host when it is up.
 pub const PORT: u32 = 1024;

@@ -99,11 +99,9 @@ pub enum Order {
         /// Into this directory; or, where there is none, in its parent under its name.
         path: String,
     },
-    /// Wait until a disk is not used any more, as the host takes it away. [`Done`] follows.
-    Release {
-        /// The disk's serial number.
-        serial: String,
-    },
+    /// Let go of a disk or a shared directory, and wait until it is not used any more, as the host takes it away. [`Done`]
+    /// follows.
+    Release(VolumeSource),
     /// Write everything to disk and switch the VM off. [`Done`] follows, then the end.
     PowerOff,
 }

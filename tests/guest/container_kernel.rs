@@ -99,9 +99,14 @@ fn an_installed_kernel_serves_a_tenant() {
     let image = crate::container::image();
     let said = user.says(&[&["run"], &options[..], &[&image, "sh", "-c", ask]].concat());
     assert!(said.starts_with(&format!("answer\n{}", DEBIAN_13.2)), "{said}");
-    // A volume comes into a VM that runs.
-    let words = ["-v", "late:/late", &image, "sh", "-c", "echo x > /late/x && cat /late/x"];
+    // A volume and a directory come into a VM that runs.
+    let shared = user.path().join("shared");
+    std::fs::create_dir(&shared).expect("a folder");
+    let share = format!("{}:/shared", shared.display());
+    let script = "echo x > /late/x && cat /late/x > /shared/y && cat /shared/y";
+    let words = ["-v", "late:/late", "-v", &share, &image, "sh", "-c", script];
     assert_eq!(user.says(&[&["run"], &options[..], &words].concat()), "x\n");
+    assert_eq!(std::fs::read_to_string(shared.join("y")).expect("a file"), "x\n");
     user.says(&["rm", "-f", "web"]);
 }
 

@@ -134,9 +134,12 @@ fn directories_come_and_go_while_the_guest_runs() {
     for daemon in daemons() {
         let dirs = [tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory")];
         dirs.iter().zip(["one", "two"]).for_each(|(dir, text)| fs::write(dir.path().join("f"), text).expect("writing"));
+        let large = dirs[0].path().join("large");
+        fs::write(&large, noise(MEBIBYTES << 20)).expect("writing it");
         let script = r"mkdir /s; try() { mount -t virtiofs later /s && cat /s/f >/dev/null || echo NO; umount /s 2>/dev/null; }
             try; echo BEFORE; read go
-            mount -t virtiofs later /s; echo first=$(cat /s/f); echo back >/s/from-guest; exec 3</s/f; echo FIRST; read go
+            mount -t virtiofs later /s; echo first=$(cat /s/f); cp /s/large /s/from-guest; sync
+            echo 3 >/proc/sys/vm/drop_caches; echo in=$(md5sum </s/large | cut -d' ' -f1); exec 3</s/f; echo FIRST; read go
             cat /s/f; cat <&3; echo x >/s/stale; echo STALE; read go
             exec 3<&-; umount /s && mount -t virtiofs later /s; echo second=$(cat /s/f); echo x >/s/new && echo CHANGED
             umount /s; echo SECOND; read go; try; echo AFTER";
@@ -174,7 +177,9 @@ fn directories_come_and_go_while_the_guest_runs() {
             names.sort();
             names
         };
-        assert_eq!(names(dirs[0].path()), ["f", "from-guest"]);
+        let sum = checksum(&large);
+        assert_eq!((ended.value("in"), checksum(&dirs[0].path().join("from-guest"))), (sum.as_str(), sum.clone()));
+        assert_eq!(names(dirs[0].path()), ["f", "from-guest", "large"]);
         assert_eq!(names(dirs[1].path()), ["f"]);
     }
 }

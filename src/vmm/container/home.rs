@@ -7,7 +7,7 @@ use ::container::digest::Digest;
 use ::container::kernel::Kernel;
 use ::container::parts::Parts;
 use ::container::store::Store;
-use ::container::vm::{Share, Sights, Vm, VmError, VmWishes, spare_volume};
+use ::container::vm::{Share, Sights, Vm, VmError, VmWishes, share_tag, spare_volume};
 use ::container::volume::{self, Source, Volume};
 use protocol::message::{File, VolumeSource};
 
@@ -61,7 +61,9 @@ pub struct Place {
     pub mem_size_mib: u64,
     /// The serial numbers of volumes' disks, by the volumes' names.
     pub volumes: BTreeMap<String, String>,
-    /// That of the disk for the writable layer.
+    /// The tags of directories.
+    pub shares: BTreeMap<Share, String>,
+    /// The serial number of the disk for the writable layer.
     pub writable: Option<String>,
 }
 
@@ -83,8 +85,12 @@ pub fn home(
         let (name, memory, cpus) = (tenant.clone(), mem_size_mib, vcpu_count);
         let wanted = TenantArgs { name, kernel, modules, memory, cpus, sights: first };
         let tenancy = tenant::join(&runtime, &wanted, &sights)?;
-        let volumes = by_names(&sights, tenancy.volumes.iter().cloned());
-        let place = Place { mem_size_mib: tenancy.mem_size_mib, volumes, writable: tenancy.writable.clone() };
+        let place = Place {
+            mem_size_mib: tenancy.mem_size_mib,
+            volumes: by_names(&sights, tenancy.volumes.iter().cloned()),
+            shares: sights.shares.into_iter().zip(tenancy.shares.iter().cloned()).collect(),
+            writable: tenancy.writable.clone(),
+        };
         return Ok((Home::Shared(tenancy), place));
     }
     let wishes = VmWishes {
@@ -96,6 +102,7 @@ pub fn home(
         vcpu_count,
         hostname: name.to_owned(),
         spare: 0,
+        spare_shares: 0,
         sights,
     };
     let parts = Parts::ready(&store.path().join("guest"), &wishes.kernel, wishes.needs());
@@ -103,7 +110,8 @@ pub fn home(
     let vm = Vm::start(&wishes, &parts).map_err(|error| error.to_string())?;
     let sights = &wishes.sights;
     let writable = sights.writable.as_ref().map(|_| spare_volume(sights.volumes.len()));
-    let place = Place { mem_size_mib, volumes: by_names(sights, (0..).map(spare_volume)), writable };
+    let shares = sights.shares.iter().cloned().zip((0..).map(share_tag)).collect();
+    let place = Place { mem_size_mib, volumes: by_names(sights, (0..).map(spare_volume)), shares, writable };
     Ok((Home::Own(Box::new(vm)), place))
 }
 
@@ -123,8 +131,7 @@ pub fn sights(
     for volume in volumes {
         match &volume.source {
             Source::Directory(path) => {
-                let share =
-                    Share { tag: volume::tag(path, volume.read_only), path: path.clone(), read_only: volume.read_only };
+                let share = Share { path: path.clone(), read_only: volume.read_only };
                 if !sights.shares.contains(&share) {
                     sights.shares.push(share);
                 }
@@ -140,13 +147,16 @@ pub fn sights(
     Ok(sights)
 }
 
-/// Volumes as the agent finds them. Those with names are on these disks.
-pub fn in_vm(volumes: &[Volume], disks: &BTreeMap<String, String>) -> Vec<protocol::message::Volume> {
+/// Volumes as the agent finds them in this VM.
+pub fn in_vm(volumes: &[Volume], place: &Place) -> Vec<protocol::message::Volume> {
     let found = volumes.iter().filter_map(|volume| {
         let source = match &volume.source {
             Source::Text(_) => return None,
-            Source::Directory(path) => VolumeSource::Share { tag: volume::tag(path, volume.read_only) },
-            Source::Named(name) => VolumeSource::Disk { serial: disks.get(name)?.clone() },
+            Source::Directory(path) => {
+                let share = Share { path: path.clone(), read_only: volume.read_only };
+                VolumeSource::Share { tag: place.shares.get(&share)?.clone() }
+            }
+            Source::Named(name) => VolumeSource::Disk { serial: place.volumes.get(name)?.clone() },
         };
         let (path, read_only) = (volume.path.clone(), volume.read_only);
         Some(protocol::message::Volume { source, path, read_only })

@@ -3,7 +3,10 @@
 //! An image's layers come into a running VM by a disk that waits for them: the VM has some whose one partition is empty, and
 //! the monitor's API gives one of them the layers that the VM does not see yet. The agent reads the new partition table
 //! when it looks for a layer. Named volumes and disks for writable layers come likewise; one of the latter is free again when
-//! its container has gone and the guest has unmounted it. One thread for each container; the main one waits for the VM's end.
+//! its container has gone and the guest has unmounted it, and so is a share (directories.rs). One thread for each container;
+//! the main one waits for the VM's end.
+
+mod directories;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -20,17 +23,18 @@ use ::container::network::VmNetwork;
 use ::container::parts::Parts;
 use ::container::session::Session;
 use ::container::store::Store;
-use ::container::vm::{SPARE, Share, Sights, Vm, VmWishes, Waited, spare, spare_volume};
+use ::container::vm::{SPARE, SPARE_SHARES, Sights, Vm, VmWishes, Waited, spare, spare_volume};
 use api::client;
-use protocol::message::Order;
+use protocol::message::{Order, VolumeSource};
 use serde_json::{Value, json};
 
+use self::directories::Directories;
 use super::detach::{leave_terminal, ready, this_program};
 use super::run::failed;
 use super::tenant::{Folder, Joined, TAKEN, TenantArgs};
 use crate::runtime::Runtime;
 
-/// How long an agent may take to say that a disk is free; it waits 15 s itself.
+/// How long an agent may take to say that a disk or a share is free; it waits 15 s itself.
 const LETS_GO: Duration = Duration::from_secs(20);
 /// How long a VM waits for its first container.
 const UNUSED: Duration = Duration::from_secs(60);
@@ -43,8 +47,8 @@ struct Kept {
     mem_size_mib: u64,
     /// What the disks hold that wait.
     spares: Vec<PathBuf>,
+    directories: Directories,
     /// What it was started with.
-    shares: Vec<Share>,
     network: Option<VmNetwork>,
     inside: Mutex<Inside>,
     /// Hung up when the VM shall end.
@@ -97,7 +101,9 @@ fn begin(args: &TenantArgs) -> Result<Option<ExitCode>, String> {
     let api =
         Runtime::of_this_user().ok_or("a VM with a name wants XDG_RUNTIME_DIR or VMM_RUNTIME_DIR")?.socket(&args.name);
     let sights: Sights = serde_json::from_str(&args.sights).map_err(|error| format!("--sights: {error}"))?;
-    let (shares, network) = (sights.shares.clone(), sights.network.clone());
+    let network = sights.network.clone();
+    // The directories of its first container come as those of all others do.
+    let spare_shares = SPARE_SHARES + sights.shares.len();
     let wishes = VmWishes {
         program: this_program()?,
         room: runtime,
@@ -106,8 +112,9 @@ fn begin(args: &TenantArgs) -> Result<Option<ExitCode>, String> {
         mem_size_mib: args.memory,
         vcpu_count: args.cpus,
         hostname: args.name.clone(),
-        sights,
+        sights: Sights { shares: Vec::new(), ..sights },
         spare: SPARE,
+        spare_shares,
     };
     let parts = Parts::ready(&store.path().join("guest"), &wishes.kernel, wishes.needs());
     let parts = parts.map_err(|error| error.to_string())?;
@@ -115,10 +122,10 @@ fn begin(args: &TenantArgs) -> Result<Option<ExitCode>, String> {
     let (ended, end) = io::pipe().map_err(|error| format!("make a pipe: {error}"))?;
     let kept = Arc::new(Kept {
         agent: vm.socket(),
+        directories: Directories::new(spare_shares, vm.socket(), api.clone()),
         api,
         mem_size_mib: args.memory,
         spares: (0..SPARE).map(|number| vm.spare_image(number)).collect(),
-        shares,
         network,
         inside: Mutex::default(),
         end: Mutex::new(Some(end)),
@@ -156,8 +163,8 @@ fn serve(listening: &UnixListener, kept: &Arc<Kept>) {
             let told = session.say(&answer).is_ok();
             // Until the other side has gone.
             while told && matches!(session.hear(), Ok(Some(_))) {}
-            if let Joined::Ready { writable, .. } = answer {
-                kept.let_out(writable);
+            if let Joined::Ready { shares, writable, .. } = answer {
+                kept.let_out(&shares, writable);
             }
         };
         if let Err(error) = thread::Builder::new().name("container".to_owned()).spawn(lease) {
@@ -173,34 +180,30 @@ impl Kept {
         if inside.is_ending {
             return Joined::Ending;
         }
-        let has = self.has_shares(&wanted.shares).and_then(|()| self.has_network(wanted.network.as_ref()));
-        let shown = has.and_then(|()| self.show_layers(&mut inside, &wanted.layers));
+        let shown =
+            self.has_network(wanted.network.as_ref()).and_then(|()| self.show_layers(&mut inside, &wanted.layers));
         let volumes = shown.and_then(|()| self.show_volumes(&mut inside, &wanted.volumes));
+        let shares = volumes.and_then(|volumes| Ok((volumes, self.directories.show(&wanted.shares)?)));
         let writable = |inside: &mut Inside| {
             wanted.writable.as_ref().map(|image| self.show_disk(inside, Holds::Layer, image)).transpose()
         };
-        match volumes.and_then(|volumes| Ok((volumes, writable(&mut inside)?))) {
+        let all = shares.and_then(|(volumes, shares)| match writable(&mut inside) {
+            Ok(writable) => Ok((volumes, shares, writable)),
+            Err(why) => {
+                self.directories.leave(&shares);
+                Err(why)
+            }
+        });
+        match all {
             Err(why) => Joined::Refused(why),
-            Ok((volumes, writable)) => {
+            Ok((volumes, shares, writable)) => {
                 inside.containers += 1;
-                Joined::Ready { socket: self.agent.clone(), mem_size_mib: self.mem_size_mib, volumes, writable }
+                Joined::Ready { socket: self.agent.clone(), mem_size_mib: self.mem_size_mib, volumes, shares, writable }
             }
         }
     }
 
-    /// Directories are shared from the start, or not at all.
-    fn has_shares(&self, wanted: &[Share]) -> Result<(), String> {
-        match wanted.iter().find(|share| !self.shares.contains(share)) {
-            None => Ok(()),
-            Some(share) => Err(format!(
-                "it runs and does not see {}: the -v of its first container say which directories it shares; end its \
-                 containers first, use another --vm, or a named volume",
-                share.path.display()
-            )),
-        }
-    }
-
-    /// So is the network, with its ports.
+    /// A VM has a network, with its ports, from its start or not at all.
     fn has_network(&self, wanted: Option<&VmNetwork>) -> Result<(), String> {
         match (&self.network, wanted) {
             (_, None) => Ok(()),
@@ -258,7 +261,7 @@ impl Kept {
     /// Takes the image of a container's writable layer away from its disk, once the guest has let go of it. A disk of
     /// which the guest does not say so stays as it is.
     fn take_back(&self, disk: &str) -> Result<(), String> {
-        let release = Order::Release { serial: disk.to_owned() };
+        let release = Order::Release(VolumeSource::Disk { serial: disk.to_owned() });
         Session::have_done(&self.agent, &release, LETS_GO).map_err(|error| error.to_string())?;
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let of_disk = inside.writable.iter_mut().zip(&self.spares).enumerate();
@@ -283,8 +286,9 @@ impl Kept {
         inside.is_ending
     }
 
-    /// A container has gone, whose writable layer was on this disk; with the last one, the VM goes.
-    fn let_out(&self, writable: Option<String>) {
+    /// A container has gone, which used these shares, and whose writable layer was on this disk; with the last one, the VM
+    /// goes.
+    fn let_out(&self, shares: &[String], writable: Option<String>) {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         inside.containers = inside.containers.saturating_sub(1);
         if inside.containers == 0 {
@@ -293,6 +297,9 @@ impl Kept {
         }
         let stays = !inside.is_ending;
         drop(inside);
+        if stays {
+            self.directories.leave(shares);
+        }
         if let Some(disk) = writable.filter(|_| stays)
             && let Err(why) = self.take_back(&disk)
         {

@@ -214,12 +214,12 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
     let order = Run {
         id: name,
         layers: names,
-        writable: match place.writable {
-            Some(serial) => Writable::Disk { serial },
+        writable: match &place.writable {
+            Some(serial) => Writable::Disk { serial: serial.clone() },
             None => Writable::Memory { bytes: place.mem_size_mib.saturating_mul(1 << 19) }, // half of it
         },
         files,
-        volumes: home::in_vm(&volumes, &place.volumes),
+        volumes: home::in_vm(&volumes, &place),
         disk_limits,
         network: network.endpoint,
         spec,

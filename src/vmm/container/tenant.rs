@@ -52,7 +52,7 @@ pub struct TenantArgs {
     /// Virtual CPUs
     #[arg(long)]
     pub cpus: u64,
-    /// What it sees from its start on, as JSON: directories and the network
+    /// What its first container wants of it, as JSON: directories and the network
     #[arg(long)]
     pub sights: String,
 }
@@ -68,7 +68,9 @@ pub enum Joined {
         mem_size_mib: u64,
         /// Serial numbers of the disks with its volumes, in their order.
         volumes: Vec<String>,
-        /// The same of the one for its writable layer, where it has brought one.
+        /// Tags of its directories, in their order.
+        shares: Vec<String>,
+        /// The serial number of the one for its writable layer, where it has brought one.
         writable: Option<String>,
     },
     /// The VM is about to end: another one is to be started.
@@ -86,7 +88,9 @@ pub struct Tenancy {
     pub mem_size_mib: u64,
     /// Serial numbers of the disks with its volumes, in their order.
     pub volumes: Vec<String>,
-    /// The same of the one for its writable layer, where it has brought one.
+    /// Tags of its directories, in their order.
+    pub shares: Vec<String>,
+    /// The serial number of the one for its writable layer, where it has brought one.
     pub writable: Option<String>,
     _lease: Session,
 }
@@ -134,8 +138,8 @@ pub fn join(runtime: &Path, args: &TenantArgs, wanted: &Sights) -> Result<Tenanc
             // One that ends meanwhile is as one that says so.
             let answer = keeper.say(wanted).and_then(|()| keeper.message()).unwrap_or(Joined::Ending);
             match answer {
-                Joined::Ready { socket, mem_size_mib, volumes, writable } => {
-                    return Ok(Tenancy { socket, mem_size_mib, volumes, writable, _lease: keeper });
+                Joined::Ready { socket, mem_size_mib, volumes, shares, writable } => {
+                    return Ok(Tenancy { socket, mem_size_mib, volumes, shares, writable, _lease: keeper });
                 }
                 Joined::Refused(why) => return Err(format!("VM {}: {why}", args.name)),
                 Joined::Ending => sleep(LOOK),

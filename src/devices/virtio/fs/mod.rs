@@ -134,7 +134,8 @@ impl Fs {
     /// Hands one request to virtiofsd.
     fn hand_over(&mut self, queue: usize, held: Held, since: Instant, io: &mut Io<'_>) -> Result<(), Broken> {
         let is_heard = is_ram(&held.chain(io.memory()), io.memory()) && self.hears(&held.chain(io.memory()));
-        let Some(server) = self.serving().filter(|_| is_heard) else { return self.refuse(queue, held, io) };
+        let can_have = |server: &&mut Server| is_heard && server.back_end.can_have(&held.chain(io.memory()));
+        let Some(server) = self.serving().filter(can_have) else { return self.refuse(queue, held, io) };
         match server.back_end.put(queue, (held, since), io.memory()) {
             Ok(()) => Ok(()),
             Err(_) => Err(Broken("a request does not fit into the back end's ring")),
@@ -153,9 +154,9 @@ impl Fs {
         let mut any = false;
         let now = Instant::now(); // one reading for all that are there
         while let Some(server) = self.serving() {
-            match server.back_end.take(queue) {
+            match server.back_end.take(queue, io.memory()) {
                 Ok(None) => break,
-                Ok(Some(Done { held, since, said })) => {
+                Ok(Some(Done { held, since, said, .. })) => {
                     let chain = held.chain(io.memory());
                     let written = u32::try_from(chain.writable_len()).map_or(said, |most| said.min(most));
                     mark_dirty(io.memory(), chain.writable_part(0..written.into()));

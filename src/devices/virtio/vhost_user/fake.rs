@@ -29,6 +29,8 @@ pub enum Behaviour {
     Lie(u32),
     /// It says to have written more than there is room for.
     Boast,
+    /// It answers with what it was sent.
+    Echo,
 }
 
 /// The back end, as the test sees it.
@@ -184,7 +186,6 @@ impl Served {
     }
 
     fn kicked(&mut self, index: u32) {
-        let behaviour = *self.behaviour.lock().unwrap();
         // A message of the same moment may have stopped the ring.
         let Some(ring) = self.rings.get_mut(&index) else { return };
         let Some(kick) = &mut ring.kick else { return };
@@ -203,6 +204,7 @@ impl Served {
         let area = area.as_volatile_slice();
         while ring.seen != area.load::<u16>(avail + 2, Ordering::Acquire).unwrap() {
             let slot: u16 = area.read_obj(avail + 4 + 2 * usize::from(ring.seen % SLOTS)).unwrap();
+            let behaviour = *self.behaviour.lock().unwrap(); // each time: it may change without a kick
             ring.seen = ring.seen.wrapping_add(1);
             self.known += 1;
             let table: u64 = area.read_obj(desc + 16 * usize::from(slot)).unwrap();
@@ -219,6 +221,12 @@ impl Served {
                     region.as_volatile_slice().read_slice(&mut bytes, at).unwrap();
                     request.extend(bytes);
                 } else if behaviour != Behaviour::Hold {
+                    if behaviour == Behaviour::Echo {
+                        let piece: Vec<u8> = request.iter().skip(answer.len()).take(len).copied().collect();
+                        region.as_volatile_slice().write_slice(&piece, at).unwrap();
+                        answer.extend(piece);
+                        continue;
+                    }
                     if answer.is_empty() {
                         answer = [&16_u32.to_le_bytes()[..], &[0; 4], request.get(8..16).unwrap_or(&[0; 8])].concat();
                     }
@@ -228,7 +236,7 @@ impl Served {
             }
             let (id, written) = match behaviour {
                 Behaviour::Hold => continue,
-                Behaviour::Serve => (slot.into(), answer.len().try_into().unwrap()),
+                Behaviour::Serve | Behaviour::Echo => (slot.into(), answer.len().try_into().unwrap()),
                 Behaviour::Lie(id) => (id, 16),
                 Behaviour::Boast => (slot.into(), u32::MAX),
             };

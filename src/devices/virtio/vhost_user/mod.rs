@@ -1,11 +1,12 @@
 //! vhost-user: a device's requests are served by another process, the back end. Worker threads; [`BackEnd::connect`]
 //! on the control thread.
 //!
-//! Source: QEMU, docs/interop/vhost-user.rst. The back end maps all guest RAM, so it can do whatever the guest can. What
-//! it can not do: make the monitor wait for long, read or write the monitor's memory, or have the guest's rings (see
+//! Source: QEMU, docs/interop/vhost-user.rst. Where guest RAM is a file, the back end maps all of it, so it can do whatever
+//! the guest can; where it is not, the back end gets copies of requests ([`copies`]). What it can not do: make the monitor wait for long, read or write the monitor's memory, or have the guest's rings (see
 //! [`ring`]). A connection that was lost is not made again: a back end's state (open files, locks) went with it.
 
 pub mod connection;
+mod copies;
 #[cfg(test)]
 pub mod fake;
 #[cfg(any(test, feature = "testing"))]
@@ -27,8 +28,9 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::connection::{Connection, DEVICE_STATE, PROTOCOL_FEATURES, REPLY_ACK, Request, quads, words};
-use self::ring::{AREA, Done, Lie, Ring, SLOTS};
-use super::{Held, Source};
+use self::copies::Copies;
+use self::ring::{AREA, BLOCKS, Done, Lie, Ring, SLOTS};
+use super::{Chain, Held, Source};
 use crate::memory::GuestRam;
 
 /// Where the rings' memory is for a back end: above all guest RAM.
@@ -49,12 +51,17 @@ pub struct BackEnd {
     rings: Vec<Wired>,
     /// It serves the rings.
     running: bool,
+    /// It does not map guest memory.
+    copies: bool,
 }
 
 /// A ring with its two events.
 #[derive(Debug)]
 struct Wired {
     ring: Ring,
+    /// Where its area is for the back end.
+    gpa: u64,
+    copies: Copies,
     kick: EventFd,
     call: EventFd,
 }
@@ -80,7 +87,7 @@ impl BackEnd {
         let rings =
             (0..rings).map(|index| Wired::new(AREA_GPA.saturating_add(at(index)))).collect::<io::Result<_>>()?;
         let features = features & (NEEDED | PROTOCOL_FEATURES);
-        Ok(Self { connection, features, area, rings, running: false })
+        Ok(Self { connection, features, area, rings, running: false, copies: false })
     }
 
     /// Files to wait for: the rings' events, with the ring as token, and the connection ([`HANG_UP`]).
@@ -90,10 +97,12 @@ impl BackEnd {
         rings.chain([Source { token: HANG_UP, fd: self.connection.stream().as_raw_fd() }]).collect()
     }
 
-    /// Gives guest memory and empty rings to the back end.
+    /// Gives guest memory, where another process can map it, and empty rings to the back end.
     pub fn start(&mut self, memory: &GuestRam) -> io::Result<()> {
-        let table = regions(memory, &self.area)?;
+        self.copies = memory.iter().any(|region| region.file_offset().is_none());
+        let table = regions(memory.iter().filter(|_| !self.copies), &self.area)?;
         for (index, wired) in self.rings.iter_mut().enumerate() {
+            wired.copies = Copies::new();
             wired.ring.reset(&part(&self.area, index)?)?;
         }
         self.connection.tell(Request::SetFeatures, &quads([self.features]), &[])?;
@@ -142,7 +151,8 @@ impl BackEnd {
 
     /// Whether ring `index` has room for a request.
     pub fn has_room(&self, index: usize) -> bool {
-        self.rings.get(index).is_some_and(|wired| !wired.ring.is_full())
+        let room = |wired: &Wired| !wired.ring.is_full() && (!self.copies || wired.copies.have_room());
+        self.rings.get(index).is_some_and(room)
     }
 
     /// Whether no requests are out.
@@ -150,14 +160,25 @@ impl BackEnd {
         self.rings.iter().all(|wired| wired.ring.is_empty())
     }
 
-    /// Puts a request into ring `index`, which has room.
+    /// Whether a request is of a size that the back end can have.
+    pub fn can_have(&self, request: &Chain<'_>) -> bool {
+        !self.copies || copies::fits(request)
+    }
+
+    /// Puts a request that it can have into ring `index`, which has room.
     pub fn put(&mut self, index: usize, (held, since): (Held, Instant), memory: &GuestRam) -> io::Result<()> {
         let area = part(&self.area, index)?;
         let wired = self.rings.get_mut(index).ok_or(io::ErrorKind::NotFound)?;
         let chain = held.chain(memory);
-        let (readable, writable) = (chain.readable_part(0..u64::MAX), chain.writable_part(0..u64::MAX));
-        let (readable, writable) = (readable.collect::<Vec<_>>(), writable.collect::<Vec<_>>());
-        wired.ring.put(&area, (held, since), readable.into_iter(), writable.into_iter())
+        let copy = match self.copies {
+            true => Some(wired.copies.take(&chain, &pool(&area)?)?),
+            false => None,
+        };
+        let (readable, writable) = match &copy {
+            Some(copy) => copy.segments(&chain, wired.gpa.saturating_add(BLOCKS as u64)),
+            None => (chain.readable_part(0..u64::MAX).collect(), chain.writable_part(0..u64::MAX).collect()),
+        };
+        wired.ring.put(&area, (held, copy, since), readable.into_iter(), writable.into_iter())
     }
 
     /// Tells the back end of what was put into ring `index`, unless it looks by itself.
@@ -167,14 +188,24 @@ impl BackEnd {
     }
 
     /// The next request of ring `index` that is done, and how many bytes the back end says to have written.
-    pub fn take(&mut self, index: usize) -> Result<Option<Done>, Lie> {
+    pub fn take(&mut self, index: usize, memory: &GuestRam) -> Result<Option<Done>, Lie> {
         let area = part(&self.area, index).map_err(|_| Lie)?;
-        self.rings.get_mut(index).map_or(Ok(None), |wired| wired.ring.take(&area))
+        let Some(wired) = self.rings.get_mut(index) else { return Ok(None) };
+        let mut done = wired.ring.take(&area)?;
+        if let Some(Done { held, copy, said, .. }) = &mut done
+            && let Some(copy) = copy.take()
+        {
+            let pool = pool(&area).map_err(|_| Lie)?;
+            wired.copies.give(copy, &held.chain(memory), u64::from(*said), &pool).map_err(|_| Lie)?;
+        }
+        Ok(done)
     }
 
     /// Takes back the requests of a back end that is gone.
     pub fn take_all(&mut self, index: usize) -> Vec<Held> {
-        self.rings.get_mut(index).map(|wired| wired.ring.take_all()).unwrap_or_default()
+        let Some(wired) = self.rings.get_mut(index) else { return Vec::new() };
+        wired.copies = Copies::new();
+        wired.ring.take_all()
     }
 
     /// Waits until a request may be done, or the back end gone.
@@ -202,7 +233,7 @@ impl BackEnd {
 impl Wired {
     fn new(gpa: u64) -> io::Result<Self> {
         let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
-        Ok(Self { ring: Ring::new(gpa), kick: event()?, call: event()? })
+        Ok(Self { ring: Ring::new(gpa), gpa, copies: Copies::new(), kick: event()?, call: event()? })
     }
 }
 
@@ -224,12 +255,20 @@ fn part(area: &MmapRegion<()>, index: usize) -> io::Result<VolatileSlice<'_>> {
     area.get_slice(AREA.saturating_mul(index), AREA).map_err(io::Error::other)
 }
 
-/// VHOST_USER_SET_MEM_TABLE: guest RAM and the rings' memory, with their files.
-fn regions(memory: &GuestRam, area: &MmapRegion<()>) -> io::Result<(Vec<u8>, Vec<i32>)> {
+/// The blocks with copies of a ring's requests.
+fn pool<'a>(area: &VolatileSlice<'a>) -> io::Result<VolatileSlice<'a>> {
+    area.offset(BLOCKS).map_err(io::Error::other)
+}
+
+/// VHOST_USER_SET_MEM_TABLE: ranges of guest RAM and the rings' memory, with their files.
+fn regions<'a>(
+    memory: impl Iterator<Item = &'a <GuestRam as GuestMemoryBackend>::R>,
+    area: &MmapRegion<()>,
+) -> io::Result<(Vec<u8>, Vec<i32>)> {
     let mut regions = Vec::new();
     let mut fds = Vec::new();
     let rings = (AREA_GPA, area.size() as u64, area.as_ptr() as u64, area.file_offset());
-    let ram = memory.iter().map(|it| (it.start_addr().0, it.len(), it.as_ptr() as u64, it.file_offset()));
+    let ram = memory.map(|it| (it.start_addr().0, it.len(), it.as_ptr() as u64, it.file_offset()));
     for (gpa, len, host, file) in ram.chain([rings]) {
         let file = file.ok_or_else(|| io::Error::other("guest memory is not shared with other processes"))?;
         regions.push(quads([gpa, len, host, file.start()]));

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use vm_memory::{Bytes, VolatileSlice};
 
+use super::copies::{Copy, POOL};
 use crate::virtio::Held;
 use crate::virtio::chain::{MAX_SEGMENTS, Segment};
 
@@ -29,8 +30,10 @@ const AVAIL: usize = 2048;
 const USED: usize = 4096;
 const TABLES: usize = 8192;
 const TABLE: usize = MAX_SEGMENTS * DESC;
+/// Where the blocks with copies of requests begin.
+pub const BLOCKS: usize = TABLES + SLOTS as usize * TABLE;
 /// Bytes of a ring's area; what is never touched takes no memory.
-pub const AREA: usize = TABLES + SLOTS as usize * TABLE;
+pub const AREA: usize = BLOCKS + POOL;
 
 /// The back end wrote something into a ring that no back end may write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -42,6 +45,8 @@ pub struct Lie;
 pub struct Done {
     /// The guest's.
     pub held: Held,
+    /// What the back end had of it, where that was a copy.
+    pub copy: Option<Copy>,
     /// When it was taken from the guest's ring.
     pub since: Instant,
     /// How many bytes the back end says to have written.
@@ -54,8 +59,8 @@ pub struct Ring {
     /// Address of its area as a back end sees it, in the space of guest-physical addresses.
     gpa: u64,
     free: Vec<u16>,
-    /// What is out, and since when.
-    out: Vec<Option<(Held, Instant)>>,
+    /// What is out, as a copy or not, and since when.
+    out: Vec<Option<(Held, Option<Copy>, Instant)>>,
     avail: u16,
     used: u16,
 }
@@ -92,7 +97,7 @@ impl Ring {
     pub fn put(
         &mut self,
         area: &VolatileSlice<'_>,
-        (held, since): (Held, Instant),
+        (held, copy, since): (Held, Option<Copy>, Instant),
         readable: impl Iterator<Item = Segment>,
         writable: impl Iterator<Item = Segment>,
     ) -> io::Result<()> {
@@ -120,7 +125,7 @@ impl Ring {
         area.store(self.avail.to_le(), AVAIL + 2, Ordering::Release).map_err(io::Error::other)?;
         self.free.pop();
         if let Some(place) = self.out.get_mut(usize::from(slot)) {
-            *place = Some((held, since));
+            *place = Some((held, copy, since));
         }
         Ok(())
     }
@@ -142,10 +147,10 @@ impl Ring {
         let id: u32 = area.load(returned, Ordering::Relaxed).map_err(|_| Lie)?;
         let len: u32 = area.load(returned.saturating_add(4), Ordering::Relaxed).map_err(|_| Lie)?;
         let slot = u16::try_from(u32::from_le(id)).map_err(|_| Lie)?;
-        let (held, since) = self.out.get_mut(usize::from(slot)).and_then(Option::take).ok_or(Lie)?;
+        let (held, copy, since) = self.out.get_mut(usize::from(slot)).and_then(Option::take).ok_or(Lie)?;
         self.used = self.used.wrapping_add(1);
         self.free.push(slot);
-        Ok(Some(Done { held, since, said: u32::from_le(len) }))
+        Ok(Some(Done { held, copy, since, said: u32::from_le(len) }))
     }
 
     /// Takes all requests back from a back end that is gone.
