@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
-use devices::testing::{Rig, shared_ram};
+use devices::testing::{Rig, ram, shared_ram};
 use devices::virtio::balloon::{BalloonChange, Hint};
 use devices::virtio::fs::stand_in;
 use devices::virtio::vhost_user::hostile::Hostile;
@@ -148,13 +148,15 @@ pub fn stream(data: &[u8]) {
     });
 }
 
-/// A shared directory whose back end lies: in its answers to messages, which the first bytes are, and in the rings.
+/// A shared directory whose back end lies: in its answers to messages, which the first bytes are, and in the rings. Where the
+/// first bit is set, it is given copies of requests, as it can not map the guest's memory.
 pub fn share(data: &[u8]) {
     let Some((len, data)) = data.split_first() else { return };
     let (script, data) = data.split_at_checked(usize::from(len % 64)).unwrap_or((data, &[]));
     let (back_end, stream) = Hostile::start(script);
     let Ok(share) = stand_in::share(stream, Duration::from_millis(20)) else { return }; // it was told so at the start
-    devices::fuzzing::converse(Rig::with(share, shared_ram()), data, |_, bytes| back_end.act(bytes));
+    let memory = if len & 0x80 == 0 { shared_ram() } else { ram() };
+    devices::fuzzing::converse(Rig::with(share, memory), data, |_, bytes| back_end.act(bytes));
 }
 
 /// A client of the metadata service, and the frames between them.

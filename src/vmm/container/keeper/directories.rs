@@ -132,3 +132,6 @@ impl Directories {
         self.shares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests;
