@@ -2,6 +2,7 @@
 //! thread may write, one frame at a time.
 
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 
 use protocol::PORT;
@@ -46,6 +47,11 @@ impl Connection {
         Incoming { from: &self.from, decoder: Decoder::default() }
     }
 
+    /// The stream alone, for who speaks by it otherwise.
+    pub fn into_stream(self) -> OwnedFd {
+        self.from.into()
+    }
+
     /// Sends a message.
     pub fn say(&self, message: &impl ToFrame) -> Result<(), Fault> {
         self.send(message.frame()?)
@@ -79,5 +85,10 @@ impl Incoming<'_> {
     /// The next frame; none when the host has closed.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, Fault> {
         self.decoder.read_frame(&mut self.from).doing(|| "read from the host".to_owned())
+    }
+
+    /// What was read and belongs to no frame yet.
+    pub fn into_rest(self) -> Vec<u8> {
+        self.decoder.into_rest()
     }
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::disks;
 use crate::layers::{self, Layers};
 use crate::limits;
-use crate::network::{Joined, Network};
+use crate::network::{Called, Joined, Network};
 use crate::spec::{enter, place_files, place_init, settle};
 use crate::system::{CGROUPS, OWN};
 use crate::users::{self, Users};
@@ -98,6 +98,12 @@ impl Containers {
             VolumeSource::Disk { serial } => disks::unused(serial, patience).map(|_| ()),
             VolumeSource::Share { tag } => self.volumes.let_go(tag, patience),
         }
+    }
+
+    /// Connects to a port of a container that runs.
+    pub fn call(&self, id: &str, port: u16, udp: bool) -> Result<Called<'_>, Fault> {
+        self.pid(id)?;
+        self.network.as_ref().ok_or("this VM has no network (--network none)")?.call(id, port, udp)
     }
 
     /// Unmounts what is the host's, for the end of the VM.

@@ -11,8 +11,10 @@ use std::process::{Command, Stdio};
 
 use protocol::message::{Failure, Report, Window};
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Resource, setrlimit};
 
 use crate::reaper::Reaper;
+use crate::system::usual_descriptors;
 use crate::terminal::{self, Awaited};
 use crate::{Doing, Fault};
 
@@ -54,7 +56,7 @@ pub fn launch(reaper: &Reaper, mut command: Command, streams: &Streams<'_>) -> R
     }
     let ends = connect(&mut command, streams, awaited.is_some())?;
     let (report, to) = pipe(0)?;
-    report_at_3(&mut command, to);
+    begin_with(&mut command, to);
 
     let starting = reaper.starting();
     let runtime = reaper.spawn(&mut command)?;
@@ -120,10 +122,14 @@ fn pipe(owner: u32) -> Result<(OwnedFd, OwnedFd), Fault> {
     Ok((from, to))
 }
 
-/// Lets `command` find `to` as its file descriptor 3.
+/// Lets `command` find `to` as its file descriptor 3, and have no more descriptors than this process had at first.
 #[allow(unsafe_code)] // a function between fork(2) and execve(2)
-fn report_at_3(command: &mut Command, to: OwnedFd) {
-    let place = move || {
+fn begin_with(command: &mut Command, to: OwnedFd) {
+    let limit = usual_descriptors();
+    let begin = move || {
+        if let Some(limit) = limit {
+            setrlimit(Resource::Nofile, limit)?;
+        }
         // SAFETY: dup2(2) is async-signal-safe; `to` is open, as this closure owns it. Where it is 3 already, it only
         // has to survive execve(2).
         let done = unsafe {
@@ -134,8 +140,8 @@ fn report_at_3(command: &mut Command, to: OwnedFd) {
         };
         if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
     };
-    // SAFETY: the closure makes one async-signal-safe system call, allocates nothing and takes no lock.
-    unsafe { command.pre_exec(place) };
+    // SAFETY: the closure makes two async-signal-safe system calls, allocates nothing and takes no lock.
+    unsafe { command.pre_exec(begin) };
 }
 
 /// The bytes up to the end of the first line, or to the end.

@@ -3,6 +3,7 @@
 //!
 //! A namespace lives as long as its file or a process in it, and its interfaces go with it.
 
+mod carry;
 mod filter;
 mod links;
 mod names;
@@ -17,8 +18,11 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use protocol::message::{self, Endpoint, File, Publish};
+use protocol::message::File;
+use protocol::network::{self, Endpoint, Publish};
 
+pub use self::carry::Called;
+use self::carry::Carrier;
 use self::links::{End, Links};
 use self::names::Names;
 use self::namespace::Namespace;
@@ -44,6 +48,7 @@ pub struct Network {
     published: Mutex<BTreeMap<(bool, u16), String>>,
     /// Largest packet, bytes.
     mtu: u32,
+    carrier: Carrier,
 }
 
 /// A container's end of it. Dropped, it is free for another.
@@ -58,7 +63,7 @@ pub struct Joined<'a> {
 
 impl Network {
     /// Brings the VM's network up as the host says it is.
-    pub fn begin(order: &message::Network) -> Result<Self, Fault> {
+    pub fn begin(order: &network::Network) -> Result<Self, Fault> {
         let (address, prefix) = subnet::parse(&order.address)?;
         let gateway = order.gateway.as_ref().map(|text| text.parse().doing(|| format!("read the gateway {text}")));
         let gateway = gateway.transpose()?;
@@ -79,7 +84,8 @@ impl Network {
         links.up(bridge)?;
         filter::begin(OUTSIDE)?;
         set("ip_forward")?;
-        Ok(Self { resolv_conf: resolv_conf(order), subnet, names: Names::default(), published: Mutex::default(), mtu })
+        let (names, published, carrier) = (Names::default(), Mutex::default(), Carrier::start()?);
+        Ok(Self { resolv_conf: resolv_conf(order), subnet, names, published, mtu, carrier })
     }
 
     /// Makes the end of a container, in the namespace of this file, or in a new one.
@@ -113,6 +119,12 @@ impl Network {
         }
         self.names.add(id, address, &endpoint.names)?;
         Ok(joined)
+    }
+
+    /// Connects to a port of a container.
+    pub fn call(&self, id: &str, port: u16, udp: bool) -> Result<Called<'_>, Fault> {
+        let address = self.names.address(id).ok_or_else(|| format!("container {id} has no network"))?;
+        self.carrier.call(address, port, udp)
     }
 
     /// Ports are one container's at a time.
@@ -175,7 +187,7 @@ fn set(name: &str) -> Result<(), Fault> {
 }
 
 /// As resolv.conf(5) has it.
-fn resolv_conf(order: &message::Network) -> String {
+fn resolv_conf(order: &network::Network) -> String {
     let mut text = String::new();
     if !order.search.is_empty() {
         let _ = writeln!(text, "search {}", order.search.join(" "));
@@ -192,7 +204,7 @@ mod tests {
 
     #[test]
     fn name_servers_stand_as_resolvers_read_them() {
-        let mut order = message::Network {
+        let mut order = network::Network {
             address: "192.0.2.2/24".to_owned(),
             gateway: None,
             nameservers: vec!["192.0.2.1".to_owned(), "192.0.2.3".to_owned()],

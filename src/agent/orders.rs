@@ -62,7 +62,7 @@ pub fn serve(listening: &VsockListener, reaper: &Arc<Reaper>, containers: &Arc<C
         let (reaper, containers) = (Arc::clone(reaper), Arc::clone(containers));
         let follow = move || {
             let done = stream.doing(|| "take a connection".to_owned()).and_then(Connection::new);
-            if let Err(why) = done.and_then(|connection| follow(&connection, &reaper, &containers)) {
+            if let Err(why) = done.and_then(|connection| follow(connection, &reaper, &containers)) {
                 eprintln!("vmm-agent: {why}");
             }
         };
@@ -73,16 +73,16 @@ pub fn serve(listening: &VsockListener, reaper: &Arc<Reaper>, containers: &Arc<C
 }
 
 /// Follows the order of one connection.
-fn follow(connection: &Connection, reaper: &Reaper, containers: &Containers) -> Result<(), Fault> {
+fn follow(connection: Connection, reaper: &Reaper, containers: &Containers) -> Result<(), Fault> {
     let mut incoming = connection.incoming();
     let Some(first) = incoming.next_frame()? else { return Ok(()) };
     match first.open().doing(|| "read an order".to_owned())? {
         Order::Run(order) => match run(reaper, containers, &order) {
-            Ok((place, launched)) => attend(connection, incoming, reaper, launched, Some(place)),
+            Ok((place, launched)) => attend(&connection, incoming, reaper, launched, Some(place)),
             Err(failure) => connection.say(&Report::Failed(failure)),
         },
         Order::Exec(order) => match exec(reaper, containers, &order) {
-            Ok(launched) => attend(connection, incoming, reaper, launched, None),
+            Ok(launched) => attend(&connection, incoming, reaper, launched, None),
             Err(failure) => connection.say(&Report::Failed(failure)),
         },
         Order::Kill { id, signal } => connection.say(&done(containers.pid(&id).and_then(|pid| kill(pid, signal)))),
@@ -90,13 +90,22 @@ fn follow(connection: &Connection, reaper: &Reaper, containers: &Containers) -> 
         Order::Usage { id } => connection.say(&answer(containers.pid(&id).and_then(|pid| usage::of(&id, pid)))),
         Order::Processes { id } => connection.say(&answer(containers.pid(&id).and_then(|_| usage::processes(&id)))),
         Order::Get { id, path } => {
-            let got = containers.pid(&id).and_then(|pid| archive::get(connection, pid, &path));
+            let got = containers.pid(&id).and_then(|pid| archive::get(&connection, pid, &path));
             connection.say(&done(got))
         }
         Order::Put { id, path } => {
             let put = containers.pid(&id).and_then(|pid| archive::put(&mut incoming, pid, &path));
             connection.say(&done(put))
         }
+        Order::Connect { id, port, udp } => match containers.call(&id, port, udp) {
+            Ok(called) => {
+                connection.say(&Done::Ok)?;
+                let rest = incoming.into_rest();
+                called.carry(connection.into_stream(), rest);
+                Ok(())
+            }
+            Err(why) => connection.say(&done(Err(why))),
+        },
         Order::Release(source) => connection.say(&done(containers.let_go(&source, RELEASE))),
         Order::PowerOff => {
             containers.part();

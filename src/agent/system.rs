@@ -4,12 +4,13 @@ use std::fs;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use rustix::fs::sync;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_move};
 use rustix::net::{AddressFamily, SocketType, socket};
-use rustix::process::{chdir, chroot};
+use rustix::process::{Resource, Rlimit, chdir, chroot, getrlimit, setrlimit};
 use rustix::system::{RebootCommand, reboot, sethostname};
 
 use crate::{Doing, Fault};
@@ -69,6 +70,20 @@ fn delegate() -> Result<(), Fault> {
         fs::write(&file, format!("+{name}")).doing(|| format!("give the controller {name} on"))?;
     }
     Ok(())
+}
+
+/// What this process could have at first, and what it starts can have.
+static DESCRIPTORS: OnceLock<Rlimit> = OnceLock::new();
+
+/// Lets this process, and no other, have as many descriptors as it may.
+pub fn allow_many_descriptors() {
+    let usual = *DESCRIPTORS.get_or_init(|| getrlimit(Resource::Nofile));
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: usual.maximum, ..usual });
+}
+
+/// The limit of descriptors for what this process starts, where its own is another.
+pub fn usual_descriptors() -> Option<Rlimit> {
+    DESCRIPTORS.get().copied()
 }
 
 /// Names the VM.

@@ -18,6 +18,7 @@ pub mod modules;
 pub mod network;
 pub mod output;
 pub mod parts;
+pub mod ports;
 pub mod progress;
 pub mod reference;
 pub mod register;

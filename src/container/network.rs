@@ -1,13 +1,14 @@
 //! Networks of VMs for containers: what `--network` and `-p` say, what the monitor's interface shall be, and what the agent
 //! is told of it. Pure.
 //!
-//! A port goes three steps: from the host to the port of the same number of the VM (passt), and from there to the
-//! container (the agent). With a TAP device the host's step is the user's affair.
+//! A port goes two steps: from the host to the port of the same number of the VM (passt), and from there to the
+//! container (the agent). With a TAP device the host's step is the user's affair. A VM that runs already gets no more ports
+//! of the host: these lead to the container in one step (ports.rs).
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
-use protocol::message::{Network, Publish};
+use protocol::network::{Network, Publish};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -51,11 +52,6 @@ pub enum NetworkError {
     /// The VM runs already, with another network.
     #[error("it runs with another network: the --network of its first container says which")]
     Other,
-    /// The VM runs already, without this port.
-    #[error(
-        "it runs and has no port {0} of the host: the -p of its first container say which it has; end its containers first, or use another --vm"
-    )]
-    NotThere(String),
 }
 
 /// A network that is asked for.
@@ -201,15 +197,15 @@ impl Port {
     }
 
     /// As the monitor writes it: the VM's port has the host's number.
-    fn to_vm(&self) -> String {
+    pub fn to_vm(&self) -> String {
         let address = self.address.map_or(String::new(), |address| format!("{address}:"));
         format!("{address}{host}:{host}/{}", if self.udp { "udp" } else { "tcp" }, host = self.host)
     }
 }
 
 impl VmNetwork {
-    /// Whether a VM that runs with it is good for a container that wants `other`.
-    pub fn serves(&self, other: &Self) -> Result<(), NetworkError> {
+    /// What a VM that runs with it lacks for a container that wants `other`: ports of the host, as [`Port::to_vm`] writes them.
+    pub fn lacks(&self, other: &Self) -> Result<Vec<String>, NetworkError> {
         let ports = |network: &Self| {
             let ports = network.interface.pointer("/user/publish").and_then(Value::as_array).cloned();
             ports.unwrap_or_default()
@@ -223,10 +219,8 @@ impl VmNetwork {
             return Err(NetworkError::Other);
         }
         let own = ports(self);
-        match ports(other).into_iter().find(|port| !own.contains(port)) {
-            None => Ok(()),
-            Some(port) => Err(NetworkError::NotThere(port.as_str().unwrap_or_default().to_owned())),
-        }
+        let lacking = ports(other).into_iter().filter(|port| !own.contains(port));
+        Ok(lacking.filter_map(|port| port.as_str().map(str::to_owned)).collect())
     }
 }
 
@@ -357,11 +351,13 @@ mod tests {
             text.parse::<Choice>().unwrap().network(&read(published).unwrap(), "").unwrap().unwrap()
         };
         let vm = with("user", &["8080:80", "81:81"]);
-        assert_eq!(vm.serves(&with("user", &[])), Ok(()));
-        assert_eq!(vm.serves(&with("user", &["8080:8000"])), Ok(()));
-        let why = vm.serves(&with("user", &["82:82"])).unwrap_err();
-        assert_eq!(why, NetworkError::NotThere("82:82/tcp".to_owned()));
-        assert_eq!(vm.serves(&with("tap:t,address=192.0.2.2/24", &[])), Err(NetworkError::Other));
+        assert_eq!(vm.lacks(&with("user", &[])), Ok(vec![]));
+        assert_eq!(vm.lacks(&with("user", &["8080:8000"])), Ok(vec![]));
+        let lacking = vm.lacks(&with("user", &["82:82", "81:80", "127.0.0.1:83:1/udp"])).unwrap();
+        assert_eq!(lacking, ["82:82/tcp", "127.0.0.1:83:83/udp"]);
+        let tap = with("tap:t,address=192.0.2.2/24", &[]);
+        assert_eq!(vm.lacks(&tap), Err(NetworkError::Other));
+        assert_eq!(tap.lacks(&with("tap:t,address=192.0.2.2/24", &["80:80"])), Ok(vec![]));
     }
 
     #[test]

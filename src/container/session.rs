@@ -5,6 +5,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -95,10 +96,20 @@ impl Session {
 
     /// Has the agent do something of which it says no more than how it went; it may take so long to accept it, and to answer.
     pub fn have_done(socket: &Path, order: &Order, most: Duration) -> Result<(), SessionError> {
+        Self::done(socket, order, most).map(drop)
+    }
+
+    /// The same, where the conversation goes on as a stream ([`Order::Connect`]): that, and what was read of it already.
+    pub fn connect(socket: &Path, order: &Order, most: Duration) -> Result<(OwnedFd, Vec<u8>), SessionError> {
+        let Self { speaker, decoder } = Self::done(socket, order, most)?;
+        Ok((speaker.0.into(), decoder.into_rest()))
+    }
+
+    fn done(socket: &Path, order: &Order, most: Duration) -> Result<Self, SessionError> {
         let mut session = Self::call_within(socket, most)?;
         session.say(order)?;
         match session.message()? {
-            Done::Ok => Ok(()),
+            Done::Ok => Ok(session),
             Done::Failed(failure) => Err(SessionError::Failed(failure.why)),
         }
     }

@@ -54,6 +54,9 @@ pub enum FrameError {
     /// A message was expected.
     #[error("bytes of a stream where a message was expected")]
     NotMessage,
+    /// Bytes of another stream were expected.
+    #[error("a frame of a kind that does not belong there")]
+    NotExpected,
     /// The connection broke.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -113,6 +116,16 @@ pub fn header(kind: Kind, len: usize) -> Result<[u8; HEADER], FrameError> {
     }
 }
 
+/// What a header says: the kind, and the body's length.
+pub(crate) fn length([a, b, c, d, kind]: [u8; HEADER]) -> Result<(Kind, usize), FrameError> {
+    let kind = Kind::from_byte(kind)?;
+    let len = usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+    if len > kind.most() {
+        return Err(FrameError::TooLong(len));
+    }
+    Ok((kind, len))
+}
+
 /// Takes bytes as they come and gives frames. After an error the connection is of no use any more.
 #[derive(Debug, Default)]
 pub struct Decoder {
@@ -120,6 +133,11 @@ pub struct Decoder {
 }
 
 impl Decoder {
+    /// Bytes that have come and that no frame has taken yet.
+    pub fn into_rest(self) -> Vec<u8> {
+        self.bytes.into()
+    }
+
     /// More bytes have come.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend(bytes);
@@ -134,12 +152,7 @@ impl Decoder {
         if self.bytes.len() < HEADER {
             return Ok(None);
         }
-        let [a, b, c, d, kind] = header;
-        let kind = Kind::from_byte(kind)?;
-        let len = usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or(usize::MAX);
-        if len > kind.most() {
-            return Err(FrameError::TooLong(len));
-        }
+        let (kind, len) = length(header)?;
         if self.bytes.len().saturating_sub(HEADER) < len {
             return Ok(None);
         }

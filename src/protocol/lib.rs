@@ -12,9 +12,11 @@ pub mod disks;
 pub mod frame;
 pub mod message;
 pub mod modules;
+pub mod network;
+pub mod pieces;
 
 /// The version of this protocol: both sides must have the same.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The vsock port on which the agent listens in the guest, and which it calls on the host when it is up.
 pub const PORT: u32 = 1024;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::disks::{DiskLimit, Writable};
+use crate::network::{Endpoint, Network};
 
 /// The agent's first message when it calls the host: it is there. The host answers with [`Setup`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,20 +33,6 @@ pub struct Setup {
     pub runtime: String,
     /// How the VM reaches others; none: loopback only.
     pub network: Option<Network>,
-}
-
-/// The VM's own network, as `ip` and resolv.conf(5) say it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Network {
-    /// Address and prefix length, IPv4: `192.0.2.2/24`.
-    pub address: String,
-    /// Where the rest of the world is; none: nowhere.
-    pub gateway: Option<String>,
-    /// Name servers.
-    pub nameservers: Vec<String>,
-    /// Domains to search.
-    pub search: Vec<String>,
 }
 
 /// The agent's answer to [`Setup`] and to orders that have nothing else to give.
@@ -99,6 +86,17 @@ pub enum Order {
         /// Into this directory; or, where there is none, in its parent under its name.
         path: String,
     },
+    /// Connect to a port of a container. [`Done`] follows. After that the connection carries bytes: what the caller sends,
+    /// as those of standard input, and what the container sends, as those of standard output. For TCP no bytes are the end
+    /// of their direction; a connection that closes without it was broken. For UDP each frame is a datagram.
+    Connect {
+        /// The container.
+        id: String,
+        /// Its port.
+        port: u16,
+        /// For UDP; otherwise for TCP.
+        udp: bool,
+    },
     /// Let go of a disk or a shared directory, and wait until it is not used any more, as the host takes it away. [`Done`]
     /// follows.
     Release(VolumeSource),
@@ -139,28 +137,6 @@ pub struct Run {
     pub terminal: Option<Window>,
     /// Somebody writes to its standard input; otherwise that is /dev/null.
     pub stdin: bool,
-}
-
-/// A container's end of the VM's network.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Endpoint {
-    /// What other containers of the VM call it.
-    pub names: Vec<String>,
-    /// Its ports that are reached at the VM's address.
-    pub publish: Vec<Publish>,
-}
-
-/// A port of the VM that leads to one of a container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Publish {
-    /// The VM's.
-    pub vm: u16,
-    /// The container's.
-    pub container: u16,
-    /// For UDP; otherwise for TCP.
-    pub udp: bool,
 }
 
 /// One more process in a container.

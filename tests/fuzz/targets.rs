@@ -16,6 +16,7 @@ use devices::virtio::{Change, DeviceConfig};
 use machine::config::{Source, load};
 use protocol::frame::{Decoder, Frame, Kind};
 use protocol::message::{Containers, Done, Hello, Input, Order, Report, Setup};
+use protocol::pieces::Pieces;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -219,6 +220,7 @@ pub fn config(data: &[u8]) {
 /// bytes again, and messages, which can be said again.
 pub fn agent(data: &[u8]) {
     let Some((size, bytes)) = data.split_first() else { return };
+    carried(usize::from(*size).max(1), bytes);
     let mut decoder = Decoder::default();
     let mut taken = Vec::new();
     for piece in bytes.chunks(usize::from(*size).max(1)) {
@@ -236,6 +238,32 @@ pub fn agent(data: &[u8]) {
     }
     assert!(bytes.starts_with(&taken));
     assert_eq!(decoder.finish().is_ok(), taken.len() == bytes.len());
+}
+
+/// Who carries frames of one kind on in pieces gets the bodies of those that come before one of another kind.
+fn carried(size: usize, bytes: &[u8]) {
+    for kind in [Kind::Stdin, Kind::Stdout] {
+        let mut decoder = Decoder::default();
+        decoder.push(bytes);
+        let frames = std::iter::from_fn(|| decoder.next_frame().ok().flatten());
+        let bodies: Vec<Vec<u8>> = frames.take_while(|frame| frame.kind == kind).map(|frame| frame.body).collect();
+        let (mut pieces, mut whole, mut begun) = (Pieces::of(kind), Vec::new(), Vec::new());
+        'all: for mut piece in bytes.chunks(size) {
+            loop {
+                match pieces.next_piece(&mut piece) {
+                    Ok(Some(piece)) => {
+                        begun.extend_from_slice(piece.bytes);
+                        if piece.is_last {
+                            whole.push(std::mem::take(&mut begun));
+                        }
+                    }
+                    Ok(None) => break,
+                    Err(_) => break 'all,
+                }
+            }
+        }
+        assert_eq!(whole, bodies);
+    }
 }
 
 /// Opens a frame as each message that there is.

@@ -16,6 +16,7 @@ mod container_disks;
 mod container_kernel;
 mod container_life;
 mod container_network;
+mod container_ports;
 mod container_shares;
 mod cpu_template;
 mod cpus_memory;

@@ -5,7 +5,7 @@
 
 use std::net::Ipv4Addr;
 
-use protocol::message::Publish;
+use protocol::network::Publish;
 use rustix::io::Errno;
 
 use super::netlink::{Attributes, Conversation, Order, Part};

@@ -36,6 +36,11 @@ impl Names {
         Ok(())
     }
 
+    /// Where a container is.
+    pub fn address(&self, id: &str) -> Option<Ipv4Addr> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(id).map(|member| member.address)
+    }
+
     /// Writes its file, and those of the others.
     pub fn tell(&self, id: &str, before: &str, file: &Path) -> Result<(), Fault> {
         let mut members = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -89,6 +94,7 @@ mod tests {
         let (names, own) = (Names::default(), |name: &str| vec![name.to_owned()]);
         names.add("db", Ipv4Addr::new(172, 17, 0, 2), &["db".to_owned(), "db.local".to_owned()]).unwrap();
         names.tell("db", "127.0.0.1\tlocalhost\n", &db).unwrap();
+        assert_eq!((names.address("db"), names.address("web")), (Some(Ipv4Addr::new(172, 17, 0, 2)), None));
         let alone = "127.0.0.1\tlocalhost\n172.17.0.2\tdb db.local\n";
         assert_eq!(fs::read_to_string(&db).unwrap(), alone);
         names.add("web", Ipv4Addr::new(172, 17, 0, 3), &own("web")).unwrap();

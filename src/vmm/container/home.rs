@@ -13,7 +13,7 @@ use protocol::message::{File, VolumeSource};
 
 use super::detach::this_program;
 use super::options::ContainerArgs;
-use super::tenant::{self, Tenancy, TenantArgs};
+use super::tenant::{self, Seen, Tenancy, TenantArgs};
 use crate::runtime::Runtime;
 
 /// Memory of a VM beside what a container may use, MiB: the kernel, the agent, the runtime.
@@ -65,6 +65,8 @@ pub struct Place {
     pub shares: BTreeMap<Share, String>,
     /// The serial number of the disk for the writable layer.
     pub writable: Option<String>,
+    /// Ports of the host that its network has not.
+    pub lacking: Vec<String>,
 }
 
 /// The VM, and the container's place in it.
@@ -85,11 +87,13 @@ pub fn home(
         let (name, memory, cpus) = (tenant.clone(), mem_size_mib, vcpu_count);
         let wanted = TenantArgs { name, kernel, modules, memory, cpus, sights: first };
         let tenancy = tenant::join(&runtime, &wanted, &sights)?;
+        let Seen { volumes, shares, writable, lacking } = tenancy.seen.clone();
         let place = Place {
             mem_size_mib: tenancy.mem_size_mib,
-            volumes: by_names(&sights, tenancy.volumes.iter().cloned()),
-            shares: sights.shares.into_iter().zip(tenancy.shares.iter().cloned()).collect(),
-            writable: tenancy.writable.clone(),
+            volumes: by_names(&sights, volumes.into_iter()),
+            shares: sights.shares.into_iter().zip(shares).collect(),
+            writable,
+            lacking,
         };
         return Ok((Home::Shared(tenancy), place));
     }
@@ -111,7 +115,8 @@ pub fn home(
     let sights = &wishes.sights;
     let writable = sights.writable.as_ref().map(|_| spare_volume(sights.volumes.len()));
     let shares = sights.shares.iter().cloned().zip((0..).map(share_tag)).collect();
-    let place = Place { mem_size_mib, volumes: by_names(sights, (0..).map(spare_volume)), shares, writable };
+    let volumes = by_names(sights, (0..).map(spare_volume));
+    let place = Place { mem_size_mib, volumes, shares, writable, lacking: Vec::new() };
     Ok((Home::Own(Box::new(vm)), place))
 }
 

@@ -31,7 +31,7 @@ use serde_json::{Value, json};
 use self::directories::Directories;
 use super::detach::{leave_terminal, ready, this_program};
 use super::run::failed;
-use super::tenant::{Folder, Joined, TAKEN, TenantArgs};
+use super::tenant::{Folder, Joined, Seen, TAKEN, TenantArgs};
 use crate::runtime::Runtime;
 
 /// How long an agent may take to say that a disk or a share is free; it waits 15 s itself.
@@ -163,8 +163,8 @@ fn serve(listening: &UnixListener, kept: &Arc<Kept>) {
             let told = session.say(&answer).is_ok();
             // Until the other side has gone.
             while told && matches!(session.hear(), Ok(Some(_))) {}
-            if let Joined::Ready { shares, writable, .. } = answer {
-                kept.let_out(&shares, writable);
+            if let Joined::Ready { seen, .. } = answer {
+                kept.let_out(seen);
             }
         };
         if let Err(error) = thread::Builder::new().name("container".to_owned()).spawn(lease) {
@@ -180,35 +180,32 @@ impl Kept {
         if inside.is_ending {
             return Joined::Ending;
         }
-        let shown =
-            self.has_network(wanted.network.as_ref()).and_then(|()| self.show_layers(&mut inside, &wanted.layers));
-        let volumes = shown.and_then(|()| self.show_volumes(&mut inside, &wanted.volumes));
-        let shares = volumes.and_then(|volumes| Ok((volumes, self.directories.show(&wanted.shares)?)));
-        let writable = |inside: &mut Inside| {
-            wanted.writable.as_ref().map(|image| self.show_disk(inside, Holds::Layer, image)).transpose()
-        };
-        let all = shares.and_then(|(volumes, shares)| match writable(&mut inside) {
-            Ok(writable) => Ok((volumes, shares, writable)),
-            Err(why) => {
-                self.directories.leave(&shares);
-                Err(why)
-            }
-        });
-        match all {
+        match self.show(&mut inside, wanted) {
             Err(why) => Joined::Refused(why),
-            Ok((volumes, shares, writable)) => {
+            Ok(seen) => {
                 inside.containers += 1;
-                Joined::Ready { socket: self.agent.clone(), mem_size_mib: self.mem_size_mib, volumes, shares, writable }
+                Joined::Ready { socket: self.agent.clone(), mem_size_mib: self.mem_size_mib, seen }
             }
         }
     }
 
-    /// A VM has a network, with its ports, from its start or not at all.
-    fn has_network(&self, wanted: Option<&VmNetwork>) -> Result<(), String> {
+    /// Has the VM see what a container wants to see.
+    fn show(&self, inside: &mut Inside, wanted: &Sights) -> Result<Seen, String> {
+        let lacking = self.lacks_of_network(wanted.network.as_ref())?;
+        self.show_layers(inside, &wanted.layers)?;
+        let volumes = self.show_volumes(inside, &wanted.volumes)?;
+        let shares = self.directories.show(&wanted.shares)?;
+        let writable = wanted.writable.as_ref().map(|image| self.show_disk(inside, Holds::Layer, image)).transpose();
+        let writable = writable.inspect_err(|_| self.directories.leave(&shares))?;
+        Ok(Seen { volumes, shares, writable, lacking })
+    }
+
+    /// A VM has a network from its start or not at all. Ports of the host that it lacks, the container's owner publishes.
+    fn lacks_of_network(&self, wanted: Option<&VmNetwork>) -> Result<Vec<String>, String> {
         match (&self.network, wanted) {
-            (_, None) => Ok(()),
+            (_, None) => Ok(Vec::new()),
             (None, Some(_)) => Err("it runs without a network, so this container takes --network none".to_owned()),
-            (Some(own), Some(wanted)) => own.serves(wanted).map_err(|error| error.to_string()),
+            (Some(own), Some(wanted)) => own.lacks(wanted).map_err(|error| error.to_string()),
         }
     }
 
@@ -286,9 +283,8 @@ impl Kept {
         inside.is_ending
     }
 
-    /// A container has gone, which used these shares, and whose writable layer was on this disk; with the last one, the VM
-    /// goes.
-    fn let_out(&self, shares: &[String], writable: Option<String>) {
+    /// A container has gone, for which the VM saw this; with the last one, the VM goes.
+    fn let_out(&self, seen: Seen) {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         inside.containers = inside.containers.saturating_sub(1);
         if inside.containers == 0 {
@@ -298,9 +294,9 @@ impl Kept {
         let stays = !inside.is_ending;
         drop(inside);
         if stays {
-            self.directories.leave(shares);
+            self.directories.leave(&seen.shares);
         }
-        if let Some(disk) = writable.filter(|_| stays)
+        if let Some(disk) = seen.writable.filter(|_| stays)
             && let Err(why) = self.take_back(&disk)
         {
             eprintln!("vmm: take {disk} back: {why}");

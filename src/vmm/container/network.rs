@@ -2,9 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use ::container::network::{Choice, VmNetwork, ports, published};
+use ::container::network::{Choice, Port, VmNetwork, ports, published};
 use clap::Args;
-use protocol::message::{Endpoint, File};
+use protocol::message::File;
+use protocol::network::Endpoint;
 
 /// Flags of networks.
 #[derive(Debug, Clone, Args)]
@@ -38,6 +39,21 @@ pub struct Planned {
     pub vm: Option<VmNetwork>,
     /// The container's end of it.
     pub endpoint: Option<Endpoint>,
+    /// Its ports.
+    ports: Vec<Port>,
+}
+
+impl Planned {
+    /// The VM has no such ports of the host (as [`Port::to_vm`] writes them): these lead to the container otherwise.
+    pub fn without(&mut self, lacking: &[String]) -> Vec<Port> {
+        let (lacking, has) =
+            std::mem::take(&mut self.ports).into_iter().partition(|port| lacking.contains(&port.to_vm()));
+        self.ports = has;
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.publish = published(&self.ports);
+        }
+        lacking
+    }
 }
 
 impl NetworkArgs {
@@ -50,7 +66,7 @@ impl NetworkArgs {
         let mut names = names.map(str::to_owned).to_vec();
         names.dedup();
         let endpoint = vm.as_ref().map(|_| Endpoint { names, publish: published(&ports) });
-        Ok(Planned { vm, endpoint })
+        Ok(Planned { vm, endpoint, ports })
     }
 
     /// Files that every container has, of one with this host name. What the network says of names the agent adds, and what
@@ -116,6 +132,16 @@ mod tests {
         for wrong in ["", "db", "db:", ":192.0.2.1", "a b:192.0.2.1", "db:host-gateway"] {
             assert!(known_host(wrong).unwrap_err().contains("NAME:IP"), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_port_is_the_vms_or_leads_to_the_container() {
+        let mut planned = plan(None, &["8080:80", "8081:80", "8080:53/udp"]).unwrap();
+        assert_eq!(planned.clone().without(&[]), []);
+        let lacking = planned.without(&["8081:8081/tcp".to_owned(), "8080:8080/udp".to_owned()]);
+        assert_eq!(lacking.iter().map(|port| port.host).collect::<Vec<_>>(), [8081, 8080]);
+        let publish = planned.endpoint.unwrap().publish;
+        assert_eq!(publish.iter().map(|port| (port.vm, port.udp)).collect::<Vec<_>>(), [(8080, false)]);
     }
 
     #[test]

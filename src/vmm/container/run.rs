@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use ::container::kernel::Kernel;
 use ::container::output::Log;
+use ::container::ports::{Ports, Served};
 use ::container::reference::Reference;
 use ::container::register::{Containers, Ended, Owned, Record, now_ms};
 use ::container::session::Session;
@@ -45,6 +46,8 @@ struct Ordered {
     order: Run,
     owned: Owned,
     checks: Option<Checks>,
+    /// Ports that the VM's network has not, until the container runs.
+    ports: Option<Ports>,
     /// Keeps the image.
     _lease: Lease,
 }
@@ -116,7 +119,7 @@ fn log(owned: &Owned) -> Result<Log, AttachError> {
 /// Runs the container, as often as it shall be started again.
 fn again_and_again(ordered: &mut Ordered, args: &ContainerArgs, ends: &mut Ends) -> Result<Exit, AttachError> {
     let mut pauses = Pauses::default();
-    let mut watched = None;
+    let (mut watched, mut served) = (None, None);
     loop {
         let mut session = Session::call(&ordered.home.socket())?;
         session.say(&Order::Run(Box::new(ordered.order.clone())))?;
@@ -125,6 +128,10 @@ fn again_and_again(ordered: &mut Ordered, args: &ContainerArgs, ends: &mut Ends)
         let mut noted = Ok(());
         let exit = ends.attach(session, || {
             noted = owned.note(|record| record.started_ms = Some(now_ms()));
+            if let Some(ports) = ordered.ports.take() {
+                let (id, socket) = (owned.record().name.clone(), ordered.home.socket());
+                served = ports.serve(socket, id).map_err(|error| complain(&error.to_string())).ok();
+            }
             if let Some(checks) = ordered.checks.clone() {
                 let (id, socket) = (owned.record().name.clone(), ordered.home.socket());
                 watched = checks.watch(id, socket, owned.health()).map_err(|error| complain(&error.to_string())).ok();
@@ -138,6 +145,7 @@ fn again_and_again(ordered: &mut Ordered, args: &ContainerArgs, ends: &mut Ends)
         if !args.restart.again(exit.code, owned.record().restarts) || owned.is_stopping() {
             return Ok(exit);
         }
+        served.iter().for_each(Served::restarts);
         let until = Instant::now() + pauses.next(begun.elapsed());
         while Instant::now() < until {
             if owned.is_stopping() {
@@ -203,13 +211,15 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
     let mut owned = Containers::of(store.path()).take(record).map_err(|error| error.to_string())?;
     let layers = home::named(&store, &image.config.rootfs.diff_ids);
     let names = layers.iter().map(|(name, _)| name.clone()).collect();
-    let network = args.network.plan([&name, &wishes.hostname])?;
+    let mut network = args.network.plan([&name, &wishes.hostname])?;
     let mut files = args.network.files(&wishes.hostname, &network);
     let writable =
         args.storage_opt.map(|mib| owned.make_writable(mib)).transpose().map_err(|error| error.to_string())?;
-    let sights = Sights { network: network.vm, writable, ..home::sights(&store, layers, &volumes, &mut files)? };
+    let sights =
+        Sights { network: network.vm.clone(), writable, ..home::sights(&store, layers, &volumes, &mut files)? };
     let (home, place) = home::home(args, &store, kernel, &name, sights)?;
     owned.note(|record| record.socket = Some(home.socket())).map_err(|error| error.to_string())?;
+    let ports = Ports::take(network.without(&place.lacking)).map_err(|error| error.to_string())?;
     let checks = Checks::of(&args.health, run_config.healthcheck.as_ref());
     let order = Run {
         id: name,
@@ -230,7 +240,7 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
         terminal: args.tty.then(attach::window),
         stdin: args.interactive,
     };
-    Ok(Ordered { home, order, owned, checks, _lease: lease })
+    Ok(Ordered { home, order, owned, checks, ports, _lease: lease })
 }
 
 /// A name for a container whose user has none for it.

@@ -66,17 +66,26 @@ pub enum Joined {
         socket: PathBuf,
         /// MiB of memory of the VM.
         mem_size_mib: u64,
-        /// Serial numbers of the disks with its volumes, in their order.
-        volumes: Vec<String>,
-        /// Tags of its directories, in their order.
-        shares: Vec<String>,
-        /// The serial number of the one for its writable layer, where it has brought one.
-        writable: Option<String>,
+        /// What it sees.
+        seen: Seen,
     },
     /// The VM is about to end: another one is to be started.
     Ending,
     /// It cannot be.
     Refused(String),
+}
+
+/// What a VM sees of the host for a container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Seen {
+    /// Serial numbers of the disks with its volumes, in their order.
+    pub volumes: Vec<String>,
+    /// Tags of its directories, in their order.
+    pub shares: Vec<String>,
+    /// The serial number of the disk for its writable layer, where it has brought one.
+    pub writable: Option<String>,
+    /// Ports of the host that the VM's network has not.
+    pub lacking: Vec<String>,
 }
 
 /// A container's place in a tenant's VM, until it is dropped.
@@ -86,12 +95,8 @@ pub struct Tenancy {
     pub socket: PathBuf,
     /// MiB of memory of the VM.
     pub mem_size_mib: u64,
-    /// Serial numbers of the disks with its volumes, in their order.
-    pub volumes: Vec<String>,
-    /// Tags of its directories, in their order.
-    pub shares: Vec<String>,
-    /// The serial number of the one for its writable layer, where it has brought one.
-    pub writable: Option<String>,
+    /// What it sees.
+    pub seen: Seen,
     _lease: Session,
 }
 
@@ -138,8 +143,8 @@ pub fn join(runtime: &Path, args: &TenantArgs, wanted: &Sights) -> Result<Tenanc
             // One that ends meanwhile is as one that says so.
             let answer = keeper.say(wanted).and_then(|()| keeper.message()).unwrap_or(Joined::Ending);
             match answer {
-                Joined::Ready { socket, mem_size_mib, volumes, shares, writable } => {
-                    return Ok(Tenancy { socket, mem_size_mib, volumes, shares, writable, _lease: keeper });
+                Joined::Ready { socket, mem_size_mib, seen } => {
+                    return Ok(Tenancy { socket, mem_size_mib, seen, _lease: keeper });
                 }
                 Joined::Refused(why) => return Err(format!("VM {}: {why}", args.name)),
                 Joined::Ending => sleep(LOOK),
