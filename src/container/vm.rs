@@ -4,6 +4,7 @@
 //! guest does to its monitor stays there.
 #![allow(unsafe_code)] // prctl(2) between fork(2) and execve(2)
 
+mod refusal;
 mod sights;
 
 use std::fs::{self, File};
@@ -22,6 +23,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, set_parent_process_de
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use self::refusal::refusal;
 pub use self::sights::{SPARE, SPARE_SHARES, Share, Sights, share_tag, spare, spare_volume};
 use crate::hostgroup::HostGroup;
 use crate::kernel::Kernel;
@@ -32,11 +34,10 @@ use crate::session::{Session, SessionError};
 
 /// Name of the partition with the runtime.
 const RUNTIME: &str = "runtime";
-/// Files of the VM's folder: what its console shows, what its monitor says.
+/// Files of the VM's folder: the monitor's configuration, what the console shows, what the monitor says.
+const CONFIG: &str = "vm.json";
 const CONSOLE: &str = "console";
 const ERRORS: &str = "errors";
-/// What stands before what the monitor says.
-const SAYS: &str = "vmm: ";
 /// Most bytes of the console's end that an error shows.
 const CONSOLE_END: usize = 2000;
 
@@ -156,7 +157,7 @@ impl Vm {
         };
         let volumes = (0..wishes.spare).map(|number| empty(&spare_volume(number))).collect::<Result<Vec<_>, _>>()?;
         let config = config(wishes, parts, folder.path(), &empty("empty")?, &volumes);
-        let file = folder.path().join("vm.json");
+        let file = folder.path().join(CONFIG);
         fs::write(&file, config.to_string()).map_err(doing("write the VM's configuration"))?;
         let hello = folder.path().join(format!("vsock_{}", protocol::PORT));
         let listening = UnixListener::bind(&hello).map_err(doing("listen for the agent"))?;
@@ -244,8 +245,9 @@ impl Vm {
             Waited::TooLong => Err(VmError::Silent(self.console())),
             Waited::Ended => {
                 let status = self.monitor.wait().map_err(waiting)?;
-                if let Some(why) = self.end_of(ERRORS).strip_prefix(SAYS).filter(|_| self.end_of(CONSOLE).is_empty()) {
-                    return Err(VmError::Refused(explained(why)));
+                let config = self.folder.path().join(CONFIG);
+                if let Some(why) = refusal(&self.end_of(CONSOLE), &self.end_of(ERRORS), &config) {
+                    return Err(why);
                 }
                 let hint = if wishes.kernel.modules.is_none() { BUILT_IN } else { "" };
                 Err(VmError::Ended { status, hint, console: self.console() })
@@ -329,12 +331,6 @@ fn writes(config: &Value) -> bool {
     let mut drives = of("drives").filter(|drive| drive.get("cache_type").is_none_or(|cache| cache != UNSAFE));
     let kept = |one: &Value| one.get("is_read_only") != Some(&Value::Bool(true));
     drives.any(kept) || of("shares").chain(of("pmem")).any(kept)
-}
-
-/// Why there is no VM; where that is its network alone, with the way around it.
-fn explained(why: &str) -> String {
-    let networks = ["passt was not found", "passt ended"].iter().any(|words| why.contains(words));
-    if networks { format!("{why}; without a network it goes by --network none") } else { why.to_owned() }
 }
 
 /// The monitor shall not outlive this process, however that ends.

@@ -58,12 +58,12 @@ fn debian_13_has_volumes_and_shares() {
     volumes_and_shares_work(DEBIAN_13);
 }
 
-/// What the server behind a port of this host answers; one that has just started may not answer yet.
-fn answer(port: u16) -> String {
+/// What a web server answers; one that has just started may not answer yet.
+pub fn answer(address: (Ipv4Addr, u16)) -> String {
     let since = Instant::now();
     loop {
         let mut said = String::new();
-        let asked = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).and_then(|mut stream| {
+        let asked = TcpStream::connect(address).and_then(|mut stream| {
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.write_all(b"GET /index.html HTTP/1.0\r\n\r\n")?;
             stream.read_to_string(&mut said)
@@ -93,7 +93,7 @@ fn an_installed_kernel_serves_a_tenant() {
     let options = ["--vm", "t", "--network", "user", "--kernel", &kernel.display().to_string()];
     let serve = "echo answer > /index.html; exec httpd -f -p 80 -h /";
     user.start(&[&options[..], &["--name", "web", "-p", "127.0.0.1:7143:80"]].concat(), serve);
-    let from_outside = answer(7143);
+    let from_outside = answer((Ipv4Addr::LOCALHOST, 7143));
     assert!(from_outside.ends_with("answer\n"), "{from_outside}");
     let ask = "until wget -q -O - http://web/index.html; do sleep 0.2; done; cat /proc/version";
     let image = crate::container::image();

@@ -18,6 +18,7 @@ mod container_life;
 mod container_network;
 mod container_ports;
 mod container_shares;
+mod container_tap;
 mod cpu_template;
 mod cpus_memory;
 mod disk;

@@ -1,0 +1,48 @@
+//! Why a VM ended before its agent was there, of what its console shows and its monitor says. Pure.
+
+use std::path::Path;
+
+use super::VmError;
+
+/// What stands before what the monitor says, and the agent.
+const MONITOR: &str = "vmm: ";
+const AGENT: &str = "vmm-agent: ";
+
+/// One sentence that says it; none: all that was said has to. `config` is the monitor's configuration file.
+pub fn refusal(console: &str, errors: &str, config: &Path) -> Option<VmError> {
+    if let Some(why) = console.lines().rev().find_map(|line| line.strip_prefix(AGENT)) {
+        return Some(VmError::Agent(why.trim_end().to_owned()));
+    }
+    let place = config.display().to_string();
+    let of_config = || errors.strip_prefix(&place)?.split_once(": ").map(|(_line, why)| why);
+    let why = errors.strip_prefix(MONITOR).or_else(of_config)?;
+    console.is_empty().then(|| VmError::Refused(explained(why)))
+}
+
+/// Why there is no VM; where that is its network alone, with the way around it.
+fn explained(why: &str) -> String {
+    let networks = ["passt was not found", "passt ended"].iter().any(|words| why.contains(words));
+    if networks { format!("{why}; without a network it goes by --network none") } else { why.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_knows_why_says_it() {
+        let says = |console: &str, errors: &str| {
+            refusal(console, errors, "/run/vm.json".as_ref()).map(|error| error.to_string())
+        };
+        let agent = says("[ 0.1] kernel\nvmm-agent: call the host: no\r\n[ 0.2] reboot", "vmm: the guest powered off");
+        assert_eq!(agent.unwrap(), "the agent in the VM: call the host: no");
+        assert_eq!(says("", "vmm: no /dev/kvm").unwrap(), "the VM was not started: no /dev/kvm");
+        let fault = "/run/vm.json:1: network-interfaces[0].host_dev_name: too long";
+        let told = "the VM was not started: network-interfaces[0].host_dev_name: too long";
+        assert_eq!(says("", fault).unwrap(), told);
+        let passt = says("", "vmm: connect 'eth0': passt ended: no").unwrap();
+        assert!(passt.ends_with("it goes by --network none"), "{passt}");
+        assert_eq!(says("Kernel panic", "vmm: the guest panicked"), None);
+        assert_eq!(says("", "thread 'main' panicked"), None);
+    }
+}
