@@ -14,12 +14,13 @@ use crate::{Doing, Fault};
 /// Where the host's orders arrive.
 pub fn listen() -> Result<VsockListener, Fault> {
     VsockListener::bind_with_cid_port(VMADDR_CID_ANY, PORT)
-        .doing(|| "listen for the host's orders (has this kernel virtio-vsock?)".to_owned())
+        .doing(|| "listen for the host's orders (has this kernel CONFIG_VIRTIO_VSOCKETS?)".to_owned())
 }
 
 /// A connection that the agent makes.
 pub fn call() -> Result<Connection, Fault> {
-    let stream = VsockStream::connect_with_cid_port(VMADDR_CID_HOST, PORT).doing(|| "call the host".to_owned())?;
+    let stream = VsockStream::connect_with_cid_port(VMADDR_CID_HOST, PORT)
+        .doing(|| "call the host (has this kernel CONFIG_VIRTIO_VSOCKETS?)".to_owned())?;
     Connection::new(stream)
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use protocol::disks::Writable;
 use rustix::fs::getxattr;
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::disks;
@@ -63,7 +64,17 @@ pub fn mount_partition(name: &str, at: &Path) -> Result<(), Fault> {
     let device = disks::partition(name)?;
     disks::read_ahead(&device);
     fs::create_dir_all(at).doing(|| format!("make {}", at.display()))?;
-    mount(&device, at, "erofs", MountFlags::RDONLY, None).doing(|| format!("mount {name} from {}", device.display()))
+    mount(&device, at, "erofs", MountFlags::RDONLY, None)
+        .map_err(known("CONFIG_EROFS_FS"))
+        .doing(|| format!("mount {name} from {}", device.display()))
+}
+
+/// What may be wrong where a file system is not known (mount(2)): the kernel was made without this option.
+fn known(option: &str) -> impl Fn(Errno) -> String {
+    move |error| match error {
+        Errno::NODEV => format!("{error} (has this kernel {option}?)"),
+        _ => error.to_string(),
+    }
 }
 
 /// Joins layers, the lowest first, under a writable one, whose root is this user's. `folder` is for the mount points. What is
@@ -84,6 +95,7 @@ pub fn join(layers: &[PathBuf], folder: &Path, on: &Writable, owner: u32) -> Res
     let options = CString::new(format!("lowerdir={lower},upperdir={upper},workdir={work}"))
         .doing(|| "name the layers".to_owned())?;
     mount("overlay", &root, "overlay", MountFlags::empty(), Some(options.as_c_str()))
+        .map_err(known("CONFIG_OVERLAY_FS"))
         .doing(|| format!("join {} layers by overlayfs", layers.len()))?;
     Ok(root)
 }
@@ -104,6 +116,7 @@ fn mount_writable(at: &Path, on: &Writable) -> Result<(), Fault> {
             let disk = disks::unused(serial, PATIENCE)?;
             // What is deleted gives its room back to the host.
             mount(&disk, at, "ext4", MountFlags::empty(), Some(c"discard"))
+                .map_err(known("CONFIG_EXT4_FS"))
                 .doing(|| format!("mount the writable layer from {}", disk.display()))
         }
     }

@@ -69,7 +69,7 @@ impl Network {
         let gateway = gateway.transpose()?;
         let nameservers = order.nameservers.iter().filter_map(|text| text.parse().ok());
         let subnet = Subnet::choose(address, prefix, gateway.into_iter().chain(nameservers))?;
-        let outside = links::index(OUTSIDE)?;
+        let outside = links::index(OUTSIDE).map_err(|why| format!("{why} (has this kernel CONFIG_VIRTIO_NET?)"))?;
         let links = Links::here()?;
         links.address(outside, address, prefix)?;
         // passt learns the guest's hardware address by the first frame from it: there shall be one before anybody calls.

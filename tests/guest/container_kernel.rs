@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::container_life::User;
 use crate::user_net::uplink;
-use crate::vm::{PATIENCE, guest};
+use crate::vm::{PATIENCE, guest, host};
 
 /// A kernel of tools/guest, the folder of its modules, and how its version begins.
 const DEBIAN_12: (&str, &str, &str) = ("debian12/bzImage", "modules/debian12", "Linux version 6.1.");
@@ -135,4 +135,68 @@ fn what_is_missing_is_named() {
     let why = refuses(DEBIAN_12.0, &[]);
     assert!(why.contains("a kernel with drivers as modules takes --modules"), "{why}");
     assert!(!kept(&user).iter().any(|name| name.starts_with('.')), "{:?}", kept(&user));
+}
+
+/// A copy of Debian 12's modules in which some are others: the kernel then lacks what these were for, and nobody knows
+/// before it runs.
+fn with_others(folder: &Path, instead: &[&str]) -> String {
+    let copy = folder.join("modules");
+    let words = ["-rL".into(), guest(DEBIAN_12.1).into_os_string(), copy.clone().into_os_string()];
+    host("cp", &words.iter().map(AsRef::as_ref).collect::<Vec<_>>());
+    let other = copy.join("kernel/drivers/net/veth.ko");
+    for module in instead {
+        let path = copy.join("kernel").join(module);
+        assert!(path.is_file(), "{module}");
+        std::fs::copy(&other, &path).expect("copied");
+    }
+    copy.display().to_string()
+}
+
+/// A kernel that cannot do what a container needs: one line, which says what to look for, and exit status 125.
+#[test]
+fn what_a_kernel_cannot_do_is_said_in_one_line() {
+    uplink();
+    let (user, image) = (User::new(), crate::container::image());
+    let refuses = |network: &str, modules: &str| {
+        let kernel = guest(DEBIAN_12.0).display().to_string();
+        let (code, why) = user.refuses(&[
+            "run",
+            "--rm",
+            "--network",
+            network,
+            "--kernel",
+            &kernel,
+            "--modules",
+            modules,
+            &image,
+            "true",
+        ]);
+        assert_eq!((code, why.lines().count()), (125, 1), "{why}");
+        why
+    };
+    // A distribution has no such module, which is known before there is a VM.
+    let folder = tempfile::tempdir().expect("a folder");
+    let modules = with_others(folder.path(), &[]);
+    let list = folder.path().join("modules/modules.dep");
+    let text = std::fs::read_to_string(&list).expect("a list");
+    for (name, file) in [("bridge", "/bridge.ko:"), ("virtio_net", "/virtio_net.ko:"), ("nft_masq", "/nft_masq.ko:")] {
+        let kept: Vec<&str> = text.lines().filter(|line| !line.contains(file)).collect();
+        std::fs::write(&list, kept.join("\n") + "\n").expect("written");
+        let why = refuses("user", &modules);
+        let wanted = format!("has no {name} (CONFIG_{}), which a network needs (--network none", name.to_uppercase());
+        assert!(why.contains(&wanted), "{why}");
+    }
+    // The kernel does not do it, which is known when it runs.
+    for (network, module, words) in [
+        ("user", "drivers/net/virtio_net.ko", "find the interface eth0"),
+        ("user", "net/bridge/bridge.ko", "CONFIG_BRIDGE"),
+        ("user", "net/netfilter/nft_masq.ko", "CONFIG_NFT_MASQ"),
+        ("none", "fs/overlayfs/overlay.ko", "CONFIG_OVERLAY_FS"),
+        ("none", "fs/erofs/erofs.ko", "CONFIG_EROFS_FS"),
+        ("none", "net/vmw_vsock/vmw_vsock_virtio_transport.ko", "CONFIG_VIRTIO_VSOCKETS"),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let why = refuses(network, &with_others(folder.path(), &[module]));
+        assert!(why.contains(words), "{module}: {why}");
+    }
 }
