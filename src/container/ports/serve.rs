@@ -77,7 +77,8 @@ pub struct Serving {
     again: bool,
     looks: bool,
     looked: Instant,
-    is_ending: bool,
+    /// When all ends, at the latest.
+    ends: Option<Instant>,
 }
 
 impl Serving {
@@ -113,7 +114,7 @@ impl Serving {
             again: false,
             looks: false,
             looked: Instant::now(),
-            is_ending: false,
+            ends: None,
         })
     }
 
@@ -133,10 +134,15 @@ impl Serving {
                 self.callers.ended(id);
             }
             self.end_silent();
-            if self.is_ending && self.relay.len() <= self.relay.silent().count() {
+            if self.ends.is_some_and(|ends| ends <= Instant::now() || self.has_said_all()) {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether nobody waits for what the container has said, nor for whether it said something.
+    fn has_said_all(&self) -> bool {
+        self.streams_called == 0 && self.relay.len() <= self.relay.silent().count()
     }
 
     /// How long nothing has to be done unless something happens.
@@ -145,7 +151,7 @@ impl Serving {
         if self.again || !self.looks && self.has_room() && self.doors.iter().any(is_waited_for) {
             return Some(Duration::ZERO);
         }
-        (self.looks || !self.relay.is_empty()).then_some(LOOK)
+        (self.looks || self.ends.is_some() || !self.relay.is_empty()).then_some(LOOK)
     }
 
     /// Ends callers who were silent for too long.
@@ -166,8 +172,9 @@ impl Serving {
             }
             Said::Ends => {
                 self.doors.clear();
-                self.is_ending = true;
-                self.relay.part(Instant::now() + LAST_WORDS);
+                let ends = Instant::now() + LAST_WORDS;
+                self.ends = Some(ends);
+                self.relay.part(ends);
             }
         }
     }
@@ -203,7 +210,11 @@ impl Serving {
         while self.has_room() {
             let Some(Door { socket: Socket::Tcp(socket), .. }) = self.doors.get(number) else { return false };
             match socket.accept() {
-                Ok((stream, _)) => self.call(Who::Tcp(stream), port),
+                Ok((stream, _)) => {
+                    // Until it is carried, its end is none that the container has said.
+                    let _ = set_socket_linger(&stream, Some(Duration::ZERO));
+                    self.call(Who::Tcp(stream), port);
+                }
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => return false,
                     io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => (),
@@ -287,14 +298,16 @@ impl Serving {
     /// The agent was called.
     fn called(&mut self, who: Who, line: Option<(OwnedFd, Vec<u8>)>) {
         self.calls = self.calls.saturating_sub(1);
-        let line = line.filter(|_| !self.is_ending).map(|(stream, rest)| Line::of_host(stream, rest));
+        let line = line.map(|(stream, rest)| Line::of_host(stream, rest));
         match (who, line) {
             (Who::Tcp(stream), line) => {
                 self.streams_called = self.streams_called.saturating_sub(1);
-                match line {
-                    Some(line) => _ = self.relay.add(Pair::stream(stream.into(), line)),
-                    // Nobody listens there: the caller hears what one hears of such a port.
-                    None => _ = set_socket_linger(&stream, Some(Duration::ZERO)),
+                // Where nobody listens, the caller hears what one hears of such a port.
+                if let Some(line) = line {
+                    let _ = set_socket_linger(&stream, None);
+                    let _ = self.relay.add(Pair::stream(stream.into(), line));
+                    // It may have said its last words to this one.
+                    self.ends.into_iter().for_each(|ends| self.relay.part(ends));
                 }
             }
             (Who::Udp(caller), Some(line)) => self.carry_datagrams(caller, line),

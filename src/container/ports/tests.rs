@@ -146,6 +146,30 @@ fn a_caller_too_many_waits_for_one_who_goes() {
     assert_eq!(&heard, b"patient");
 }
 
+/// A container may have answered and ended before it is known here that it was reached.
+#[test]
+fn an_answer_that_overtakes_the_connection_is_heard() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vsock");
+    let listening = UnixListener::bind(&path).unwrap();
+    let port = port(80, false);
+    let served = serve(&[&port], &path);
+    let caller = call(&port);
+    let (mut agent, _) = listening.accept().unwrap();
+    let ending = thread::spawn(move || drop(served));
+    while TcpStream::connect((Ipv4Addr::LOCALHOST, port.host)).is_ok() {
+        thread::yield_now(); // until it listens no more
+    }
+    let words = Frame { kind: Kind::Stdout, body: b"last words".to_vec() };
+    let end = Frame { kind: Kind::Stdout, body: Vec::new() };
+    let frames = [Frame::message(&Done::Ok).unwrap(), words, end].map(|frame| frame.bytes().unwrap()).concat();
+    agent.write_all(&[&b"OK 1\n"[..], &frames].concat()).unwrap();
+    let mut heard = String::new();
+    (&caller).read_to_string(&mut heard).unwrap();
+    assert_eq!(heard, "last words");
+    ending.join().unwrap();
+}
+
 #[test]
 fn datagrams_go_to_who_sent_them() {
     let (_folder, agent) = agent();
