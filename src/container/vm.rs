@@ -246,10 +246,10 @@ impl Vm {
             Waited::Ended => {
                 let status = self.monitor.wait().map_err(waiting)?;
                 let config = self.folder.path().join(CONFIG);
-                if let Some(why) = refusal(&self.end_of(CONSOLE), &self.end_of(ERRORS), &config) {
+                let hint = if wishes.kernel.modules.is_none() { BUILT_IN } else { "" };
+                if let Some(why) = refusal(&self.end_of(CONSOLE), &self.end_of(ERRORS), &config, hint) {
                     return Err(why);
                 }
-                let hint = if wishes.kernel.modules.is_none() { BUILT_IN } else { "" };
                 Err(VmError::Ended { status, hint, console: self.console() })
             }
         }
