@@ -130,7 +130,7 @@ fn datagrams_and_half_closed_connections_are_answered() {
 fn the_kernel_configures_itself() {
     let script = "echo mtu=$(cat /sys/class/net/eth0/mtu) dhcp=$(grep -c '^#PROTO: DHCP' /proc/net/pnp)
         echo mac=$(cat /sys/class/net/eth0/address)
-        router=$(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p'); echo hello | nc $router 7104";
+        router=$(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p'); echo hello | nc $router 7104 >/dev/null";
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 7104)).expect("listening");
     let heard = receiver(listener, 6);
     uplink();
