@@ -127,9 +127,7 @@ fn pipe(owner: u32) -> Result<(OwnedFd, OwnedFd), Fault> {
 fn begin_with(command: &mut Command, to: OwnedFd) {
     let limit = usual_descriptors();
     let begin = move || {
-        if let Some(limit) = limit {
-            setrlimit(Resource::Nofile, limit)?;
-        }
+        setrlimit(Resource::Nofile, limit)?;
         // SAFETY: dup2(2) is async-signal-safe; `to` is open, as this closure owns it. Where it is 3 already, it only
         // has to survive execve(2).
         let done = unsafe {

@@ -16,7 +16,7 @@ use std::collections::btree_map::Entry;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use protocol::message::File;
 use protocol::network::{self, Endpoint, Publish};
@@ -48,7 +48,8 @@ pub struct Network {
     published: Mutex<BTreeMap<(bool, u16), String>>,
     /// Largest packet, bytes.
     mtu: u32,
-    carrier: Carrier,
+    /// Who carries what callers of the host say; there when the first one has come.
+    carrier: OnceLock<Result<Carrier, Fault>>,
 }
 
 /// A container's end of it. Dropped, it is free for another.
@@ -84,7 +85,7 @@ impl Network {
         links.up(bridge)?;
         filter::begin(OUTSIDE)?;
         set("ip_forward")?;
-        let (names, published, carrier) = (Names::default(), Mutex::default(), Carrier::start()?);
+        let (names, published, carrier) = (Names::default(), Mutex::default(), OnceLock::new());
         Ok(Self { resolv_conf: resolv_conf(order), subnet, names, published, mtu, carrier })
     }
 
@@ -124,7 +125,7 @@ impl Network {
     /// Connects to a port of a container.
     pub fn call(&self, id: &str, port: u16, udp: bool) -> Result<Called<'_>, Fault> {
         let address = self.names.address(id).ok_or_else(|| format!("container {id} has no network"))?;
-        self.carrier.call(address, port, udp)
+        self.carrier.get_or_init(Carrier::start).as_ref().map_err(Fault::clone)?.call(address, port, udp)
     }
 
     /// Ports are one container's at a time.

@@ -77,13 +77,13 @@ static DESCRIPTORS: OnceLock<Rlimit> = OnceLock::new();
 
 /// Lets this process, and no other, have as many descriptors as it may.
 pub fn allow_many_descriptors() {
-    let usual = *DESCRIPTORS.get_or_init(|| getrlimit(Resource::Nofile));
+    let usual = usual_descriptors();
     let _ = setrlimit(Resource::Nofile, Rlimit { current: usual.maximum, ..usual });
 }
 
-/// The limit of descriptors for what this process starts, where its own is another.
-pub fn usual_descriptors() -> Option<Rlimit> {
-    DESCRIPTORS.get().copied()
+/// The limit of descriptors for what this process starts: what its own was at first.
+pub fn usual_descriptors() -> Rlimit {
+    *DESCRIPTORS.get_or_init(|| getrlimit(Resource::Nofile))
 }
 
 /// Names the VM.

@@ -142,7 +142,9 @@ impl Pair {
             Plain::Caller(..) => None,
         };
         let Some(len) = got else { return Ok(false) };
-        self.carried = if self.is_of_datagrams() { Instant::now() } else { self.carried };
+        if self.is_of_datagrams() {
+            self.carried = Instant::now();
+        }
         self.line.say(buffer.get_mut(..HEADER.saturating_add(len)).unwrap_or_default())?;
         Ok(true)
     }

@@ -195,8 +195,9 @@ impl Serving {
         let rung = match socket {
             Socket::Udp(socket) => {
                 let socket = Arc::clone(socket);
-                self.again |= (0..BUDGET).all(|_| self.receive(number, &socket));
-                self.again
+                let more = (0..BUDGET).all(|_| self.receive(number, &socket));
+                self.again |= more;
+                more
             }
             Socket::Tcp(_) => self.accept(number, port),
         };

@@ -69,6 +69,15 @@ fn serve(ports: &[&Port], agent: &Path) -> Served {
     Ports::take(ports).unwrap().unwrap().serve(agent.to_owned(), "web".to_owned()).unwrap()
 }
 
+/// The same, with so many callers at a time.
+fn serve_at_most(most: usize, port: &Port, agent: PathBuf) -> Served {
+    let Ports(taken) = Ports::take(vec![port.clone()]).unwrap().unwrap();
+    let mailbox = Mailbox::new().unwrap();
+    let mut serving = Serving::new(taken, most, agent, "web".to_owned(), Arc::clone(&mailbox)).unwrap();
+    let thread = thread::spawn(move || serving.run().unwrap());
+    Served { mailbox, thread: Some(thread) }
+}
+
 fn call(port: &Port) -> TcpStream {
     let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port.host)).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -124,11 +133,7 @@ fn a_port_is_had_once() {
 fn a_caller_too_many_waits_for_one_who_goes() {
     let (_folder, agent) = agent();
     let port = port(80, false);
-    let Ports(taken) = Ports::take(vec![port.clone()]).unwrap().unwrap();
-    let mailbox = Mailbox::new().unwrap();
-    let mut serving = Serving::new(taken, 3, agent, "web".to_owned(), Arc::clone(&mailbox)).unwrap();
-    let thread = thread::spawn(move || serving.run().unwrap());
-    let _served = Served { mailbox, thread: Some(thread) };
+    let _served = serve_at_most(3, &port, agent);
     let mut inside: Vec<TcpStream> = (0..3).map(|_| call(&port)).collect();
     inside.iter().for_each(|stream| echoes(stream, b"inside"));
     let waiting = call(&port);
@@ -199,11 +204,7 @@ fn datagrams_go_to_who_sent_them() {
 fn a_new_caller_takes_the_place_of_a_silent_one() {
     let (_folder, agent) = agent();
     let port = port(53, true);
-    let Ports(taken) = Ports::take(vec![port.clone()]).unwrap().unwrap();
-    let mailbox = Mailbox::new().unwrap();
-    let mut serving = Serving::new(taken, 2, agent, "web".to_owned(), Arc::clone(&mailbox)).unwrap();
-    let thread = thread::spawn(move || serving.run().unwrap());
-    let _served = Served { mailbox, thread: Some(thread) };
+    let _served = serve_at_most(2, &port, agent);
     for number in 0..10_u8 {
         let caller = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         caller.connect((Ipv4Addr::LOCALHOST, port.host)).unwrap();

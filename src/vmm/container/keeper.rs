@@ -173,6 +173,16 @@ fn serve(listening: &UnixListener, kept: &Arc<Kept>) {
     }
 }
 
+/// Has the guest let go of a disk or a share.
+fn release(agent: &Path, source: VolumeSource) -> Result<(), String> {
+    Session::have_done(agent, &Order::Release(source), LETS_GO).map_err(|error| error.to_string())
+}
+
+/// Has the monitor change a part of the VM.
+fn change(api: &Path, part: &str, body: &Value) -> Result<(), String> {
+    client::call(api, "PATCH", part, Some(body)).map(drop).map_err(|error| error.to_string())
+}
+
 impl Kept {
     /// Lets a container in.
     fn let_in(&self, wanted: &Sights) -> Joined {
@@ -258,8 +268,7 @@ impl Kept {
     /// Takes the image of a container's writable layer away from its disk, once the guest has let go of it. A disk of
     /// which the guest does not say so stays as it is.
     fn take_back(&self, disk: &str) -> Result<(), String> {
-        let release = Order::Release(VolumeSource::Disk { serial: disk.to_owned() });
-        Session::have_done(&self.agent, &release, LETS_GO).map_err(|error| error.to_string())?;
+        release(&self.agent, VolumeSource::Disk { serial: disk.to_owned() })?;
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let of_disk = inside.writable.iter_mut().zip(&self.spares).enumerate();
         let Some((_, (place, empty))) = of_disk.into_iter().find(|(number, _)| spare_volume(*number) == disk) else {
@@ -272,8 +281,7 @@ impl Kept {
 
     /// Has the monitor change a disk.
     fn change(&self, disk: &str, body: &Value) -> Result<(), String> {
-        let done = client::call(&self.api, "PATCH", &format!("/drives/{disk}"), Some(body));
-        done.map(drop).map_err(|error| error.to_string())
+        change(&self.api, &format!("/drives/{disk}"), body)
     }
 
     /// Whether nobody has ever come; then nobody will.

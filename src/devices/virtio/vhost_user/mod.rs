@@ -2,8 +2,9 @@
 //! on the control thread.
 //!
 //! Source: QEMU, docs/interop/vhost-user.rst. Where guest RAM is a file, the back end maps all of it, so it can do whatever
-//! the guest can; where it is not, the back end gets copies of requests ([`copies`]). What it can not do: make the monitor wait for long, read or write the monitor's memory, or have the guest's rings (see
-//! [`ring`]). A connection that was lost is not made again: a back end's state (open files, locks) went with it.
+//! the guest can; where it is not, the back end gets copies of requests ([`copies`]). What it can not do: make the monitor
+//! wait for long, read or write the monitor's memory, or have the guest's rings (see [`ring`]). A connection that was lost is
+//! not made again: a back end's state (open files, locks) went with it.
 
 pub mod connection;
 mod copies;

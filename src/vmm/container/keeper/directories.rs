@@ -5,13 +5,11 @@
 use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use ::container::session::Session;
 use ::container::vm::{Share, share_tag};
-use api::client;
-use protocol::message::{Order, VolumeSource};
+use protocol::message::VolumeSource;
 use serde_json::{Value, json};
 
-use super::LETS_GO;
+use super::{LETS_GO, change, release};
 
 /// The VM's shares.
 pub struct Directories {
@@ -117,15 +115,13 @@ impl Directories {
 
     /// Has the guest let go of a directory and then takes it away.
     fn take_back(&self, tag: &str) -> Result<(), String> {
-        let release = Order::Release(VolumeSource::Share { tag: tag.to_owned() });
-        Session::have_done(&self.agent, &release, LETS_GO).map_err(|error| error.to_string())?;
+        release(&self.agent, VolumeSource::Share { tag: tag.to_owned() })?;
         self.change(tag, &json!({"tag": tag, "path_on_host": ""}))
     }
 
     /// Has the monitor change a share.
     fn change(&self, tag: &str, body: &Value) -> Result<(), String> {
-        let done = client::call(&self.api, "PATCH", &format!("/shares/{tag}"), Some(body));
-        done.map(drop).map_err(|error| error.to_string())
+        change(&self.api, &format!("/shares/{tag}"), body)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Holds>> {

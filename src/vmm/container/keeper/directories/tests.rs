@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use ::container::session::Session;
-use protocol::message::{Done, Failure};
+use protocol::message::{Done, Failure, Order};
 
 use super::*;
 
