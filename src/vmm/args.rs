@@ -4,6 +4,7 @@
 //! configuration file.
 
 mod balloon;
+mod deferred;
 mod disk;
 mod edits;
 mod firecracker;
@@ -31,6 +32,7 @@ use crate::listen::ApiOptions;
 use crate::personality::Personality;
 use crate::ps::PsArgs;
 use crate::timings::TimingsFormat;
+pub use deferred::Deferred;
 pub use firecracker::FirecrackerArgs;
 pub use vm::{VmArgs, mebibytes};
 
@@ -74,24 +76,32 @@ struct Cli {
     verb: Option<Verb>,
 }
 
+/// A command line whose first word is a verb: the options of `vmm` itself need not be defined for it.
+#[derive(Debug, Parser)]
+#[command(name = "vmm", version, max_term_width = 110, disable_help_subcommand = true)]
+struct ByVerb {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Print what would be built: memory map, devices, interrupts, kernel command line, files. Touches no KVM
-    Explain(Box<ExplainArgs>),
+    Explain(Deferred<ExplainArgs>),
     /// Say whether this host can run VMs, or whether a kernel can boot in one
-    Doctor(DoctorArgs),
+    Doctor(Deferred<DoctorArgs>),
     /// Speak to a VM that was started with --id or --api-sock
-    Ctl(CtlArgs),
+    Ctl(Deferred<CtlArgs>),
     /// List the containers, and the VMs that were started with --id
-    Ps(PsArgs),
+    Ps(Deferred<PsArgs>),
     /// Images of containers: add them to the store, look at them, remove them
-    Image(ImageArgs),
+    Image(Deferred<ImageArgs>),
     #[command(flatten)]
     Container(ContainerVerb),
     /// Measure an image as a process, a container, a microVM and a container in a microVM
-    Compare(Box<CompareArgs>),
+    Compare(Deferred<CompareArgs>),
     /// Print what a guest would see of its CPUs
-    Cpu(CpuArgs),
+    Cpu(Deferred<CpuArgs>),
     /// Print the JSON Schema of the configuration
     Schema,
 }
@@ -171,21 +181,21 @@ pub enum Order {
     /// Run a VM.
     Run(Box<VmArgs>, RunArgs),
     /// `vmm explain`.
-    Explain(Box<ExplainArgs>),
+    Explain(Deferred<ExplainArgs>),
     /// `vmm doctor`.
-    Doctor(DoctorArgs),
+    Doctor(Deferred<DoctorArgs>),
     /// `vmm ctl`.
-    Ctl(CtlArgs),
+    Ctl(Deferred<CtlArgs>),
     /// `vmm ps`.
-    Ps(PsArgs),
+    Ps(Deferred<PsArgs>),
     /// `vmm image`.
-    Image(ImageArgs),
+    Image(Deferred<ImageArgs>),
     /// What is done with containers: `vmm run` and others.
     Container(ContainerVerb),
     /// `vmm compare`.
-    Compare(Box<CompareArgs>),
+    Compare(Deferred<CompareArgs>),
     /// `vmm cpu`.
-    Cpu(CpuArgs),
+    Cpu(Deferred<CpuArgs>),
     /// `vmm schema`.
     Schema,
 }
@@ -209,25 +219,37 @@ impl fmt::Display for Failure {
 
 /// Reads the command line.
 pub fn read(args: impl IntoIterator<Item = OsString>, personality: Personality) -> Result<Order, clap::Error> {
+    let args: Vec<_> = args.into_iter().collect();
+    if args.get(1).and_then(|word| word.to_str()).is_some_and(Verb::has_subcommand) {
+        return ByVerb::try_parse_from(args).map(|line| line.verb.into());
+    }
     // Where the API's socket goes without saying, a command line without arguments is a whole one.
     let command = Cli::command().arg_required_else_help(personality.socket().is_none());
     let mut matches = command.try_get_matches_from(args)?;
     let cli = Cli::from_arg_matches_mut(&mut matches)?;
-    Ok(match cli.verb {
-        None => {
+    Ok(cli.verb.map_or_else(
+        || {
             let vm = VmArgs { keyboard_by_default: personality.has_keyboard(), ..cli.vm };
             Order::Run(Box::new(vm), cli.run)
+        },
+        Order::from,
+    ))
+}
+
+impl From<Verb> for Order {
+    fn from(verb: Verb) -> Self {
+        match verb {
+            Verb::Explain(args) => Self::Explain(args),
+            Verb::Doctor(args) => Self::Doctor(args),
+            Verb::Ctl(args) => Self::Ctl(args),
+            Verb::Ps(args) => Self::Ps(args),
+            Verb::Image(args) => Self::Image(args),
+            Verb::Container(verb) => Self::Container(verb),
+            Verb::Compare(args) => Self::Compare(args),
+            Verb::Cpu(args) => Self::Cpu(args),
+            Verb::Schema => Self::Schema,
         }
-        Some(Verb::Explain(args)) => Order::Explain(args),
-        Some(Verb::Doctor(args)) => Order::Doctor(args),
-        Some(Verb::Ctl(args)) => Order::Ctl(args),
-        Some(Verb::Ps(args)) => Order::Ps(args),
-        Some(Verb::Image(args)) => Order::Image(args),
-        Some(Verb::Container(verb)) => Order::Container(verb),
-        Some(Verb::Compare(args)) => Order::Compare(args),
-        Some(Verb::Cpu(args)) => Order::Cpu(args),
-        Some(Verb::Schema) => Order::Schema,
-    })
+    }
 }
 
 /// Prints help, version or what is wrong, and returns the exit status for it.

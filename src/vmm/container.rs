@@ -23,6 +23,8 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
+use crate::args::Deferred;
+
 pub use list::{Line, lines, table};
 pub use run::{image, kernel};
 
@@ -30,28 +32,28 @@ pub use run::{image, kernel};
 #[derive(Debug, Subcommand)]
 pub enum ContainerVerb {
     /// Run a container of an image in a microVM of its own
-    Run(Box<options::ContainerArgs>),
+    Run(Deferred<options::ContainerArgs>),
     /// Run one more process in a container
-    Exec(Box<exec::ExecArgs>),
+    Exec(Deferred<exec::ExecArgs>),
     /// Print what a container has written
-    Logs(logs::LogsArgs),
+    Logs(Deferred<logs::LogsArgs>),
     /// End containers: ask first, then kill
-    Stop(verbs::StopArgs),
+    Stop(Deferred<verbs::StopArgs>),
     /// Send a signal to containers
-    Kill(verbs::KillArgs),
+    Kill(Deferred<verbs::KillArgs>),
     /// Wait for the end of containers and print their exit statuses
-    Wait(verbs::WaitArgs),
+    Wait(Deferred<verbs::WaitArgs>),
     /// Copy files out of a container or into it
-    Cp(copy::CopyArgs),
+    Cp(Deferred<copy::CopyArgs>),
     /// Print what containers use, every second
-    Stats(stats::StatsArgs),
+    Stats(Deferred<stats::StatsArgs>),
     /// List the processes of a container
-    Top(stats::TopArgs),
+    Top(Deferred<stats::TopArgs>),
     /// Remove containers that have ended
-    Rm(verbs::RmArgs),
+    Rm(Deferred<verbs::RmArgs>),
     /// Have the VM of a tenant
     #[command(hide = true)]
-    Keep(tenant::TenantArgs),
+    Keep(Deferred<tenant::TenantArgs>),
 }
 
 /// Does it.
