@@ -2,66 +2,45 @@
 //!
 //! The monitor is this program once more, with a configuration file; so the two share nothing but sockets, and whatever a
 //! guest does to its monitor stays there.
-#![allow(unsafe_code)] // prctl(2) between fork(2) and execve(2)
 
+mod monitor;
 mod refusal;
 mod sights;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use protocol::VERSION;
 use protocol::message::{Done, Hello, Order, Setup};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, set_parent_process_death_signal};
 use serde_json::{Value, json};
 use thiserror::Error;
 
+pub use self::monitor::{Monitor, MonitorWishes};
 use self::refusal::refusal;
 pub use self::sights::{SPARE, SPARE_SHARES, Share, Sights, share_tag, spare, spare_volume};
-use crate::hostgroup::HostGroup;
 use crate::kernel::Kernel;
 use crate::modules::Needs;
 use crate::parts::Parts;
-use crate::room::Room;
 use crate::session::{Session, SessionError};
 
 /// Name of the partition with the runtime.
 const RUNTIME: &str = "runtime";
-/// Files of the VM's folder: the monitor's configuration, what the console shows, what the monitor says.
-const CONFIG: &str = "vm.json";
-const CONSOLE: &str = "console";
-const ERRORS: &str = "errors";
-/// Most bytes of the console's end that an error shows.
-const CONSOLE_END: usize = 2000;
-
 /// What may be wrong with a kernel that comes without modules.
 const BUILT_IN: &str = "; a kernel with drivers as modules takes --modules /lib/modules/VERSION";
 
 /// How long an agent may take to call: far more than any VM takes, also one in a VM.
 const GREETING: Duration = Duration::from_secs(300);
 
-/// What a VM for containers shall be.
+/// What a VM for containers shall be, beside what its monitor was started with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmWishes {
-    /// The program that is the monitor: this one.
-    pub program: PathBuf,
-    /// Where its folder is made: the user's runtime directory.
-    pub room: PathBuf,
     /// A Linux kernel with virtio-blk, virtio-vsock, EROFS and overlayfs, built in or as modules.
     pub kernel: Kernel,
-    /// MiB of memory.
-    pub mem_size_mib: u64,
-    /// Virtual CPUs.
-    pub vcpu_count: u64,
-    /// Its name for `vmm ctl` and `vmm ps`, by which it has an API; none: neither.
-    pub id: Option<String>,
     /// The host name.
     pub hostname: String,
     /// What it sees of the host.
@@ -131,47 +110,33 @@ pub enum VmError {
     Session(#[from] SessionError),
 }
 
+/// What was tried when the host refused.
+fn doing(what: &str) -> impl FnOnce(io::Error) -> VmError {
+    let what = what.to_owned();
+    move |error| VmError::Io(what, error)
+}
+
 /// A VM that runs. Dropped, it is killed; [`Vm::power_off`] is the friendly way.
 #[derive(Debug)]
 pub struct Vm {
-    monitor: Child,
-    /// Dropped when the monitor has ended.
-    group: Option<HostGroup>,
-    folder: Room,
-    /// What the guest writes goes to files of the host.
-    writes: bool,
+    monitor: Monitor,
 }
 
 impl Vm {
-    /// Starts it, and waits for its agent.
-    pub fn start(wishes: &VmWishes, parts: &Parts) -> Result<Self, VmError> {
-        let doing = |what: &str| {
-            let what = what.to_owned();
-            move |error: io::Error| VmError::Io(what, error)
-        };
-        let making = format!("make a folder for the VM in {}", wishes.room.display());
-        let folder = Room::make(&wishes.room).map_err(doing(&making))?;
+    /// Starts it by its monitor, and waits for its agent.
+    pub fn start(mut monitor: Monitor, wishes: &VmWishes, parts: &Parts) -> Result<Self, VmError> {
+        let folder = monitor.folder();
         let empty = |name: &str| {
-            let path = folder.path().join(name);
+            let path = folder.join(name);
             fs::write(&path, [0; 512]).map_err(doing("write an empty disk")).map(|()| path)
         };
         let volumes = (0..wishes.spare).map(|number| empty(&spare_volume(number))).collect::<Result<Vec<_>, _>>()?;
-        let config = config(wishes, parts, folder.path(), &empty("empty")?, &volumes);
-        let file = folder.path().join(CONFIG);
-        fs::write(&file, config.to_string()).map_err(doing("write the VM's configuration"))?;
-        let hello = folder.path().join(format!("vsock_{}", protocol::PORT));
+        let config = config(monitor.wishes(), wishes, parts, folder, &empty("empty")?, &volumes);
+        let hello = folder.join(format!("vsock_{}", protocol::PORT));
         let listening = UnixListener::bind(&hello).map_err(doing("listen for the agent"))?;
-        let console = File::create(folder.path().join(CONSOLE)).map_err(doing("write the VM's console"))?;
-        let errors = File::create(folder.path().join(ERRORS)).map_err(doing("write what the monitor says"))?;
-        let mut command = Command::new(&wishes.program);
-        command.arg("--config").arg(&file);
-        command.args(wishes.id.iter().flat_map(|id| ["--id", id]));
-        command.stdin(Stdio::null()).stdout(console).stderr(errors).process_group(0);
-        dies_with_us(&mut command);
-        let group = HostGroup::make(folder.path(), wishes.mem_size_mib, wishes.vcpu_count);
-        let monitor = command.spawn().map_err(doing("start the monitor"))?;
-        let group = group.filter(|group| group.take(monitor.id()).is_some());
-        let mut vm = Self { monitor, group, folder, writes: writes(&config) };
+        monitor.writes = writes(&config);
+        monitor.configure(&config)?;
+        let mut vm = Self { monitor };
         let stream = vm.greeted(&listening, wishes)?;
         vm.set_up(stream, wishes)?;
         Ok(vm)
@@ -179,75 +144,49 @@ impl Vm {
 
     /// The socket that leads to the agent.
     pub fn socket(&self) -> PathBuf {
-        self.folder.path().join("vsock")
+        self.monitor.folder().join("vsock")
     }
 
     /// Has everything written to the disks and the VM switched off. One that writes nowhere is just ended.
     pub fn power_off(mut self) -> Result<(), VmError> {
-        if !self.writes {
+        if !self.monitor.writes {
             return Ok(());
         }
         let mut session = Session::call(&self.socket())?;
         session.say(&Order::PowerOff)?;
         let _ = session.message::<Done>(); // the VM may be gone before it is heard
-        self.monitor.wait().map_err(|error| VmError::Io("wait for the monitor".to_owned(), error))?;
+        self.monitor.wait().map_err(doing("wait for the monitor"))?;
         Ok(())
     }
 
     /// The image of the disk [`spare_volume`] while it has none of its own.
     pub fn spare_image(&self, number: usize) -> PathBuf {
-        self.folder.path().join(spare_volume(number))
+        self.monitor.folder().join(spare_volume(number))
     }
 
     /// What stands at the end of its console and what the monitor said, after a newline.
     pub fn console(&self) -> String {
-        let texts = [CONSOLE, ERRORS].map(|name| self.end_of(name));
+        let texts = [self.monitor.console(), self.monitor.errors()];
         let text = texts.join("\n");
         let text = text.trim();
         if text.is_empty() { String::new() } else { format!("; its console:\n{text}") }
     }
 
-    /// The end of a file of the VM's folder.
-    fn end_of(&self, name: &str) -> String {
-        let text = fs::read(self.folder.path().join(name)).unwrap_or_default();
-        let end = text.get(text.len().saturating_sub(CONSOLE_END)..).unwrap_or_default();
-        String::from_utf8_lossy(end).trim().to_owned()
-    }
-
     /// Waits for the VM's end, or for another file, or so long.
-    pub fn wait_or(&mut self, other: BorrowedFd<'_>, most: Option<Duration>) -> Result<Waited, VmError> {
-        let waiting = |error: io::Error| VmError::Io("wait for the VM".to_owned(), error);
-        let monitor = pidfd(&self.monitor).map_err(waiting)?;
-        let most = most.map(Timespec::try_from).transpose().map_err(|error| waiting(io::Error::other(error)))?;
-        loop {
-            let mut watched = [
-                PollFd::from_borrowed_fd(other, PollFlags::IN),
-                PollFd::from_borrowed_fd(monitor.as_fd(), PollFlags::IN),
-            ];
-            match poll(&mut watched, most.as_ref()) {
-                Err(rustix::io::Errno::INTR) => continue,
-                done => done.map_err(|error| waiting(error.into()))?,
-            };
-            let [other, monitor] = watched.map(|one| !one.revents().is_empty());
-            return Ok(match (other, monitor) {
-                (true, _) => Waited::Other,
-                (false, true) => Waited::Ended,
-                (false, false) => Waited::TooLong,
-            });
-        }
+    pub fn wait_or(&self, other: BorrowedFd<'_>, most: Option<Duration>) -> Result<Waited, VmError> {
+        self.monitor.wait_or(other, most).map_err(doing("wait for the VM"))
     }
 
     /// Waits for the agent, or for the monitor's end.
     fn greeted(&mut self, listening: &UnixListener, wishes: &VmWishes) -> Result<UnixStream, VmError> {
-        let waiting = |error: io::Error| VmError::Io("wait for the agent".to_owned(), error);
+        const WAITING: &str = "wait for the agent";
         match self.wait_or(listening.as_fd(), Some(GREETING))? {
-            Waited::Other => listening.accept().map(|(stream, _)| stream).map_err(waiting),
+            Waited::Other => listening.accept().map(|(stream, _)| stream).map_err(doing(WAITING)),
             Waited::TooLong => Err(VmError::Silent(self.console())),
             Waited::Ended => {
-                let status = self.monitor.wait().map_err(waiting)?;
-                let config = self.folder.path().join(CONFIG);
+                let status = self.monitor.wait().map_err(doing(WAITING))?;
                 let hint = if wishes.kernel.modules.is_none() { BUILT_IN } else { "" };
-                if let Some(why) = refusal(&self.end_of(CONSOLE), &self.end_of(ERRORS), &config, hint) {
+                if let Some(why) = refusal(&self.monitor.console(), &self.monitor.errors(), hint) {
                     return Err(why);
                 }
                 Err(VmError::Ended { status, hint, console: self.console() })
@@ -274,27 +213,15 @@ impl Vm {
     }
 }
 
-impl Drop for Vm {
-    fn drop(&mut self) {
-        let ending = pidfd(&self.monitor);
-        let _ = self.monitor.kill();
-        // The kernel takes tens of milliseconds to clear up after a VM. Whoever may want its files next waits for that.
-        if self.writes {
-            let _ = self.monitor.wait();
-        } else if let (Some(group), Ok(ending)) = (self.group.take(), ending) {
-            group.end(&ending);
-        }
-    }
-}
-
-/// What tells when this child has ended.
-fn pidfd(child: &Child) -> io::Result<OwnedFd> {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::NotFound)?;
-    Ok(pidfd_open(pid, PidfdFlags::empty())?)
-}
-
 /// The monitor's configuration.
-fn config(wishes: &VmWishes, parts: &Parts, folder: &Path, empty: &Path, volumes: &[PathBuf]) -> Value {
+fn config(
+    machine: &MonitorWishes,
+    wishes: &VmWishes,
+    parts: &Parts,
+    folder: &Path,
+    empty: &Path,
+    volumes: &[PathBuf],
+) -> Value {
     let partition = |(name, path): (&str, &Path)| json!({"name": name, "path_on_host": path});
     let layers = wishes.sights.layers.iter().map(|(name, path)| (name.as_str(), path.as_path()));
     let all: Vec<Value> = std::iter::once((RUNTIME, parts.runtime.as_path())).chain(layers).map(partition).collect();
@@ -317,7 +244,7 @@ fn config(wishes: &VmWishes, parts: &Parts, folder: &Path, empty: &Path, volumes
             "kernel_image_path": wishes.kernel.path, "initrd_path": parts.initrd,
             "boot_args": "console=ttyS0 quiet panic=-1 rdinit=/init",
         },
-        "machine-config": {"vcpu_count": wishes.vcpu_count, "mem_size_mib": wishes.mem_size_mib},
+        "machine-config": {"vcpu_count": machine.vcpu_count, "mem_size_mib": machine.mem_size_mib},
         "drives": drives,
         "shares": shares,
         "network-interfaces": interfaces,
@@ -331,13 +258,6 @@ fn writes(config: &Value) -> bool {
     let mut drives = of("drives").filter(|drive| drive.get("cache_type").is_none_or(|cache| cache != UNSAFE));
     let kept = |one: &Value| one.get("is_read_only") != Some(&Value::Bool(true));
     drives.any(kept) || of("shares").chain(of("pmem")).any(kept)
-}
-
-/// The monitor shall not outlive this process, however that ends.
-fn dies_with_us(command: &mut Command) {
-    let tell = || set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from);
-    // SAFETY: the closure makes one system call, which is async-signal-safe; it allocates nothing and takes no lock.
-    unsafe { command.pre_exec(tell) };
 }
 
 #[cfg(test)]

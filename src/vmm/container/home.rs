@@ -7,7 +7,7 @@ use ::container::digest::Digest;
 use ::container::kernel::Kernel;
 use ::container::parts::Parts;
 use ::container::store::Store;
-use ::container::vm::{Share, Sights, Vm, VmError, VmWishes, share_tag, spare_volume};
+use ::container::vm::{Monitor, MonitorWishes, Share, Sights, Vm, VmError, VmWishes, share_tag, spare_volume};
 use ::container::volume::{self, Source, Volume};
 use protocol::message::{File, VolumeSource};
 
@@ -69,55 +69,75 @@ pub struct Place {
     pub lacking: Vec<String>,
 }
 
+/// MiB of memory of the VM.
+fn mem_size_mib(args: &ContainerArgs) -> u64 {
+    args.vm_memory.unwrap_or(args.memory.map_or(USUAL_MIB, |limit| limit.saturating_add(OWN_MIB)))
+}
+
+/// Where a container shall run.
+pub enum Wanted {
+    /// In a VM of its own. The monitor becomes ready while the rest is thought about.
+    Own(Box<Monitor>),
+    /// In the VM of this tenant.
+    Shared(String),
+}
+
+impl Wanted {
+    /// What is asked for.
+    pub fn of(args: &ContainerArgs) -> Result<Self, String> {
+        if let Some(tenant) = &args.vm {
+            return Ok(Self::Shared(tenant.clone()));
+        }
+        let (mem_size_mib, vcpu_count) = (mem_size_mib(args), args.vcpu_count()?);
+        let (program, room) = (this_program()?, runtime_directory()?);
+        let wishes = MonitorWishes { program, room, id: None, mem_size_mib, vcpu_count };
+        Monitor::start(wishes).map(|monitor| Self::Own(Box::new(monitor))).map_err(|error| error.to_string())
+    }
+}
+
 /// The VM, and the container's place in it.
 pub fn home(
     args: &ContainerArgs,
+    wanted: Wanted,
     store: &Store,
     kernel: Kernel,
     name: &str,
     sights: Sights,
 ) -> Result<(Home, Place), String> {
-    let mem_size_mib = args.vm_memory.unwrap_or(args.memory.map_or(USUAL_MIB, |limit| limit.saturating_add(OWN_MIB)));
-    let vcpu_count = args.vcpu_count()?;
-    let runtime = runtime_directory()?;
-    if let Some(tenant) = &args.vm {
-        let first = Sights { shares: sights.shares.clone(), network: sights.network.clone(), ..Sights::default() };
-        let first = serde_json::to_string(&first).map_err(|error| format!("start the VM's keeper: {error}"))?;
-        let Kernel { path: kernel, modules } = kernel;
-        let (name, memory, cpus) = (tenant.clone(), mem_size_mib, vcpu_count);
-        let wanted = TenantArgs { name, kernel, modules, memory, cpus, sights: first };
-        let tenancy = tenant::join(&runtime, &wanted, &sights)?;
-        let Seen { volumes, shares, writable, lacking } = tenancy.seen.clone();
-        let place = Place {
-            mem_size_mib: tenancy.mem_size_mib,
-            volumes: by_names(&sights, volumes.into_iter()),
-            shares: sights.shares.into_iter().zip(shares).collect(),
-            writable,
-            lacking,
-        };
-        return Ok((Home::Shared(tenancy), place));
-    }
-    let wishes = VmWishes {
-        program: this_program()?,
-        room: runtime,
-        id: None,
-        kernel,
-        mem_size_mib,
-        vcpu_count,
-        hostname: name.to_owned(),
-        spare: 0,
-        spare_shares: 0,
-        sights,
+    let monitor = match wanted {
+        Wanted::Own(monitor) => *monitor,
+        Wanted::Shared(tenant) => return shared(args, tenant, kernel, sights),
     };
+    let mem_size_mib = monitor.wishes().mem_size_mib;
+    let wishes = VmWishes { kernel, hostname: name.to_owned(), spare: 0, spare_shares: 0, sights };
     let parts = Parts::ready(&store.path().join("guest"), &wishes.kernel, wishes.needs());
     let parts = parts.map_err(|error| error.to_string())?;
-    let vm = Vm::start(&wishes, &parts).map_err(|error| error.to_string())?;
+    let vm = Vm::start(monitor, &wishes, &parts).map_err(|error| error.to_string())?;
     let sights = &wishes.sights;
     let writable = sights.writable.as_ref().map(|_| spare_volume(sights.volumes.len()));
     let shares = sights.shares.iter().cloned().zip((0..).map(share_tag)).collect();
     let volumes = by_names(sights, (0..).map(spare_volume));
     let place = Place { mem_size_mib, volumes, shares, writable, lacking: Vec::new() };
     Ok((Home::Own(Box::new(vm)), place))
+}
+
+/// A place in a tenant's VM.
+fn shared(args: &ContainerArgs, name: String, kernel: Kernel, sights: Sights) -> Result<(Home, Place), String> {
+    let first = Sights { shares: sights.shares.clone(), network: sights.network.clone(), ..Sights::default() };
+    let first = serde_json::to_string(&first).map_err(|error| format!("start the VM's keeper: {error}"))?;
+    let Kernel { path: kernel, modules } = kernel;
+    let (memory, cpus) = (mem_size_mib(args), args.vcpu_count()?);
+    let wanted = TenantArgs { name, kernel, modules, memory, cpus, sights: first };
+    let tenancy = tenant::join(&runtime_directory()?, &wanted, &sights)?;
+    let Seen { volumes, shares, writable, lacking } = tenancy.seen.clone();
+    let place = Place {
+        mem_size_mib: tenancy.mem_size_mib,
+        volumes: by_names(&sights, volumes.into_iter()),
+        shares: sights.shares.into_iter().zip(shares).collect(),
+        writable,
+        lacking,
+    };
+    Ok((Home::Shared(tenancy), place))
 }
 
 /// The serial numbers of disks, which are in the order of the volumes, by the volumes' names.

@@ -23,7 +23,7 @@ use ::container::network::VmNetwork;
 use ::container::parts::Parts;
 use ::container::session::Session;
 use ::container::store::Store;
-use ::container::vm::{SPARE, SPARE_SHARES, Sights, Vm, VmWishes, Waited, spare, spare_volume};
+use ::container::vm::{Monitor, MonitorWishes, SPARE, SPARE_SHARES, Sights, Vm, VmWishes, Waited, spare, spare_volume};
 use api::client;
 use protocol::message::{Order, VolumeSource};
 use serde_json::{Value, json};
@@ -104,13 +104,16 @@ fn begin(args: &TenantArgs) -> Result<Option<ExitCode>, String> {
     let network = sights.network.clone();
     // The directories of its first container come as those of all others do.
     let spare_shares = SPARE_SHARES + sights.shares.len();
-    let wishes = VmWishes {
+    let monitor = Monitor::start(MonitorWishes {
         program: this_program()?,
         room: runtime,
         id: Some(args.name.clone()),
-        kernel: Kernel { path: args.kernel.clone(), modules: args.modules.clone() },
         mem_size_mib: args.memory,
         vcpu_count: args.cpus,
+    });
+    let monitor = monitor.map_err(|error| error.to_string())?;
+    let wishes = VmWishes {
+        kernel: Kernel { path: args.kernel.clone(), modules: args.modules.clone() },
         hostname: args.name.clone(),
         sights: Sights { shares: Vec::new(), ..sights },
         spare: SPARE,
@@ -118,7 +121,7 @@ fn begin(args: &TenantArgs) -> Result<Option<ExitCode>, String> {
     };
     let parts = Parts::ready(&store.path().join("guest"), &wishes.kernel, wishes.needs());
     let parts = parts.map_err(|error| error.to_string())?;
-    let mut vm = Vm::start(&wishes, &parts).map_err(|error| error.to_string())?;
+    let vm = Vm::start(monitor, &wishes, &parts).map_err(|error| error.to_string())?;
     let (ended, end) = io::pipe().map_err(|error| format!("make a pipe: {error}"))?;
     let kept = Arc::new(Kept {
         agent: vm.socket(),

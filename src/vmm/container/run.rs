@@ -28,7 +28,7 @@ use protocol::message::{Exit, Order, Run};
 use super::attach::{self, AttachError, Ends};
 use super::detach;
 use super::health::Checks;
-use super::home::{self, Home};
+use super::home::{self, Home, Wanted};
 use super::options::ContainerArgs;
 use super::restart::Pauses;
 use super::signal::signal_number;
@@ -180,6 +180,7 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
     let store = Store::of_this_user().map_err(|error| error.to_string())?;
     let kernel = with_modules(args)?;
     let (image, lease) = image(&store, &args.image)?;
+    let wanted = Wanted::of(args)?;
     let name = args.name.clone().map_or_else(made_up_name, Ok)?;
     let run_config = image.config.config.clone().unwrap_or_default();
     let wishes = args.wishes(&name)?;
@@ -217,7 +218,7 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
         args.storage_opt.map(|mib| owned.make_writable(mib)).transpose().map_err(|error| error.to_string())?;
     let sights =
         Sights { network: network.vm.clone(), writable, ..home::sights(&store, layers, &volumes, &mut files)? };
-    let (home, place) = home::home(args, &store, kernel, &name, sights)?;
+    let (home, place) = home::home(args, wanted, &store, kernel, &name, sights)?;
     owned.note(|record| record.socket = Some(home.socket())).map_err(|error| error.to_string())?;
     let ports = Ports::take(network.without(&place.lacking)).map_err(|error| error.to_string())?;
     let checks = Checks::of(&args.health, run_config.healthcheck.as_ref());
