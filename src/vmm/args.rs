@@ -279,6 +279,20 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+        ByVerb::command().debug_assert();
+    }
+
+    /// Each start would take as long as all verbs' options take to define.
+    #[test]
+    fn a_verb_has_no_options_until_it_is_asked_for() {
+        let mut command = ByVerb::command();
+        for verb in command.get_subcommands() {
+            assert_eq!(verb.get_arguments().count() + verb.get_subcommands().count(), 0, "{}", verb.get_name());
+        }
+        command.build();
+        let run = command.find_subcommand("run").unwrap();
+        assert!(run.get_arguments().count() > 30);
+        assert!(run.get_about().unwrap().to_string().contains("of its own"), "not that of its options");
     }
 
     #[test]
