@@ -1,5 +1,6 @@
 //! The API with a guest behind it: started, paused and changed by requests, as another program would.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -30,7 +31,8 @@ impl Remote {
         let socket = folder.path().join("api.sock");
         let mut vm = vm.args(["--api-sock".as_ref(), socket.as_os_str()]).start();
         let until = Instant::now() + PATIENCE;
-        while !socket.exists() {
+        // Its name is there a moment before it listens.
+        while UnixStream::connect(&socket).is_err() {
             assert!(Instant::now() < until, "no API");
             if !vm.is_running() {
                 let ended = vm.ends(0); // which says more where that is not so
