@@ -1,7 +1,7 @@
 //! A VM for containers: its configuration, its monitor as a process, and the agent's greeting.
 //!
-//! The monitor is this program once more, with a configuration file; so the two share nothing but sockets, and whatever a
-//! guest does to its monitor stays there.
+//! The monitor is this program once more, which reads its configuration from a pipe; so the two share nothing but that and
+//! sockets, and whatever a guest does to its monitor stays there.
 
 mod monitor;
 mod refusal;
@@ -30,6 +30,7 @@ use crate::session::{Session, SessionError};
 
 /// Name of the partition with the runtime.
 const RUNTIME: &str = "runtime";
+
 /// What may be wrong with a kernel that comes without modules.
 const BUILT_IN: &str = "; a kernel with drivers as modules takes --modules /lib/modules/VERSION";
 

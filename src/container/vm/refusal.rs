@@ -7,8 +7,8 @@ use super::monitor::CONFIG;
 const MONITOR: &str = "vmm: ";
 const AGENT: &str = "vmm-agent: ";
 
-/// One sentence that says it; none: all that was said has to. `hint`: what may help
-/// where the kernel does not do what the agent wants.
+/// One sentence that says it; none: all that was said has to. `hint`: what may help where the kernel does not
+/// do what the agent wants.
 pub fn refusal(console: &str, errors: &str, hint: &str) -> Option<VmError> {
     if let Some(why) = console.lines().rev().find_map(|line| line.strip_prefix(AGENT)) {
         return Some(VmError::Agent(format!("{}{hint}", why.trim_end())));
