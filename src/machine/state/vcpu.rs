@@ -100,7 +100,10 @@ impl VcpuState {
         vcpu.set_regs(&self.regs).doing(|| "load the registers (KVM_SET_REGS)")?;
         vcpu.set_sregs(&self.sregs).doing(|| "load system registers (KVM_SET_SREGS)")?;
         load_xsave(vcpu, &self.xsave)?;
-        vcpu.set_xcrs(&self.xcrs).doing(|| "load extended control registers (KVM_SET_XCRS)")?;
+        // A CPU without XSAVE has none, and KVM then takes not even none.
+        if self.xcrs.nr_xcrs != 0 {
+            vcpu.set_xcrs(&self.xcrs).doing(|| "load extended control registers (KVM_SET_XCRS)")?;
+        }
         vcpu.set_debug_regs(&self.debugregs).doing(|| "load debug registers (KVM_SET_DEBUGREGS)")?;
         vcpu.set_lapic(&self.lapic).doing(|| "load the local APIC (KVM_SET_LAPIC)")?;
         if let Some(khz) = self.tsc_khz.filter(|khz| vcpu.get_tsc_khz().ok() != Some(*khz)) {
