@@ -153,6 +153,23 @@ pub const ROUTES: &[Route] = &[
         };
         done(api.remote.ask(order))
     }),
+    route("PUT", "/snapshot/create", |api, call| {
+        let mut body = call.object()?;
+        known(&body, &["snapshot_type", "snapshot_path", "mem_file_path"])?;
+        let [state, memory] = ["snapshot_path", "mem_file_path"].map(|key| match body.remove(key) {
+            Some(Value::String(path)) => Ok(path.into()),
+            _ => Err(format!("{key} is missing: the path of a file that is to be written")),
+        });
+        if !body.is_empty() {
+            member(&body, "snapshot_type", &["Full"])?;
+        }
+        match (state, memory) {
+            (Ok(state), Ok(memory)) => done(api.remote.ask(Order::Save { state, memory })),
+            (state, memory) => {
+                Err([state, memory].into_iter().filter_map(Result::err).collect::<Vec<_>>().join("\n").into())
+            }
+        }
+    }),
     route("PUT", "/boot-source", |api, call| call.set(api, JsonPath::keys(["boot-source"]))),
     route("GET", "/machine-config", |api, _| Ok(Told::Json(describe(api)?.1["machine-config"].take()))),
     route("PUT", "/machine-config", |api, call| call.set(api, JsonPath::keys(["machine-config"]))),
@@ -226,7 +243,7 @@ pub const ROUTES: &[Route] = &[
 ];
 
 /// Endpoints of Firecracker's that are refused by name.
-pub const LATER: &[&str] = &["/hotplug", "/snapshot/create", "/snapshot/load"];
+pub const LATER: &[&str] = &["/hotplug", "/snapshot/load"];
 
 const fn route(method: &'static str, path: &'static str, run: fn(&Api, &Call<'_>) -> Outcome) -> Route {
     Route { method, path, run }

@@ -34,6 +34,7 @@ use devices::virtio::vsock::VsockConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use crate::snapshot::SnapshotConfig;
 pub use cpu::{CpuConfig, CpuidModifier, MsrModifier, RegisterModifier, TemplateName};
 pub use draft::Draft;
 pub use edit::{Change, Edit};
@@ -97,6 +98,9 @@ pub struct VmConfig {
     /// UNIX socket at which gdb finds the guest (docs/gdb.md). The guest waits for it before its first instruction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gdb: Option<PathBuf>,
+    /// Where the VM goes on, in the place of booting. A reboot boots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotConfig>,
     /// What a guest's reboot does.
     #[serde(default)]
     pub on_reboot: OnReboot,

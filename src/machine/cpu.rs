@@ -48,6 +48,16 @@ impl GuestCpu {
         })
     }
 
+    /// A checksum (CRC-32) of what vCPU 0 sees of itself: a guest that goes on elsewhere relies on it.
+    pub fn checksum(&self) -> u32 {
+        let mut sum = crc32fast::Hasher::new();
+        for leaf in cpuid::leaves(self.leaves.as_slice(), 0, self.topology, self.tsc_deadline) {
+            let kvm_cpuid_entry2 { function, index, flags, eax, ebx, ecx, edx, .. } = leaf;
+            [function, index, flags, eax, ebx, ecx, edx].iter().for_each(|word| sum.update(&word.to_le_bytes()));
+        }
+        sum.finalize()
+    }
+
     /// Gives vCPU `id` its CPUID and MSRs.
     pub fn set_up(&self, vcpu: &VcpuFd, id: u32) -> Result<(), HostError> {
         let leaves = cpuid::leaves(self.leaves.as_slice(), id, self.topology, self.tsc_deadline);

@@ -22,6 +22,8 @@ pub mod probe;
 mod registers;
 mod resident;
 pub mod signals;
+pub mod snapshot;
+mod sparse;
 pub mod state;
 pub mod stop;
 pub mod timeline;

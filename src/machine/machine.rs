@@ -38,13 +38,13 @@ use crate::metrics::Source;
 use crate::plan::{Plan, Slot};
 use crate::registers::Registers;
 use crate::resident::{Mapping, resident, resident_pages};
+use crate::snapshot;
 use crate::timeline::Mark;
 use crate::vcpu::{Buses, VcpuHandle};
 use crate::windows;
 use crate::x86_64::acpi::{self, Hardware};
 use crate::x86_64::layout;
 use crate::x86_64::regs::{self, Entry};
-use crate::x86_64::template::Template;
 
 /// A virtual machine, built and parked.
 pub struct Machine {
@@ -57,6 +57,10 @@ pub struct Machine {
     /// Mapped into the guest, too.
     windows: Vec<Arc<Window>>,
     ram: Ram,
+    /// It goes on where another one was, in the place of booting.
+    goes_on: bool,
+    /// A checksum of what the first vCPU sees of itself.
+    cpuid_crc32: u32,
 }
 
 impl Machine {
@@ -74,6 +78,7 @@ impl Machine {
         let timeline = |mark| events.timeline().mark(mark);
         let mut opened = open_devices(config, &plan.devices, metadata)?;
         let template = config.template();
+        let saved = config.snapshot.as_ref().map(snapshot::read).transpose()?;
         // KVM_CREATE_VM waits for the host's kernel (milliseconds, for a grace period); meanwhile memory is filled.
         let (vm, loaded) = thread::scope(|scope| {
             let vm =
@@ -101,14 +106,40 @@ impl Machine {
         timeline(Mark::Devices);
 
         let buses = Arc::new(buses);
-        let vcpus = create_vcpus(&vm, plan, (config, template), entry, &buses, &events)?;
+        let cpu = GuestCpu::new(&vm, config, template)?;
+        let vcpus = create_vcpus(&vm, plan, &cpu, entry, &buses, &events)?;
         timeline(Mark::Vcpus);
-        Ok(Self { vcpus, registers, events, vm: Some(vm), devices, windows, ram })
+        let goes_on = saved.is_some();
+        let machine = Self {
+            vcpus,
+            registers,
+            events,
+            vm: Some(vm),
+            devices,
+            windows,
+            ram,
+            goes_on,
+            cpuid_crc32: cpu.checksum(),
+        };
+        saved.map_or(Ok(()), |saved| machine.load(&saved))?;
+        Ok(machine)
     }
 
     /// Lets every vCPU run. Only the boot processor has something to run; the others wait for it to start them.
     pub fn boot(&self) {
-        self.vcpus.iter().for_each(VcpuHandle::run);
+        self.start_devices();
+        match self.goes_on {
+            true => self.resume_vcpus(),
+            false => self.vcpus.iter().for_each(VcpuHandle::run),
+        }
+    }
+
+    /// Lets the devices work of which a driver that goes on has queues already. A part of [`Self::boot`], and what comes before
+    /// a debugger lets the vCPUs run.
+    pub fn start_devices(&self) {
+        if self.goes_on {
+            self.resume_devices();
+        }
     }
 
     /// Parks every vCPU, then takes the queues from the devices. When it returns nothing touches guest memory but who
@@ -229,6 +260,11 @@ impl Machine {
         windows.filter(|window| window.writes() == Writes::Private)
     }
 
+    /// Guest memory.
+    pub const fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
     /// What happens to the VM.
     pub fn events(&self) -> &Events {
         &self.events
@@ -275,16 +311,21 @@ impl Drop for Machine {
 }
 
 /// Maps guest memory and fills it: kernel, initrd, command line, boot parameters, ACPI tables.
-fn load(config: &VmConfig, plan: &Plan, events: &Events) -> Result<(Ram, Entry), HostError> {
+fn load(config: &VmConfig, plan: &Plan, events: &Events) -> Result<(Ram, Option<Entry>), HostError> {
     let wants = &config.machine_config;
     let shared = config.shares_memory();
     let ram = Ram::map(&plan.ram, RamKind { pages: wants.huge_pages, dirty: wants.track_dirty_pages, shared })?;
     events.timeline().mark(Mark::Memory);
+    if let Some(snapshot) = &config.snapshot {
+        snapshot::load_memory(snapshot, &ram)?;
+        events.timeline().mark(Mark::Loaded);
+        return Ok((ram, None));
+    }
     let rsdp = acpi::write(ram.guest(), &hardware(plan))?;
     let entry = boot::load(&ram, &config.boot_source, &plan.cmdline, rsdp)?;
     regs::write_boot_tables(ram.guest(), entry)?;
     events.timeline().mark(Mark::Loaded);
-    Ok((ram, entry))
+    Ok((ram, Some(entry)))
 }
 
 type OpenDevice = Box<dyn devices::virtio::Device>;
@@ -364,8 +405,8 @@ fn show_registers(vm: &Vm, slot: &Slot, registers: &Arc<registers::Registers>) -
 fn create_vcpus(
     vm: &Vm,
     plan: &Plan,
-    (config, template): (&VmConfig, Template),
-    entry: Entry,
+    cpu: &GuestCpu,
+    entry: Option<Entry>,
     buses: &Arc<Buses>,
     events: &Arc<Events>,
 ) -> Result<Vec<VcpuHandle>, HostError> {
@@ -379,13 +420,12 @@ fn create_vcpus(
         vm.use_wide_apic_ids()?;
         tracing::warn!("Linux guests use at most 256 vCPUs: without interrupt remapping it starts no more");
     }
-    let cpu = GuestCpu::new(vm, config, template)?;
     let mut vcpus = Vec::new();
     for id in 0..plan.cpus {
         let fd = vm.create_vcpu(id)?;
         cpu.set_up(&fd, id)?;
         regs::set_up_lapic(&fd)?;
-        if id == 0 {
+        if let (0, Some(entry)) = (id, entry) {
             regs::set_up(&fd, entry)?;
         }
         vcpus.push(VcpuHandle::spawn(id, fd, buses.clone(), events.clone())?);

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRam, SharedRam};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -18,6 +18,8 @@ use vm_memory::{FileOffset, GuestRegionMmap, MmapRegion};
 use crate::config::HugePages;
 use crate::error::{Doing, HostError};
 use crate::plan::RamRange;
+use crate::resident::touched;
+use crate::sparse;
 
 /// Ranges are aligned on the host as huge pages are, so that a guest's huge page can be one of the host's.
 const ALIGN: usize = 2 << 20;
@@ -33,6 +35,8 @@ pub struct Ram {
     guest: SharedRam,
     mappings: Vec<Mapping>,
     kind: RamKind,
+    /// Where files are mapped: guest address and length.
+    shown: Mutex<Vec<(u64, u64)>>,
 }
 
 /// What kind of memory guest RAM is.
@@ -93,7 +97,7 @@ impl Ram {
             mappings.push(mapping);
         }
         let guest = GuestRam::from_regions(regions).doing(|| "map guest memory")?;
-        Ok(Self { guest: Arc::new(guest), mappings, kind })
+        Ok(Self { guest: Arc::new(guest), mappings, kind, shown: Mutex::default() })
     }
 
     /// The memory as devices and loaders use it.
@@ -120,16 +124,26 @@ impl Ram {
         let end = gpa.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
         let head = gpa.next_multiple_of(PAGE).min(end) - gpa;
         let whole = (len - head) / PAGE * PAGE;
-        let ordinary = self.kind.pages == HugePages::None && !self.kind.shared;
-        let mappable = ordinary && offset % PAGE == gpa % PAGE && whole > 0;
-        if !mappable || !self.remap(file, offset + head, whole, gpa + head)? {
+        let mappable = self.kind.pages == HugePages::None && offset % PAGE == gpa % PAGE && whole > 0;
+        if !mappable || !self.show(file, offset + head, whole, gpa + head)? {
             return self.read_in(file, offset, len, gpa);
         }
         self.read_in(file, offset, head, gpa)?;
         self.read_in(file, offset + head + whole, len - head - whole, gpa + head + whole)
     }
 
-    fn remap(&self, file: &File, offset: u64, len: u64, gpa: u64) -> io::Result<bool> {
+    /// Puts whole pages of `file` at `gpa` as [`Self::place`] does on ordinary pages, whatever the others are. Pages of the host's
+    /// pool, and memory that others map, are read in.
+    pub fn place_lazily(&self, file: &File, offset: u64, len: u64, gpa: u64) -> io::Result<()> {
+        let mappable = self.kind.pages != HugePages::TwoMib;
+        if mappable && self.show(file, offset, len, gpa)? { Ok(()) } else { self.read_in(file, offset, len, gpa) }
+    }
+
+    /// Maps whole pages of a file privately over memory; false where that can not be.
+    fn show(&self, file: &File, offset: u64, len: u64, gpa: u64) -> io::Result<bool> {
+        if self.kind.shared {
+            return Ok(false);
+        }
         let Ok(slice) = self.guest.get_slice(GuestAddress(gpa), len as usize) else { return Ok(false) };
         let addr = slice.ptr_guard_mut().as_ptr();
         // SAFETY: `addr..addr + len` lies in one region of guest RAM (get_slice checked it) that this value owns, both
@@ -149,7 +163,22 @@ impl Ram {
             return Err(io::Error::last_os_error());
         }
         keep_private(mapped, len as usize);
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).push((gpa, len));
         Ok(true)
+    }
+
+    /// Where there may be something else than zeros: guest addresses and lengths, whole pages, not in order, some more than once.
+    pub fn used(&self) -> io::Result<Vec<(u64, u64)>> {
+        let mut used = self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for region in self.guest.iter() {
+            let (gpa, len) = (region.start_addr().0, region.len());
+            let found = match region.file_offset() {
+                Some(part) => sparse::data(part.file(), part.start()..part.start() + len)?,
+                None => touched(region.as_ptr() as u64, len)?,
+            };
+            used.extend(found.into_iter().map(|range| (gpa + range.start, range.end - range.start)));
+        }
+        Ok(used)
     }
 
     fn read_in(&self, mut file: &File, offset: u64, len: u64, gpa: u64) -> io::Result<()> {

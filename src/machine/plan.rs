@@ -227,6 +227,11 @@ fn files(config: &VmConfig) -> Vec<FileUse> {
         add(&"/dev/net/tun".into(), FileMode::ReadWrite, "network".into());
     }
     add(&"/dev/kvm".into(), FileMode::ReadWrite, "KVM".into());
+    if let Some(snapshot) = &config.snapshot {
+        add(&snapshot.snapshot_path, FileMode::Read, "state".into());
+        add(&snapshot.mem_file_path, FileMode::Read, "memory".into());
+        return files;
+    }
     add(&config.boot_source.kernel_image_path, FileMode::Read, "kernel".into());
     if let Some(path) = &config.boot_source.initrd_path {
         add(path, FileMode::Read, "initrd".into());

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use serde::Serialize;
@@ -15,6 +16,8 @@ use crate::memory::PAGE;
 /// Bytes of an entry, and its bit that says the page is there.
 const ENTRY: usize = 8;
 const PRESENT: u64 = 1 << 63;
+/// It is in swap.
+const SWAPPED: u64 = 1 << 62;
 /// Pages that are looked at together.
 const BATCH: u64 = 4096;
 
@@ -34,6 +37,33 @@ pub fn resident(host: u64, len: u64) -> Option<u64> {
         page += now;
     }
     Some(present * PAGE)
+}
+
+/// Which of the `len` bytes at address `host` have been touched, whole pages in order, from the beginning: they are in memory or
+/// in swap.
+pub fn touched(host: u64, len: u64) -> io::Result<Vec<Range<u64>>> {
+    let map = File::open("/proc/self/pagemap")?;
+    let mut room = vec![0; BATCH as usize * ENTRY];
+    let mut found: Vec<Range<u64>> = Vec::new();
+    let pages = len.div_ceil(PAGE);
+    let mut page = 0;
+    while page < pages {
+        let now = (pages - page).min(BATCH);
+        let entries = &mut room[..now as usize * ENTRY];
+        map.read_exact_at(entries, (host / PAGE + page) * ENTRY as u64)?;
+        for (number, entry) in (page..).zip(entries.chunks_exact(ENTRY).filter_map(|entry| entry.first_chunk())) {
+            if u64::from_ne_bytes(*entry) & (PRESENT | SWAPPED) == 0 {
+                continue;
+            }
+            let (start, end) = (number * PAGE, (number + 1) * PAGE);
+            match found.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => found.push(start..end),
+            }
+        }
+        page += now;
+    }
+    Ok(found)
 }
 
 /// A range of guest memory, by the names of the API that E2B's Firecracker has for it.

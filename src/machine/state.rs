@@ -21,6 +21,8 @@ pub use self::vcpu::{MsrState, VcpuShape, VcpuState};
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachineState {
+    /// A checksum of what the first CPU saw of itself (CPUID), for all of them.
+    pub cpuid_crc32: u32,
     /// Its CPUs, by their APIC ids.
     pub vcpus: Vec<VcpuState>,
     /// What KVM has for all of them.

@@ -207,7 +207,10 @@ impl Stage<'_> {
         self.tell_place(config);
         match gdb {
             // Before the guest's first instruction gdb may set its breakpoints.
-            Some(_) => machine.can_be_debugged()?,
+            Some(_) => {
+                machine.can_be_debugged()?;
+                machine.start_devices();
+            }
             None => machine.boot(),
         }
         Ok(Live { machine, console, input, raw, gdb })
@@ -254,6 +257,7 @@ impl Stage<'_> {
             }
             self.journal.note(&Happening::Restart(&outcome.end));
             say(&report(self.options.id.as_deref(), &outcome.end));
+            config.snapshot = None; // a reboot boots
             live = self.boot(&config, console)?;
             if let Some(letter) = outcome.reset {
                 letter.answer(Ok(Answer::Done));

@@ -63,6 +63,14 @@ fn requests_before_the_start() {
         ("PUT", "/actions", json!({ "action_type": "FlushMetrics" }), Err(NOT_STARTED)),
         ("PUT", "/actions", json!({ "action_type": "CoreDump", "path_on_host": "core" }), Err(NOT_STARTED)),
         ("PUT", "/actions", json!({ "action_type": "CoreDump" }), Err("path_on_host is missing")),
+        ("PUT", "/snapshot/create", json!({ "snapshot_path": "s", "mem_file_path": "m" }), Err(NOT_STARTED)),
+        ("PUT", "/snapshot/create", json!({ "snapshot_path": "s" }), Err("mem_file_path is missing")),
+        (
+            "PUT",
+            "/snapshot/create",
+            json!({ "snapshot_type": "Diff", "snapshot_path": "s", "mem_file_path": "m" }),
+            Err("snapshot_type must be one of Full"),
+        ),
         (
             "PUT",
             "/actions",
@@ -279,7 +287,7 @@ fn requests_before_the_start() {
         ("GET", "/balloon/reporting/status", null.clone(), Err(NOT_STARTED)),
         ("GET", "/memory", null.clone(), Err(NOT_STARTED)),
         ("GET", "/memory/mappings", null.clone(), Err(NOT_STARTED)),
-        ("PUT", "/snapshot/create", json!({}), Err("/snapshot/create (Firecracker's) is not in this version of vmm")),
+        ("PUT", "/snapshot/load", json!({}), Err("/snapshot/load (Firecracker's) is not in this version of vmm")),
         ("PUT", "/metrics", json!({ "metrics_path": "m", "emit_id": true, "properties": { "host": "h1" } }), Ok(())),
         ("PUT", "/metrics", json!({ "metrics_path": "." }), Err("PUT /metrics: metrics_path: . is a directory")),
         (

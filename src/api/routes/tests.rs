@@ -42,7 +42,7 @@ fn names_in_paths_are_one_part() {
 #[test]
 fn what_is_not_here_is_refused_by_name() {
     let text = |method: &str, path: &str| unknown(&format!("{method} {path}"), path);
-    assert_eq!(text("PUT", "/snapshot/create"), "/snapshot/create (Firecracker's) is not in this version of vmm");
+    assert_eq!(text("PUT", "/snapshot/load"), "/snapshot/load (Firecracker's) is not in this version of vmm");
     assert_eq!(text("GET", "/hotplug/memory"), "/hotplug (Firecracker's) is not in this version of vmm");
     assert_eq!(text("GET", "/hotplugx"), "Invalid request method and/or path: GET /hotplugx.");
     assert_eq!(text("GET", "/vm"), "Invalid request method and/or path: GET /vm. Known here: PATCH.");

@@ -17,6 +17,7 @@ use super::{TemplateName, VmConfig};
 use crate::boot::{KernelError, identify};
 use crate::cpu;
 use crate::probe;
+use crate::snapshot::SnapshotConfig;
 use crate::x86_64::template::fixed::HostCpu;
 
 /// What the host has to give.
@@ -72,6 +73,9 @@ impl VmConfig {
         add(JsonPath::keys(["boot-source", "kernel_image_path"]), bad_kernel(&boot.kernel_image_path));
         let initrd = boot.initrd_path.as_ref().and_then(|path| bad_image(path));
         add(JsonPath::keys(["boot-source", "initrd_path"]), initrd);
+        for (key, path) in self.snapshot.iter().flat_map(SnapshotConfig::files) {
+            add(JsonPath::keys(["snapshot", key]), bad_image(path));
+        }
         for (index, drive) in self.drives.iter().enumerate() {
             for (path, file) in drive_files(index, drive) {
                 let bad = bad_disk(file, drive.is_read_only).or_else(|| bad_partition(drive, file));

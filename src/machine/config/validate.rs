@@ -35,6 +35,7 @@ impl VmConfig {
         self.check_machine(&mut problems);
         self.check_cpu(&mut problems);
         self.check_boot(&mut problems);
+        self.check_snapshot(&mut problems);
         self.check_drives(&mut problems);
         self.check_interfaces(&mut problems);
         self.check_mmds(&mut problems);
@@ -66,6 +67,14 @@ impl VmConfig {
             wrong("mem_size_mib", format!("must be at most {MAX_MEMORY_MIB}, not {mib}"));
         } else if machine.huge_pages == HugePages::TwoMib && mib % 2 == 1 {
             wrong("mem_size_mib", format!("must be even with huge_pages 2M, not {mib}"));
+        }
+    }
+
+    fn check_snapshot(&self, problems: &mut Vec<Problem>) {
+        let images = self.snapshot.iter().flat_map(|snapshot| snapshot.other_images.iter().enumerate());
+        for (index, id) in images.filter(|(_, id)| self.drives.iter().all(|drive| drive.drive_id != **id)) {
+            let path = JsonPath::keys(["snapshot", "other_images"]).index(index);
+            problems.push(Problem::new(path, format!("there is no drive `{id}`")));
         }
     }
 

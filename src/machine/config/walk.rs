@@ -274,7 +274,7 @@ mod tests {
         assert_eq!(
             with(json!({ "machine-config": { "vcpus": 2 }, "disk": [], "drives": [{ "drive": "a" }] })),
             [
-                "disk: unknown key; known here: balloon, boot-source, cpu-config, drives, entropy, gdb, keyboard, logger, machine-config, metrics, mmds-config, network-interfaces, on-reboot, pmem, serial, shares, vsock",
+                "disk: unknown key; known here: balloon, boot-source, cpu-config, drives, entropy, gdb, keyboard, logger, machine-config, metrics, mmds-config, network-interfaces, on-reboot, pmem, serial, shares, snapshot, vsock",
                 "drives[0].drive: unknown key; did you mean `drive_id`?",
                 "drives[0].drive_id: is missing (Name of the drive, unique in the VM)",
                 "machine-config.vcpus: unknown key; did you mean `vcpu_count`?",

@@ -44,6 +44,13 @@ pub enum Request {
         /// The file, which must not be there.
         path: PathBuf,
     },
+    /// Write the VM, which is paused, into two new files.
+    Save {
+        /// The file for its state.
+        state: PathBuf,
+        /// The file for its memory.
+        memory: PathBuf,
+    },
     /// Write a line of metrics.
     FlushMetrics,
     /// Change a device of a VM that is started.

@@ -16,9 +16,13 @@ use crate::config::{Draft, SerialConfig};
 use crate::error::chain;
 use crate::journal::Happening;
 use crate::plan::Plan;
+use crate::snapshot;
 
 /// Why the configuration of a VM that is started does not change.
 const STARTED: Refusal = Refusal::WrongState("the VM is started already; this can only be set before it is");
+
+/// What is saved must stand still.
+const RUNNING: Refusal = Refusal::WrongState("the VM is running; pause it first (PATCH /vm)");
 
 /// A signal has asked for the end: a reset would undo it.
 const ENDING: Refusal = Refusal::WrongState("the VM is about to end: a signal has asked the guest to power off");
@@ -63,6 +67,11 @@ impl Control<'_> {
             }
             Request::FlushMetrics => self.metrics.flush(),
             Request::CoreDump { path } => self.core_dump(&path)?,
+            Request::Save { .. } if !self.paused => return Err(RUNNING),
+            Request::Save { state, memory } => {
+                snapshot::save(self.machine, self.config, &state, &memory)
+                    .map_err(|error| Refusal::Refused(chain(&error)))?;
+            }
             Request::Update { id, patch, source } => self.update(&id, &patch, &source)?,
             Request::Hint(hint) => self.change_balloon(BalloonChange { hint: Some(hint), ..Default::default() })?,
             Request::PauseReporting(paused) => {

@@ -21,6 +21,7 @@ impl Machine {
         };
         let shape = vm.vcpu_shape()?;
         Ok(MachineState {
+            cpuid_crc32: self.cpuid_crc32,
             devices: self.devices.iter().map(device).collect::<Result<_, _>>()?,
             registers: self.registers.save(),
             vcpus: (0..).zip(&self.vcpus).map(|(id, vcpu)| save_vcpu(id, vcpu, &shape)).collect::<Result<_, _>>()?,
@@ -50,6 +51,9 @@ impl Machine {
     fn check(&self, state: &MachineState) -> Result<(), StateError> {
         let (ours, saved) = (self.vcpus.len(), state.vcpus.len());
         check(ours == saved, || format!("it has {ours} vCPUs, and {saved} were saved"))?;
+        check(self.cpuid_crc32 == state.cpuid_crc32, || {
+            "its guest saw another CPU: this host's CPU or KVM has changed, or the configuration of the CPU".to_owned()
+        })?;
         let ours: Vec<_> = self.devices.iter().map(Attached::id).collect();
         let saved: Vec<_> = state.devices.iter().map(|device| device.id.as_str()).collect();
         check(ours == saved, || format!("its devices are {ours:?}, and {saved:?} were saved"))

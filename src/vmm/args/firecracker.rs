@@ -64,8 +64,8 @@ impl FirecrackerArgs {
                 self.boot_timer,
                 "--boot-timer: there is no such device; leave it out: --timings prints when each phase of the boot was reached",
             ),
-            (self.snapshot_version, "--snapshot-version: there are no snapshots in this version of vmm"),
-            (self.describe_snapshot.is_some(), "--describe-snapshot: there are no snapshots in this version of vmm"),
+            (self.snapshot_version, "--snapshot-version: the first line of a snapshot says its version"),
+            (self.describe_snapshot.is_some(), "--describe-snapshot: the first line of a snapshot says what it is"),
         ];
         let faults: Vec<_> = refused.iter().filter(|(given, _)| *given).map(|(_, why)| *why).collect();
         if faults.is_empty() { Ok(()) } else { Err(Failure::Args(faults.join("\n"))) }
@@ -143,8 +143,8 @@ mod tests {
         for (line, words) in [
             ("--seccomp-filter f", "--seccomp-filter: Firecracker's filters do not fit"),
             ("--boot-timer", "--boot-timer: there is no such device"),
-            ("--snapshot-version", "--snapshot-version: there are no snapshots"),
-            ("--describe-snapshot s", "--describe-snapshot: there are no snapshots"),
+            ("--snapshot-version", "--snapshot-version: the first line"),
+            ("--describe-snapshot s", "--describe-snapshot: the first line"),
         ] {
             let refused = run(&format!("--api-sock a {line}")).firecracker.refuse().unwrap_err();
             assert!(refused.to_string().starts_with(words), "{refused}");

@@ -1,8 +1,8 @@
 //! Guest memory goes back to the host, page by page or in runs of pages. Worker thread.
 //!
 //! madvise(MADV_DONTNEED, or MADV_REMOVE of shared memory): the host has the pages again, and the guest finds zeros should it
-//! use them. Where a page was a private mapping of the kernel's file, it finds the file's bytes; either way nothing that was
-//! ever secret.
+//! use them. Where a page was a private mapping of the kernel's file, it finds the file's bytes, and where one of a
+//! snapshot's, what it had there itself at the save.
 #![allow(unsafe_code)] // madvise(2) of guest memory
 
 use vm_memory::bitmap::Bitmap;

@@ -73,8 +73,9 @@ pub struct Block {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BlockState {
-    /// Bytes of the image.
-    pub size: u64,
+    /// Bytes of the image; none where another image has come meanwhile, of whose size the driver is told.
+    #[serde(deserialize_with = "Option::deserialize")] // it must be there
+    pub size: Option<u64>,
     /// Its limits.
     pub rate_limiter: RateLimiterState,
 }
@@ -383,14 +384,16 @@ impl Device for Block {
 
     fn save(&mut self) -> Result<DeviceState, StateError> {
         let rate_limiter = Throttle::save(self.throttle.as_ref());
-        Ok(DeviceState::Block(BlockState { size: self.file.size(), rate_limiter }))
+        Ok(DeviceState::Block(BlockState { size: Some(self.file.size()), rate_limiter }))
     }
 
     /// The guest's file system counts on a disk of that size.
     fn load(&mut self, state: &DeviceState) -> Result<(), StateError> {
         let DeviceState::Block(state) = state else { return Err(StateError::other_kind()) };
         let (ours, saved) = (self.file.size(), state.size);
-        check(ours == saved, || format!("its image has {ours} bytes, and had {saved}"))?;
+        if let Some(saved) = saved {
+            check(ours == saved, || format!("its image has {ours} bytes, and had {saved}"))?;
+        }
         Throttle::load(&mut self.throttle, &state.rate_limiter)
     }
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use crate::config::VmConfig;
 use crate::error::chain;
 use crate::events::Events;
 use crate::plan::Plan;
+use crate::snapshot::{self, SnapshotConfig};
 use crate::state::MsrState;
 use crate::timeline::Timeline;
 use crate::tiny::{CODE, START};
@@ -64,19 +66,22 @@ impl Files {
 
     /// A machine with the guest's code in it; nothing where there is no /dev/kvm, which is said.
     fn build(&self, vcpus: u32) -> Option<Machine> {
+        Some(self.build_as(&self.config(vcpus))?.unwrap())
+    }
+
+    fn build_as(&self, config: &VmConfig) -> Option<Result<Machine, HostError>> {
         install_kick().unwrap();
-        let config = self.config(vcpus);
-        let plan = Plan::of(&config).unwrap();
+        let plan = Plan::of(config).unwrap();
         let events = Events::new(Arc::new(Timeline::new(Instant::now(), Duration::ZERO))).unwrap();
         let console = ConsoleOut::new(File::options().write(true).open("/dev/null").unwrap(), None).unwrap();
         let metadata = Arc::new(Store::new(1000).unwrap());
-        let built = Machine::build(&config, &plan, Some(console), Arc::new(events), &metadata);
+        let built = Machine::build(config, &plan, Some(console), Arc::new(events), &metadata);
         if let Err(error) = Kvm::new() {
             let refused = built.err().expect("no VM without /dev/kvm");
             assert!(chain(&refused).contains("open /dev/kvm"), "{refused} ({error})");
             return None;
         }
-        Some(built.unwrap())
+        Some(built)
     }
 
     /// A machine that has counted for a while, paused.
@@ -210,7 +215,8 @@ fn a_state_that_does_not_fit_is_refused() {
     let Some(first) = files.paused(1) else { return };
     let state = first.save().unwrap();
     drop(first);
-    let changes: [(Change, &str); 13] = [
+    let changes: [(Change, &str); 14] = [
+        (|state| state.cpuid_crc32 ^= 1, "load the machine: its guest saw another CPU: "),
         (|state| state.vcpus.clear(), "load the machine: it has 1 vCPUs, and 0 were saved"),
         (|state| state.devices.truncate(1), "load the machine: its devices are ["),
         (|state| state.devices[0].id = "other".into(), "\"other\""),
@@ -264,4 +270,80 @@ fn a_register_that_kvm_refuses_is_named() {
     let machine = files.build(1).unwrap();
     let refused = chain(&machine.load(&state).unwrap_err());
     assert_eq!(refused, "load vCPU 0: load MSR 0xc0000082: KVM refuses the value 0x8000000000000000");
+}
+
+/// A machine that was written to files, its configuration, and the one of another that goes on from them.
+fn in_files(files: &Files, folder: &Path) -> Option<(u32, VmConfig, VmConfig)> {
+    let mut config = files.config(1);
+    config.pmem.retain(|pmem| !pmem.private);
+    let first = files.build_as(&config)?.unwrap();
+    first.boot();
+    next_count(&first, 0);
+    first.pause();
+    let from = SnapshotConfig {
+        snapshot_path: folder.join("state"),
+        mem_file_path: folder.join("memory"),
+        other_images: Vec::new(),
+    };
+    snapshot::save(&first, &config, &from.snapshot_path, &from.mem_file_path).unwrap();
+    let next = VmConfig { snapshot: Some(from), ..config.clone() };
+    Some((count(&first), config, next))
+}
+
+#[test]
+fn another_machine_goes_on_from_files() {
+    let (files, folder) = (Files::new(), tempfile::tempdir().unwrap());
+    let Some((at, _, next)) = in_files(&files, folder.path()) else { return };
+    for _ in 0..2 {
+        let second = files.build_as(&next).unwrap().unwrap();
+        assert_eq!(count(&second), at, "nothing runs yet");
+        second.boot();
+        assert!(next_count(&second, at) > at, "it goes on, and does not begin again");
+    }
+}
+
+#[test]
+fn a_disk_may_have_another_image_where_that_is_said() {
+    let (files, folder) = (Files::new(), tempfile::tempdir().unwrap());
+    let Some((.., mut next)) = in_files(&files, folder.path()) else { return };
+    files.disk.as_file().set_len(2 << 20).unwrap();
+    let refused = chain(&files.build_as(&next).unwrap().err().unwrap());
+    assert!(refused.ends_with("load device 'disk': its image has 2097152 bytes, and had 1048576"), "{refused}");
+    next.snapshot.as_mut().unwrap().other_images.push("disk".to_owned());
+    files.build_as(&next).unwrap().unwrap();
+}
+
+#[test]
+fn files_that_do_not_fit_are_refused() {
+    let (files, folder) = (Files::new(), tempfile::tempdir().unwrap());
+    let Some((_, config, next)) = in_files(&files, folder.path()) else { return };
+    let refused = |config: &VmConfig| chain(&files.build_as(config).unwrap().err().unwrap());
+    let changed = |change: fn(&mut VmConfig)| {
+        let mut config = next.clone();
+        change(&mut config);
+        refused(&config)
+    };
+    let cpus = changed(|config| config.machine_config.vcpu_count = 2);
+    assert!(cpus.ends_with("load the machine: it has 2 vCPUs, and 1 were saved"), "{cpus}");
+    let memory = changed(|config| config.machine_config.mem_size_mib = 64);
+    assert!(memory.ends_with("it has 33554432 bytes, and the VM 67108864 of memory"), "{memory}");
+    let swapped = changed(|config| {
+        let from = config.snapshot.as_mut().unwrap();
+        from.snapshot_path = from.mem_file_path.clone();
+    });
+    assert!(swapped.ends_with("it is no snapshot of a VM"), "{swapped}");
+    let from = next.snapshot.clone().unwrap();
+    let machine = files.build_as(&config).unwrap().unwrap();
+    machine.pause();
+    let there = chain(&snapshot::save(&machine, &config, &from.snapshot_path, &from.mem_file_path).unwrap_err());
+    assert!(there.contains("File exists"), "{there}");
+    assert_eq!(snapshot::read(&from).unwrap().devices.len(), config.pmem.len() + 3, "what was there is there");
+    let state = folder.path().join("other");
+    snapshot::save(&machine, &config, &state, &from.mem_file_path).unwrap_err();
+    assert!(!state.exists(), "half a snapshot is none");
+    drop(machine); // it has the disk
+    let own = files.build(1).unwrap(); // with private pmem
+    own.pause();
+    let refused = chain(&snapshot::save(&own, &config, &state, &folder.path().join("more")).unwrap_err());
+    assert!(refused.contains("a pmem device with `private`") && !state.exists(), "{refused}");
 }

@@ -1,0 +1,100 @@
+//! A VM in two files, so that another process goes on with it: its state, and its memory. The control thread writes them while
+//! the VM pauses, and reads them before anything runs.
+//!
+//! docs/snapshot-format.md says what stands in them. Both are the host's user's own: who can write to them has the VM. What is
+//! checked on load is what would bring the monitor down.
+
+mod format;
+mod memory;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use devices::virtio::state::DeviceState;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::config::VmConfig;
+use crate::error::{Doing, HostError};
+use crate::machine::Machine;
+use crate::memory::Ram;
+use crate::state::MachineState;
+
+/// Where a VM goes on, in the place of booting: files that `PUT /snapshot/create` wrote of a VM with the same configuration on
+/// this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotConfig {
+    /// The file with its state.
+    pub snapshot_path: PathBuf,
+    /// The file with its memory. It must not be changed while the VM runs.
+    pub mem_file_path: PathBuf,
+    /// Drives that have another image than at the save: the guest is told of its size. Nothing of
+    /// the old one may be in its memory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_images: Vec<String>,
+}
+
+impl SnapshotConfig {
+    /// The files, by their keys.
+    pub fn files(&self) -> [(&'static str, &Path); 2] {
+        [("snapshot_path", &self.snapshot_path), ("mem_file_path", &self.mem_file_path)]
+    }
+}
+
+/// What stands in the file with the state.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Saved {
+    /// The configuration, with the changes of devices since the start: what the VM was, for who looks.
+    config: VmConfig,
+    /// The state.
+    machine: MachineState,
+}
+
+/// Writes a machine that is paused into two new files. After an error there is neither.
+pub fn save(machine: &Machine, config: &VmConfig, state_path: &Path, memory_path: &Path) -> Result<(), HostError> {
+    if machine.private_windows().next().is_some() {
+        let why = "a pmem device with `private` is memory that is not in the file";
+        return Err(HostError::new("save the VM", why));
+    }
+    let state = Saved { config: config.clone(), machine: machine.save()? };
+    write(state_path, |file| format::write(&state, file))?;
+    write(memory_path, |file| memory::write(machine.ram(), file)).inspect_err(|_| {
+        let _ = std::fs::remove_file(state_path);
+    })
+}
+
+fn write(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), HostError> {
+    let doing = || format!("write {}", path.display());
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).doing(doing)?;
+    let filled = fill(&mut file).and_then(|()| file.flush());
+    filled.doing(doing).inspect_err(|_| {
+        let _ = std::fs::remove_file(path);
+    })
+}
+
+/// What was saved, but for the memory.
+pub fn read(config: &SnapshotConfig) -> Result<MachineState, HostError> {
+    let path = &config.snapshot_path;
+    let saved = File::open(path).and_then(|file| format::read::<Saved>(&file));
+    let saved = saved.doing(|| format!("read {}", path.display()))?;
+    let mut state = saved.machine;
+    for device in &mut state.devices {
+        if let DeviceState::Block(disk) = &mut device.state.device
+            && config.other_images.contains(&device.id)
+        {
+            disk.size = None;
+        }
+    }
+    Ok(state)
+}
+
+/// Fills guest memory that is as it was mapped.
+pub fn load_memory(config: &SnapshotConfig, ram: &Ram) -> Result<(), HostError> {
+    let path = &config.mem_file_path;
+    let loaded = File::open(path).and_then(|file| memory::load(&file, ram));
+    loaded.doing(|| format!("load guest memory from {}", path.display()))
+}
