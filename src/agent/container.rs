@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use protocol::message::{self, Run, VolumeSource};
@@ -29,7 +29,7 @@ pub struct Containers {
     freed: Condvar,
     layers: Layers,
     volumes: Volumes,
-    network: Option<Network>,
+    network: OnceLock<Network>,
 }
 
 /// What a container does.
@@ -52,9 +52,17 @@ pub struct Place<'a> {
 }
 
 impl Containers {
-    /// None yet, in a VM with this network.
-    pub fn new(network: Option<Network>) -> Self {
-        Self { network, ..Self::default() }
+    /// The VM has this network.
+    pub fn are_in(&self, network: Network) {
+        let _ = self.network.set(network); // it is said once
+    }
+
+    /// Waits until the places of all that have ended are free.
+    pub fn settle(&self) {
+        let mut known = self.lock();
+        while known.values().any(|state| matches!(state, State::Ends)) {
+            known = self.freed.wait(known).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     /// A place for a container of this name. Waits for one of this name that has ended, which the host may know already.
@@ -103,7 +111,7 @@ impl Containers {
     /// Connects to a port of a container that runs.
     pub fn call(&self, id: &str, port: u16, udp: bool) -> Result<Called<'_>, Fault> {
         self.pid(id)?;
-        self.network.as_ref().ok_or("this VM has no network (--network none)")?.call(id, port, udp)
+        self.network.get().ok_or("this VM has no network (--network none)")?.call(id, port, udp)
     }
 
     /// Unmounts what is the host's, for the end of the VM.
@@ -150,7 +158,7 @@ impl Place<'_> {
         mounted.push(layers::writable(&bundle));
         limits::settle(&mut spec, order, &mounted)?;
         if let Some(endpoint) = &order.network {
-            let network = self.containers.network.as_ref().ok_or("this VM has no network (--network none)")?;
+            let network = self.containers.network.get().ok_or("this VM has no network (--network none)")?;
             let made = users.as_ref().map(Users::network);
             let joined = self.joined.insert(network.join(&order.id, endpoint, made)?);
             order.files.iter().zip(&sources).try_for_each(|(file, source)| joined.tell(file, source))?;
@@ -259,7 +267,7 @@ mod tests {
 
     #[test]
     fn names_are_taken_once() {
-        let containers = Containers::new(None);
+        let containers = Containers::default();
         for bad in ["", "a/b", "..", "-a", "a\u{e9}"] {
             assert!(containers.place(bad).unwrap_err().contains("is no container's name"));
         }

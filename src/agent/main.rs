@@ -52,8 +52,7 @@ fn main() {
         std::process::exit(2);
     }
     if let Err(why) = begin() {
-        eprintln!("vmm-agent: {why}");
-        system::power_off();
+        fail(&why);
     }
 }
 
@@ -62,11 +61,25 @@ fn begin() -> Result<(), Fault> {
     system::mount_all()?;
     let reaper = Arc::new(Reaper::default());
     let listening = connection::listen()?;
-    let containers = Arc::new(Containers::new(orders::greet()?));
-    let served = Arc::clone(&reaper);
-    std::thread::Builder::new()
-        .name("orders".to_owned())
-        .spawn(move || orders::serve(&listening, &served, &containers))
-        .doing(|| "start a thread".to_owned())?;
+    let containers = Arc::new(Containers::default());
+    let (served, greeted) = (Arc::clone(&reaper), Arc::clone(&containers));
+    start("orders", move || orders::serve(&listening, &served, &containers))?;
+    start("host", move || {
+        if let Err(why) = orders::greet(&greeted) {
+            fail(&why);
+        }
+    })?;
     reaper.run()
+}
+
+/// Starts a thread.
+fn start(name: &str, what: impl FnOnce() + Send + 'static) -> Result<(), Fault> {
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(what);
+    thread.map(drop).doing(|| "start a thread".to_owned())
+}
+
+/// Leaves its last words on the console, and switches the VM off.
+fn fail(why: &str) -> ! {
+    eprintln!("vmm-agent: {why}");
+    system::power_off()
 }

@@ -7,9 +7,9 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use protocol::VERSION;
 use protocol::frame::Kind;
 use protocol::message::{Answer, Done, Exec, Exit, Failure, Hello, Input as Said, Order, Report, Run, Setup};
+use protocol::{RUNTIME, VERSION};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -30,30 +30,37 @@ use crate::user::User;
 use crate::users;
 use crate::{Doing, Fault};
 
-/// The partition with the runtime; mounted when it is first needed.
-static RUNTIME: OnceLock<String> = OnceLock::new();
 /// How long a container that ends may keep a disk or a directory. The host waits a little longer.
 const RELEASE: Duration = Duration::from_secs(15);
 
-/// Calls the host and does what it says about the VM; the network, if there is one.
-pub fn greet() -> Result<Option<Network>, Fault> {
-    let host = connection::call()?;
-    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-    host.say(&Hello { version: VERSION, kernel })?;
-    let frame = host.incoming().next_frame()?.ok_or("the host hung up")?;
+/// Calls the host and does what it says about the VM.
+pub fn greet(containers: &Containers) -> Result<(), Fault> {
+    let (host, frame) = loop {
+        let host = connection::call()?;
+        let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+        host.say(&Hello { version: VERSION, kernel })?;
+        // A VM that was saved while it waits here goes on elsewhere, with a host that has not heard of it.
+        if let Ok(frame) = host.incoming().next_frame() {
+            break (host, frame.ok_or("the host hung up")?);
+        }
+    };
     let setup: Setup = frame.open().doing(|| "read what the host says".to_owned())?;
-    let network = set_up(setup);
-    host.say(&done(network.as_ref().map(|_| ()).map_err(Fault::clone)))?;
-    network
+    let made = set_up(setup, containers);
+    host.say(&done(made.clone()))?;
+    made
 }
 
-fn set_up(setup: Setup) -> Result<Option<Network>, Fault> {
+fn set_up(setup: Setup, containers: &Containers) -> Result<(), Fault> {
     if setup.version != VERSION {
         return Err(format!("the host speaks version {} of the protocol, the agent {VERSION}", setup.version));
     }
-    let _ = RUNTIME.set(setup.runtime);
+    system::set_clock(setup.clock_ns)?;
+    system::stir(&setup.seed)?;
     system::name(&setup.hostname)?;
-    setup.network.as_ref().map(Network::begin).transpose()
+    if let Some(network) = &setup.network {
+        containers.are_in(Network::begin(network)?);
+    }
+    Ok(())
 }
 
 /// Takes connections, for ever.
@@ -106,6 +113,10 @@ fn follow(connection: Connection, reaper: &Reaper, containers: &Containers) -> R
             }
             Err(why) => connection.say(&done(Err(why))),
         },
+        Order::Settle => {
+            containers.settle();
+            connection.say(&Done::Ok)
+        }
         Order::Release(source) => connection.say(&done(containers.let_go(&source, RELEASE))),
         Order::PowerOff => {
             containers.part();
@@ -256,9 +267,8 @@ fn runtime() -> Result<Command, Fault> {
     let at = Path::new(OWN).join("runtime");
     MOUNTED
         .get_or_init(|| {
-            let name = RUNTIME.get().ok_or("the host has not said where the container runtime is")?;
             std::fs::create_dir_all(state()).doing(|| format!("make {}", state().display()))?;
-            layers::mount_partition(name, &at)
+            layers::mount_partition(RUNTIME, &at)
         })
         .clone()?;
     Ok(Command::new(at.join("vmm-runtime")))

@@ -12,6 +12,7 @@ use rustix::mount::{MountFlags, mount, mount_move};
 use rustix::net::{AddressFamily, SocketType, socket};
 use rustix::process::{Resource, Rlimit, chdir, chroot, getrlimit, setrlimit};
 use rustix::system::{RebootCommand, reboot, sethostname};
+use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::{Doing, Fault};
 
@@ -84,6 +85,34 @@ pub fn allow_many_descriptors() {
 /// The limit of descriptors for what this process starts: what its own was at first.
 pub fn usual_descriptors() -> Rlimit {
     *DESCRIPTORS.get_or_init(|| getrlimit(Resource::Nofile))
+}
+
+/// Sets the clock.
+pub fn set_clock(clock_ns: u64) -> Result<(), Fault> {
+    const SECOND: u64 = 1_000_000_000;
+    let parts = (i64::try_from(clock_ns / SECOND), i64::try_from(clock_ns % SECOND));
+    let (Ok(tv_sec), Ok(tv_nsec)) = parts else { return Err("set the clock: no such time".to_owned()) };
+    clock_settime(ClockId::Realtime, Timespec { tv_sec, tv_nsec }).doing(|| "set the clock".to_owned())
+}
+
+/// Stirs chance into the kernel's random numbers, and has what is taken of them from now on depend on it (random(4)).
+#[allow(unsafe_code)] // ioctl(2): the requests have no safe wrappers
+pub fn stir(seed: &[u8]) -> Result<(), Fault> {
+    /// _IOW('R', 3, int[2]) and _IO('R', 7), linux/random.h
+    const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+    const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+    let doing = || "stir the random numbers".to_owned();
+    let device = fs::File::options().write(true).open("/dev/urandom").doing(doing)?;
+    let len = i32::try_from(seed.len()).doing(doing)?;
+    // struct rand_pool_info: bits of entropy, bytes, and those.
+    let info = [&(len.saturating_mul(8)).to_ne_bytes()[..], &len.to_ne_bytes(), seed].concat();
+    let told = |done: i32| if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) };
+    // SAFETY: RNDADDENTROPY reads two numbers and as many bytes as the second says, which are there; the other request takes
+    // no argument. The descriptor is open.
+    unsafe {
+        told(libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, info.as_ptr())).doing(doing)?;
+        told(libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG)).doing(doing)
+    }
 }
 
 /// Names the VM.

@@ -26,6 +26,8 @@ pub fn start(host: &Host, args: &[String], folder: PathBuf) -> Result<Instance, 
         "",
         "--hostname",
         HOSTNAME,
+        "--templates",
+        "never", // it boots, as the microVM beside it does
     ]);
     command.arg("--memory").arg(format!("{}m", host.asked.memory_mib));
     if let Some(kernel) = &host.asked.kernel {

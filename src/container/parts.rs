@@ -18,9 +18,10 @@ use crate::modules::{Index, ModulesError, Needs, contents};
 
 /// The folder of the programs, instead of that of this program.
 const VARIABLE: &str = "VMM_LIB";
-/// The programs.
+/// The programs: PID 1 of a guest, and what makes containers in it.
 const AGENT: &str = "vmm-agent";
-const RUNTIME: &str = "vmm-runtime";
+/// See above; also its name in the partition.
+pub const RUNTIME: &str = "vmm-runtime";
 
 /// Why a guest's parts cannot be had.
 #[derive(Debug, Error)]
@@ -126,7 +127,7 @@ fn made(
 }
 
 /// Another one when the file is another one.
-fn stamp(facts: &fs::Metadata) -> String {
+pub fn stamp(facts: &fs::Metadata) -> String {
     format!("{:x}-{:x}-{:x}{:08x}", facts.ino(), facts.size(), facts.mtime(), facts.mtime_nsec())
 }
 

@@ -4,6 +4,7 @@
 //! oci-layout index.json blobs/sha256/HEX    an OCI image layout: any tool for those reads it
 //! layers/HEX.erofs                          layers as file-system images, by the digest of their unpacked tar
 //! work/                                     what is being made (part.rs) and what is in use (lease.rs)
+//! templates/                                VMs that were saved when they had booted (template.rs)
 //! ```
 //!
 //! A file is made in `work/` under a lock, verified, flushed to disk and renamed, so that what has its final name is
@@ -17,6 +18,7 @@ mod index;
 mod lease;
 mod part;
 mod sweep;
+mod template;
 
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, Read, Write};
@@ -33,11 +35,14 @@ pub use index::Entry;
 pub use lease::Lease;
 pub use part::{Claim, Part};
 pub use sweep::Swept;
+pub use template::{Making, Template, failed};
 
 /// Names another store.
 const VARIABLE: &str = "VMM_STORE";
 /// The most bytes that it may have.
 const LIMIT_VARIABLE: &str = "VMM_STORE_LIMIT";
+/// The directories of images.
+const OF_IMAGES: [&str; 3] = ["blobs/sha256", "layers", "work"];
 /// What every layout says of itself, and where.
 const LAYOUT_FILE: &str = "oci-layout";
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -74,7 +79,7 @@ impl Store {
         let store = Self { root: root.to_owned(), limit };
         let mut make = DirBuilder::new();
         make.recursive(true).mode(0o700);
-        for directory in ["blobs/sha256", "layers", "work"] {
+        for directory in OF_IMAGES {
             let path = root.join(directory);
             make.create(&path).map_err(|error| StoreError::io("make the directory", &path, error))?;
         }
@@ -152,29 +157,41 @@ impl Store {
         file.map(File::from).map_err(|error| StoreError::io("make a file in", &self.work(), error.into()))
     }
 
-    /// How many bytes may still come in.
+    /// How many bytes may still come in; templates would make room for them.
     pub fn room(&self) -> Result<u64, StoreError> {
+        self.room_beside(self.used_by(&OF_IMAGES)?)
+    }
+
+    /// How many bytes may still come in beside so many.
+    fn room_beside(&self, used: u64) -> Result<u64, StoreError> {
         let system = rustix::fs::statvfs(&self.root);
         let system = system.map_err(|error| StoreError::io("look at", &self.root, error.into()))?;
         let bytes = |blocks: u64| blocks.saturating_mul(system.f_frsize);
         let reserve = (bytes(system.f_blocks) / 100 * RESERVE_PERCENT).min(RESERVE_MAX);
         let free = bytes(system.f_bavail);
         Ok(match self.limit {
-            Some(limit) => limit.saturating_sub(self.used()?).min(free),
+            Some(limit) => limit.saturating_sub(used).min(free),
             None => free.saturating_sub(reserve),
         })
     }
 
-    /// Whether that many bytes may come in.
+    /// Whether that many bytes may come in. Templates are removed where they are in the way.
     pub fn check_room(&self, size: u64) -> Result<(), StoreError> {
+        if size > self.room_beside(self.used()?)? {
+            self.remove_templates()?;
+        }
         let room = self.room()?;
         if size <= room { Ok(()) } else { Err(StoreError::Full { store: self.root.clone(), size, room }) }
     }
 
     /// Bytes on disk of all that is in it.
     pub fn used(&self) -> Result<u64, StoreError> {
+        Ok(self.used_by(&OF_IMAGES)? + self.used_by(&[template::FOLDER])?)
+    }
+
+    fn used_by(&self, directories: &[&str]) -> Result<u64, StoreError> {
         let mut sum = 0;
-        for directory in ["blobs/sha256", "layers", "work"] {
+        for directory in directories {
             for (_, size) in self.files(directory)? {
                 sum += size;
             }
@@ -191,7 +208,11 @@ impl Store {
         let path = self.root.join(directory);
         let fault = |error| StoreError::io("read the directory", &path, error);
         let mut files = Vec::new();
-        for entry in path.read_dir().map_err(fault)? {
+        let entries = match path.read_dir() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(files),
+            entries => entries.map_err(fault)?,
+        };
+        for entry in entries {
             let entry = entry.map_err(fault)?;
             match entry.metadata() {
                 Ok(found) => files.push((entry.path(), found.blocks().saturating_mul(512))),

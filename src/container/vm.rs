@@ -5,6 +5,7 @@
 
 mod monitor;
 mod refusal;
+mod saved;
 mod sights;
 
 use std::fs;
@@ -13,29 +14,29 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use protocol::VERSION;
 use protocol::message::{Done, Hello, Order, Setup};
+use protocol::{RUNTIME, VERSION};
 use serde_json::{Value, json};
 use thiserror::Error;
 
 pub use self::monitor::{Monitor, MonitorWishes};
 use self::refusal::refusal;
+pub use self::saved::Saved;
 pub use self::sights::{SPARE, SPARE_SHARES, Share, Sights, share_tag, spare, spare_volume};
 use crate::kernel::Kernel;
 use crate::modules::Needs;
 use crate::parts::Parts;
 use crate::session::{Session, SessionError};
 
-/// Name of the partition with the runtime.
-const RUNTIME: &str = "runtime";
-
 /// What may be wrong with a kernel that comes without modules.
 const BUILT_IN: &str = "; a kernel with drivers as modules takes --modules /lib/modules/VERSION";
 
 /// How long an agent may take to call: far more than any VM takes, also one in a VM.
 const GREETING: Duration = Duration::from_secs(300);
+/// And one of a VM that need not boot.
+const GOING_ON: Duration = Duration::from_secs(30);
 
 /// What a VM for containers shall be, beside what its monitor was started with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +64,9 @@ impl VmWishes {
         }
     }
 }
+
+/// Bytes of chance for a guest: as many as the kernel's generator has of its own.
+const SEED: usize = 32;
 
 /// The cache type of a disk whose contents nobody wants after the VM's end.
 const UNSAFE: &str = "Unsafe";
@@ -98,8 +102,8 @@ pub enum VmError {
         console: String,
     },
     /// The agent does not call.
-    #[error("the agent in the VM did not call within {} s{}", GREETING.as_secs(), .0)]
-    Silent(String),
+    #[error("the agent in the VM did not call within {0} s{1}")]
+    Silent(u64, String),
     /// The agent is of another version.
     #[error("the agent in the VM speaks version {0} of the protocol, this program {VERSION}: they come together")]
     Version(u32),
@@ -124,23 +128,64 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Starts it by its monitor, and waits for its agent.
-    pub fn start(mut monitor: Monitor, wishes: &VmWishes, parts: &Parts) -> Result<Self, VmError> {
+    /// Starts it by its monitor, and waits for its agent. It boots, or goes on where one of this kind was saved.
+    pub fn start(monitor: Monitor, wishes: &VmWishes, parts: &Parts, saved: Option<&Saved>) -> Result<Self, VmError> {
+        let (mut vm, stream) = Self::waiting(monitor, wishes, parts, saved.is_some(), saved)?;
+        let done = vm.set_up(stream, wishes);
+        vm.monitor.writes |= done.is_err(); // another may be started in its place
+        done.map(|()| vm)
+    }
+
+    /// Starts one to be saved: it is like what these wishes make, but its disks have no images yet, and its agent waits to be
+    /// told what the VM shall be, for as long as the connection is there.
+    pub fn blank(monitor: Monitor, wishes: &VmWishes, parts: &Parts) -> Result<(Self, UnixStream), VmError> {
         let folder = monitor.folder();
-        let empty = |name: &str| {
-            let path = folder.join(name);
-            fs::write(&path, [0; 512]).map_err(doing("write an empty disk")).map(|()| path)
+        let disk = |number: usize| empty_disk(folder, &format!("blank-{number}"));
+        let kept = &wishes.sights;
+        let volumes = kept.volumes.iter().enumerate().map(|(number, (name, _))| Ok((name.clone(), disk(number)?)));
+        let sights = Sights {
+            layers: Vec::new(),
+            shares: Vec::new(),
+            volumes: volumes.collect::<Result<_, VmError>>()?,
+            writable: kept.writable.as_ref().map(|_| disk(kept.volumes.len())).transpose()?,
+            network: kept.network.clone(),
         };
-        let volumes = (0..wishes.spare).map(|number| empty(&spare_volume(number))).collect::<Result<Vec<_>, _>>()?;
-        let config = config(monitor.wishes(), wishes, parts, folder, &empty("empty")?, &volumes);
+        Self::waiting(monitor, &VmWishes { sights, ..wishes.clone() }, parts, true, None)
+    }
+
+    fn waiting(
+        mut monitor: Monitor,
+        wishes: &VmWishes,
+        parts: &Parts,
+        apart: bool,
+        saved: Option<&Saved>,
+    ) -> Result<(Self, UnixStream), VmError> {
+        let folder = monitor.folder();
+        let volumes = (0..wishes.spare).map(|number| empty_disk(folder, &spare_volume(number)));
+        let volumes = volumes.collect::<Result<Vec<_>, _>>()?;
+        let empty = empty_disk(folder, "empty")?;
+        let mut config = config(monitor.wishes(), wishes, parts, folder, (&empty, &volumes), apart);
+        if let Some(saved) = saved {
+            saved.continued(&mut config);
+        }
         let hello = folder.join(format!("vsock_{}", protocol::PORT));
         let listening = UnixListener::bind(&hello).map_err(doing("listen for the agent"))?;
         monitor.writes = writes(&config);
         monitor.configure(&config)?;
         let mut vm = Self { monitor };
-        let stream = vm.greeted(&listening, wishes)?;
-        vm.set_up(stream, wishes)?;
-        Ok(vm)
+        let most = if saved.is_some() { GOING_ON } else { GREETING };
+        match vm.greeted(&listening, wishes, most) {
+            Ok(stream) => Ok((vm, stream)),
+            Err(why) => {
+                vm.monitor.writes = true; // another may be started in its place
+                Err(why)
+            }
+        }
+    }
+
+    /// The API's socket of a VM whose monitor was asked for one.
+    pub fn api(&self) -> PathBuf {
+        self.monitor.api()
     }
 
     /// The socket that leads to the agent.
@@ -179,11 +224,11 @@ impl Vm {
     }
 
     /// Waits for the agent, or for the monitor's end.
-    fn greeted(&mut self, listening: &UnixListener, wishes: &VmWishes) -> Result<UnixStream, VmError> {
+    fn greeted(&mut self, listening: &UnixListener, wishes: &VmWishes, most: Duration) -> Result<UnixStream, VmError> {
         const WAITING: &str = "wait for the agent";
-        match self.wait_or(listening.as_fd(), Some(GREETING))? {
+        match self.wait_or(listening.as_fd(), Some(most))? {
             Waited::Other => listening.accept().map(|(stream, _)| stream).map_err(doing(WAITING)),
-            Waited::TooLong => Err(VmError::Silent(self.console())),
+            Waited::TooLong => Err(VmError::Silent(most.as_secs(), self.console())),
             Waited::Ended => {
                 let status = self.monitor.wait().map_err(doing(WAITING))?;
                 let hint = if wishes.kernel.modules.is_none() { BUILT_IN } else { "" };
@@ -204,8 +249,9 @@ impl Vm {
         session.say(&Setup {
             version: VERSION,
             hostname: wishes.hostname.clone(),
-            runtime: RUNTIME.to_owned(),
             network: wishes.sights.network.as_ref().map(|network| network.told.clone()),
+            clock_ns: now_ns(),
+            seed: seed().map_err(doing("take random bytes"))?,
         })?;
         match session.message()? {
             Done::Ok => Ok(()),
@@ -214,19 +260,34 @@ impl Vm {
     }
 }
 
-/// The monitor's configuration.
+/// Makes a disk of one sector, which waits for an image.
+fn empty_disk(folder: &Path, name: &str) -> Result<PathBuf, VmError> {
+    let path = folder.join(name);
+    fs::write(&path, [0; 512]).map_err(doing("write an empty disk")).map(|()| path)
+}
+
+/// The monitor's configuration. The runtime is on a disk `apart` from the layers, or on the same.
 fn config(
     machine: &MonitorWishes,
     wishes: &VmWishes,
     parts: &Parts,
     folder: &Path,
-    empty: &Path,
-    volumes: &[PathBuf],
+    (empty, volumes): (&Path, &[PathBuf]),
+    apart: bool,
 ) -> Value {
     let partition = |(name, path): (&str, &Path)| json!({"name": name, "path_on_host": path});
-    let layers = wishes.sights.layers.iter().map(|(name, path)| (name.as_str(), path.as_path()));
-    let all: Vec<Value> = std::iter::once((RUNTIME, parts.runtime.as_path())).chain(layers).map(partition).collect();
+    let layers = wishes.sights.layers.iter().map(|(name, path)| partition((name, path)));
+    let (mut image, runtime) = (layers.collect::<Vec<_>>(), partition((RUNTIME, &parts.runtime)));
     let drive = |id: String, partitions: Vec<Value>| json!({"drive_id": id, "is_root_device": false, "is_read_only": true, "partitions": partitions});
+    let mut drives = Vec::new();
+    match apart {
+        true => drives.push(drive(RUNTIME.to_owned(), vec![runtime])),
+        false => image.insert(0, runtime),
+    }
+    if image.is_empty() {
+        image.push(partition(("empty", empty)));
+    }
+    drives.push(drive("image".to_owned(), image));
     let spares = (0..wishes.spare).map(|number| drive(spare(number), vec![partition(("empty", empty))]));
     let kept = wishes.sights.volumes.iter().map(|(_, path)| path).chain(volumes).map(|path| (path, "Writeback"));
     // What the container loses anyway need not reach the host's disk.
@@ -234,7 +295,7 @@ fn config(
     let volumes = kept.chain(lost).enumerate().map(|(number, (path, cache))| {
         json!({"drive_id": spare_volume(number), "is_root_device": false, "path_on_host": path, "cache_type": cache})
     });
-    let drives: Vec<Value> = std::iter::once(drive("image".to_owned(), all)).chain(spares).chain(volumes).collect();
+    drives.extend(spares.chain(volumes));
     let tag = |number| json!({"tag": share_tag(number)});
     let shares = wishes.sights.shares.iter().enumerate().map(|(number, share)| share.given(&share_tag(number)));
     let seen = wishes.sights.shares.len();
@@ -251,6 +312,19 @@ fn config(
         "network-interfaces": interfaces,
         "vsock": {"guest_cid": 3, "uds_path": folder.join("vsock")},
     })
+}
+
+/// What time it is.
+fn now_ns() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Chance for the guest's random numbers.
+fn seed() -> io::Result<Vec<u8>> {
+    let mut seed = vec![0; SEED];
+    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
+    Ok(seed)
 }
 
 /// Whether a VM of this configuration writes to files of the host that are wanted after its end.

@@ -16,7 +16,9 @@ pub mod network;
 pub mod pieces;
 
 /// The version of this protocol: both sides must have the same.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
+/// The name of the partition with the container runtime.
+pub const RUNTIME: &str = "runtime";
 
 /// The vsock port on which the agent listens in the guest, and which it calls on the host when it is up.
 pub const PORT: u32 = 1024;

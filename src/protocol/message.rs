@@ -29,10 +29,12 @@ pub struct Setup {
     pub version: u32,
     /// The VM's host name.
     pub hostname: String,
-    /// Name of the partition with the container runtime.
-    pub runtime: String,
     /// How the VM reaches others; none: loopback only.
     pub network: Option<Network>,
+    /// What time it is: nanoseconds since 1970.
+    pub clock_ns: u64,
+    /// Chance, for the kernel's random numbers: it may be one of several that were saved as one.
+    pub seed: Vec<u8>,
 }
 
 /// The agent's answer to [`Setup`] and to orders that have nothing else to give.
@@ -100,6 +102,8 @@ pub enum Order {
     /// Let go of a disk or a shared directory, and wait until it is not used any more, as the host takes it away. [`Done`]
     /// follows.
     Release(VolumeSource),
+    /// Wait until everything is taken away that ended containers have left. [`Done`] follows.
+    Settle,
     /// Write everything to disk and switch the VM off. [`Done`] follows, then the end.
     PowerOff,
 }

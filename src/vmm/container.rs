@@ -16,6 +16,7 @@ mod restart;
 mod run;
 mod signal;
 mod stats;
+mod template;
 mod tenant;
 mod verbs;
 

@@ -19,6 +19,7 @@ mod container_network;
 mod container_ports;
 mod container_shares;
 mod container_tap;
+mod container_templates;
 mod cpu_template;
 mod cpus_memory;
 mod disk;

@@ -88,7 +88,7 @@ fn the_store_is_listed_and_pruned() {
     let pruned = room.json("prune --json");
     assert_eq!((&pruned["leftovers"], &pruned["blobs"]), (&json!(1), &json!(0)));
     assert!(pruned["bytes"].as_u64().expect("a number") >= 10_000);
-    assert_eq!(room.done("prune"), "Removed 0 blobs, 0 layers and 0 leftovers: 0B (0 bytes)\n");
+    assert_eq!(room.done("prune"), "Removed 0 blobs, 0 layers, 0 templates and 0 leftovers: 0B (0 bytes)\n");
 }
 
 #[test]
@@ -106,8 +106,7 @@ fn images_that_no_container_uses_can_be_pruned() {
     std::fs::write(folder.join("container.json"), r#"{"name": "c", "image": "app:1"}"#).expect("a record");
     assert_eq!(room.json("prune --json")["untagged"], json!([]));
     let said = room.done("prune -a");
-    let untagged =
-        "Untagged: docker.io/library/app:2\nUntagged: docker.io/library/other:2\nRemoved 3 blobs, 1 layers and ";
+    let untagged = "Untagged: docker.io/library/app:2\nUntagged: docker.io/library/other:2\nRemoved 3 blobs, 1 layers, 0 templates and ";
     assert!(said.starts_with(untagged), "{said}");
     room.done("inspect app:1");
     std::fs::remove_dir_all(&folder).expect("removed");

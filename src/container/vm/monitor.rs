@@ -22,6 +22,8 @@ pub const CONFIG: &str = "/dev/stdin";
 /// Files of the VM's folder: what the console shows, what the monitor says.
 const CONSOLE: &str = "console";
 const ERRORS: &str = "errors";
+/// The API's socket there.
+const API: &str = "api";
 /// Most bytes of an output's end that an error shows.
 const END: usize = 2000;
 
@@ -34,6 +36,8 @@ pub struct MonitorWishes {
     pub room: PathBuf,
     /// The VM's name for `vmm ctl` and `vmm ps`, by which it has an API; none: neither.
     pub id: Option<String>,
+    /// It has an API at a socket in the VM's folder ([`Monitor::api`]), where it has no name.
+    pub has_socket: bool,
     /// MiB of memory.
     pub mem_size_mib: u64,
     /// Virtual CPUs.
@@ -61,6 +65,9 @@ impl Monitor {
         let errors = File::create(folder.path().join(ERRORS)).map_err(doing("write what the monitor says"))?;
         let mut command = Command::new(&wishes.program);
         command.args(["--config", CONFIG]).args(wishes.id.iter().flat_map(|id| ["--id", id]));
+        if wishes.has_socket {
+            command.arg("--api-sock").arg(folder.path().join(API));
+        }
         command.stdin(Stdio::piped()).stdout(console).stderr(errors).process_group(0);
         dies_with_us(&mut command);
         let group = HostGroup::make(folder.path(), wishes.mem_size_mib, wishes.vcpu_count);
@@ -82,6 +89,11 @@ impl Monitor {
     /// What it was started with.
     pub const fn wishes(&self) -> &MonitorWishes {
         &self.wishes
+    }
+
+    /// The API's socket, where it has one in the VM's folder.
+    pub fn api(&self) -> PathBuf {
+        self.folder.path().join(API)
     }
 
     /// The VM's folder.
@@ -165,7 +177,8 @@ mod tests {
 
     fn started(program: &str, room: &Path) -> Monitor {
         let (program, room) = (program.into(), room.to_owned());
-        Monitor::start(MonitorWishes { program, room, id: None, mem_size_mib: 64, vcpu_count: 1 }).unwrap()
+        Monitor::start(MonitorWishes { program, room, id: None, has_socket: false, mem_size_mib: 64, vcpu_count: 1 })
+            .unwrap()
     }
 
     /// Why it ended is in what it said; that nobody reads the configuration is no fault of its own.

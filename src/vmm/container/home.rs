@@ -6,13 +6,15 @@ use std::path::PathBuf;
 use ::container::digest::Digest;
 use ::container::kernel::Kernel;
 use ::container::parts::Parts;
-use ::container::store::Store;
+use ::container::store::{Store, failed};
 use ::container::vm::{Monitor, MonitorWishes, Share, Sights, Vm, VmError, VmWishes, share_tag, spare_volume};
 use ::container::volume::{self, Source, Volume};
 use protocol::message::{File, VolumeSource};
 
 use super::detach::this_program;
 use super::options::ContainerArgs;
+use super::run::complain;
+use super::template::{self, Templates};
 use super::tenant::{self, Seen, Tenancy, TenantArgs};
 use crate::runtime::Runtime;
 
@@ -90,7 +92,7 @@ impl Wanted {
         }
         let (mem_size_mib, vcpu_count) = (mem_size_mib(args), args.vcpu_count()?);
         let (program, room) = (this_program()?, runtime_directory()?);
-        let wishes = MonitorWishes { program, room, id: None, mem_size_mib, vcpu_count };
+        let wishes = MonitorWishes { program, room, id: None, has_socket: false, mem_size_mib, vcpu_count };
         Monitor::start(wishes).map(|monitor| Self::Own(Box::new(monitor))).map_err(|error| error.to_string())
     }
 }
@@ -112,13 +114,40 @@ pub fn home(
     let wishes = VmWishes { kernel, hostname: name.to_owned(), spare: 0, spare_shares: 0, sights };
     let parts = Parts::ready(&store.path().join("guest"), &wishes.kernel, wishes.needs());
     let parts = parts.map_err(|error| error.to_string())?;
-    let vm = Vm::start(monitor, &wishes, &parts).map_err(|error| error.to_string())?;
+    let vm = start(monitor, store, &wishes, &parts, args.templates)?;
     let sights = &wishes.sights;
     let writable = sights.writable.as_ref().map(|_| spare_volume(sights.volumes.len()));
     let shares = sights.shares.iter().cloned().zip((0..).map(share_tag)).collect();
     let volumes = by_names(sights, (0..).map(spare_volume));
     let place = Place { mem_size_mib, volumes, shares, writable, lacking: Vec::new() };
     Ok((Home::Own(Box::new(vm)), place))
+}
+
+/// Starts the VM; from a template where there is one.
+fn start(
+    monitor: Monitor,
+    store: &Store,
+    wishes: &VmWishes,
+    parts: &Parts,
+    templates: Templates,
+) -> Result<Vm, String> {
+    let machine = monitor.wishes().clone();
+    let saved = match templates {
+        Templates::Auto => template::of(store, &machine, wishes, parts),
+        Templates::Never => None,
+    };
+    let told = |error: VmError| error.to_string();
+    match (Vm::start(monitor, wishes, parts, saved.as_ref()), saved) {
+        (Err(why), Some(saved)) => {
+            // Whatever else is wrong is wrong with one that boots, too.
+            let vm =
+                Monitor::start(machine).and_then(|monitor| Vm::start(monitor, wishes, parts, None)).map_err(told)?;
+            complain(&format!("a template was of no use, so the VM has booted: {why}"));
+            failed(&saved).unwrap_or_else(|error| complain(&error.to_string()));
+            Ok(vm)
+        }
+        (vm, _) => vm.map_err(told),
+    }
 }
 
 /// A place in a tenant's VM.

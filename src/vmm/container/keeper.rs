@@ -35,7 +35,7 @@ use super::tenant::{Folder, Joined, Seen, TAKEN, TenantArgs};
 use crate::runtime::Runtime;
 
 /// How long an agent may take to say that a disk or a share is free; it waits 15 s itself.
-const LETS_GO: Duration = Duration::from_secs(20);
+pub const LETS_GO: Duration = Duration::from_secs(20);
 /// How long a VM waits for its first container.
 const UNUSED: Duration = Duration::from_secs(60);
 
@@ -108,6 +108,7 @@ fn begin(args: &TenantArgs) -> Result<Option<ExitCode>, String> {
         program: this_program()?,
         room: runtime,
         id: Some(args.name.clone()),
+        has_socket: false,
         mem_size_mib: args.memory,
         vcpu_count: args.cpus,
     });
@@ -121,7 +122,7 @@ fn begin(args: &TenantArgs) -> Result<Option<ExitCode>, String> {
     };
     let parts = Parts::ready(&store.path().join("guest"), &wishes.kernel, wishes.needs());
     let parts = parts.map_err(|error| error.to_string())?;
-    let vm = Vm::start(monitor, &wishes, &parts).map_err(|error| error.to_string())?;
+    let vm = Vm::start(monitor, &wishes, &parts, None).map_err(|error| error.to_string())?;
     let (ended, end) = io::pipe().map_err(|error| format!("make a pipe: {error}"))?;
     let kept = Arc::new(Kept {
         agent: vm.socket(),

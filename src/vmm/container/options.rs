@@ -14,6 +14,7 @@ use super::health::HealthArgs;
 use super::network::NetworkArgs;
 use super::restart::Restart;
 use super::signal::signal_number;
+use super::template::Templates;
 use crate::args::{instance_id, mebibytes};
 
 /// Least and most MiB of a disk image for what a container writes: what mke2fs makes of fewer is full, and ext4 with
@@ -142,6 +143,10 @@ pub struct ContainerArgs {
     /// The VM's CPUs [default: as many as --cpus and --cpuset-cpus need, at least 1]
     #[arg(long, value_name = "NUMBER", help_heading = "Virtual machine")]
     pub vm_cpus: Option<u64>,
+    /// auto: the VM goes on from a template where there is one of its kind, which the second such VM makes; never: it boots, as a
+    /// tenant's VM always does
+    #[arg(long, value_name = "WHEN", env = "VMM_TEMPLATES", default_value = "auto", help_heading = "Virtual machine")]
+    pub templates: Templates,
     /// NAME[:TAG] or NAME@DIGEST, pulled where the store has it not; oci:DIR[:REF], oci-archive:FILE[:REF],
     /// docker-archive:FILE[:REF], or - for a tar of either kind on standard input
     #[arg(value_name = "IMAGE")]

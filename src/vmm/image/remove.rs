@@ -82,22 +82,25 @@ fn used(store: &Store) -> Result<BTreeSet<Digest>, String> {
     Ok(containers.iter().filter_map(|container| store.find_digest(&container.record.image).ok()).collect())
 }
 
-/// Removes what nobody refers to, and says how much it was.
+/// Removes what nobody refers to and what can be made again, and says how much it was.
 pub fn prune(store: &Store, args: &PruneArgs) -> Result<(), String> {
     let told = |error: StoreError| error.to_string();
     let untagged = if args.all { store.remove_unused(&used(store)?).map_err(told)? } else { Vec::new() };
     let Swept { blobs, layers, leftovers, bytes } = store.sweep().map_err(told)?;
+    let (templates, of_templates) = store.remove_templates().map_err(told)?;
+    let bytes = bytes + of_templates;
     let mut untagged = untagged.iter().map(Name::to_string);
     if args.json {
         let untagged: Vec<_> = untagged.collect();
         let document = serde_json::json!({
-            "untagged": untagged, "blobs": blobs, "layers": layers, "leftovers": leftovers, "bytes": bytes
+            "untagged": untagged, "blobs": blobs, "layers": layers, "templates": templates, "leftovers": leftovers,
+            "bytes": bytes
         });
         return super::print_json(&document);
     }
     untagged.try_for_each(|name| super::print(&format!("Untagged: {name}\n")))?;
     super::print(&format!(
-        "Removed {blobs} blobs, {layers} layers and {leftovers} leftovers: {} ({bytes} bytes)\n",
+        "Removed {blobs} blobs, {layers} layers, {templates} templates and {leftovers} leftovers: {} ({bytes} bytes)\n",
         size(bytes)
     ))
 }
