@@ -48,10 +48,13 @@ impl GuestCpu {
         })
     }
 
-    /// A checksum (CRC-32) of what vCPU 0 sees of itself: a guest that goes on elsewhere relies on it.
+    /// A checksum (CRC-32) of what vCPU 0 sees of itself: a guest that goes on elsewhere relies on it. Not on what is said of
+    /// caches, in which the cores of one host may differ.
     pub fn checksum(&self) -> u32 {
+        const CACHES: [u32; 6] = [0x2, 0x4, 0x18, 0x8000_0005, 0x8000_0006, 0x8000_001d];
         let mut sum = crc32fast::Hasher::new();
-        for leaf in cpuid::leaves(self.leaves.as_slice(), 0, self.topology, self.tsc_deadline) {
+        let leaves = cpuid::leaves(self.leaves.as_slice(), 0, self.topology, self.tsc_deadline);
+        for leaf in leaves.into_iter().filter(|leaf| !CACHES.contains(&leaf.function)) {
             let kvm_cpuid_entry2 { function, index, flags, eax, ebx, ecx, edx, .. } = leaf;
             [function, index, flags, eax, ebx, ecx, edx].iter().for_each(|word| sum.update(&word.to_le_bytes()));
         }
