@@ -71,12 +71,15 @@ fn each_vm_of_a_template_is_one_of_its_own() {
     assert!(fs::read(&memory).expect("memory") == before, "nobody writes to a template");
 }
 
+/// What is done to a state and its memory.
+type Damage = fn(&PathBuf, &PathBuf);
+
 /// Each failure is told, and the container runs; the next VM makes another template, but after two failures none.
 #[test]
 fn a_template_that_is_of_no_use_is_told_of_and_made_anew() {
     let (user, memory) = with_template();
     let state = memory.with_extension("state");
-    let damages: [(&str, fn(&PathBuf, &PathBuf)); 3] = [
+    let damages: [(&str, Damage); 3] = [
         ("it is damaged", |state, _| {
             let mut bytes = fs::read(state).expect("a state");
             *bytes.last_mut().expect("bytes") ^= 1;
