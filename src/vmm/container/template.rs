@@ -5,6 +5,8 @@
 //! has rehearsed a container whose only file is the runtime, so that all that makes one is in the guest's memory.
 
 use std::fs;
+use std::thread::sleep;
+use std::time::Duration;
 
 use ::container::document::RunConfig;
 use ::container::parts::{Parts, stamp};
@@ -34,6 +36,8 @@ pub enum Templates {
 
 /// Bytes of memory for what the rehearsal writes, which is little.
 const REHEARSED: u64 = 1 << 20;
+/// How long the guest's kernel has for what it takes away in the background: while a network namespace goes, none can be made.
+const SETTLES: Duration = Duration::from_millis(250);
 /// Its name in the VM.
 const REHEARSAL: &str = "rehearsal";
 
@@ -90,6 +94,7 @@ fn make(making: Making, machine: &MonitorWishes, wishes: &VmWishes, parts: &Part
     let blank = monitor.and_then(|monitor| Vm::blank(monitor, &wishes, parts));
     let (vm, _waiting) = blank.map_err(|error| error.to_string())?;
     rehearse(&vm)?;
+    sleep(SETTLES);
     let ask = |method, path, body: Value| {
         let told = client::call(&vm.api(), method, path, Some(&body));
         told.map(drop).map_err(|error| format!("save a VM that has booted: {error}"))
