@@ -204,18 +204,20 @@ impl Port {
 }
 
 impl VmNetwork {
+    /// The interface without ports of the host.
+    pub fn unpublished(&self) -> Value {
+        let mut interface = self.interface.clone();
+        interface.pointer_mut("/user/publish").map(Value::take);
+        interface
+    }
+
     /// What a VM that runs with it lacks for a container that wants `other`: ports of the host, as [`Port::to_vm`] writes them.
     pub fn lacks(&self, other: &Self) -> Result<Vec<String>, NetworkError> {
         let ports = |network: &Self| {
             let ports = network.interface.pointer("/user/publish").and_then(Value::as_array).cloned();
             ports.unwrap_or_default()
         };
-        let without = |network: &Self| {
-            let mut interface = network.interface.clone();
-            interface.pointer_mut("/user/publish").map(Value::take);
-            interface
-        };
-        if without(self) != without(other) || self.told.address != other.told.address {
+        if self.unpublished() != other.unpublished() || self.told.address != other.told.address {
             return Err(NetworkError::Other);
         }
         let own = ports(self);

@@ -43,6 +43,8 @@ const VARIABLE: &str = "VMM_STORE";
 const LIMIT_VARIABLE: &str = "VMM_STORE_LIMIT";
 /// The directories of images.
 const OF_IMAGES: [&str; 3] = ["blobs/sha256", "layers", "work"];
+/// All directories whose bytes count.
+const ALL: [&str; 4] = ["blobs/sha256", "layers", "work", template::FOLDER];
 /// What every layout says of itself, and where.
 const LAYOUT_FILE: &str = "oci-layout";
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -159,25 +161,25 @@ impl Store {
 
     /// How many bytes may still come in; templates would make room for them.
     pub fn room(&self) -> Result<u64, StoreError> {
-        self.room_beside(self.used_by(&OF_IMAGES)?)
+        self.room_beside(&OF_IMAGES)
     }
 
-    /// How many bytes may still come in beside so many.
-    fn room_beside(&self, used: u64) -> Result<u64, StoreError> {
+    /// How many bytes may still come in beside what is in these directories.
+    fn room_beside(&self, directories: &[&str]) -> Result<u64, StoreError> {
         let system = rustix::fs::statvfs(&self.root);
         let system = system.map_err(|error| StoreError::io("look at", &self.root, error.into()))?;
         let bytes = |blocks: u64| blocks.saturating_mul(system.f_frsize);
         let reserve = (bytes(system.f_blocks) / 100 * RESERVE_PERCENT).min(RESERVE_MAX);
         let free = bytes(system.f_bavail);
         Ok(match self.limit {
-            Some(limit) => limit.saturating_sub(used).min(free),
+            Some(limit) => limit.saturating_sub(self.used_by(directories)?).min(free),
             None => free.saturating_sub(reserve),
         })
     }
 
     /// Whether that many bytes may come in. Templates are removed where they are in the way.
     pub fn check_room(&self, size: u64) -> Result<(), StoreError> {
-        if size > self.room_beside(self.used()?)? {
+        if size > self.room_beside(&ALL)? {
             self.remove_templates()?;
         }
         let room = self.room()?;
@@ -186,7 +188,7 @@ impl Store {
 
     /// Bytes on disk of all that is in it.
     pub fn used(&self) -> Result<u64, StoreError> {
-        Ok(self.used_by(&OF_IMAGES)? + self.used_by(&[template::FOLDER])?)
+        self.used_by(&ALL)
     }
 
     fn used_by(&self, directories: &[&str]) -> Result<u64, StoreError> {

@@ -12,6 +12,7 @@ use std::os::unix::fs::FileExt;
 use serde::Serialize;
 
 use crate::memory::PAGE;
+use crate::sparse;
 
 /// Bytes of an entry, and its bit that says the page is there.
 const ENTRY: usize = 8;
@@ -23,47 +24,39 @@ const BATCH: u64 = 4096;
 
 /// Bytes of the `len` bytes at address `host` that are there; `None` where the host does not tell.
 pub fn resident(host: u64, len: u64) -> Option<u64> {
-    let map = File::open("/proc/self/pagemap").ok()?;
-    let mut room = vec![0; BATCH as usize * ENTRY];
-    let (mut page, end) = (host / PAGE, (host + len).div_ceil(PAGE));
     let mut present = 0;
-    while page < end {
-        let now = (end - page).min(BATCH);
-        let entries = room.get_mut(..now as usize * ENTRY)?;
-        map.read_exact_at(entries, page * ENTRY as u64).ok()?;
-        let there =
-            entries.chunks_exact(ENTRY).filter_map(|entry| entry.first_chunk()).map(|it| u64::from_ne_bytes(*it));
-        present += there.filter(|entry| entry & PRESENT != 0).count() as u64;
-        page += now;
-    }
+    look(host, len, |_, entry| present += u64::from(entry & PRESENT != 0)).ok()?;
     Some(present * PAGE)
 }
 
 /// Which of the `len` bytes at address `host` have been touched, whole pages in order, from the beginning: they are in memory or
 /// in swap.
 pub fn touched(host: u64, len: u64) -> io::Result<Vec<Range<u64>>> {
+    let mut found = Vec::new();
+    look(host, len, |page, entry| {
+        if entry & (PRESENT | SWAPPED) != 0 {
+            sparse::join(&mut found, page * PAGE..(page + 1) * PAGE, 0);
+        }
+    })?;
+    Ok(found)
+}
+
+/// Shows the number and the entry of each page of the `len` bytes at address `host`.
+fn look(host: u64, len: u64, mut see: impl FnMut(u64, u64)) -> io::Result<()> {
     let map = File::open("/proc/self/pagemap")?;
     let mut room = vec![0; BATCH as usize * ENTRY];
-    let mut found: Vec<Range<u64>> = Vec::new();
-    let pages = len.div_ceil(PAGE);
+    let (first, pages) = (host / PAGE, (host + len).div_ceil(PAGE) - host / PAGE);
     let mut page = 0;
     while page < pages {
         let now = (pages - page).min(BATCH);
         let entries = &mut room[..now as usize * ENTRY];
-        map.read_exact_at(entries, (host / PAGE + page) * ENTRY as u64)?;
+        map.read_exact_at(entries, (first + page) * ENTRY as u64)?;
         for (number, entry) in (page..).zip(entries.chunks_exact(ENTRY).filter_map(|entry| entry.first_chunk())) {
-            if u64::from_ne_bytes(*entry) & (PRESENT | SWAPPED) == 0 {
-                continue;
-            }
-            let (start, end) = (number * PAGE, (number + 1) * PAGE);
-            match found.last_mut() {
-                Some(last) if last.end == start => last.end = end,
-                _ => found.push(start..end),
-            }
+            see(number, u64::from_ne_bytes(*entry));
         }
         page += now;
     }
-    Ok(found)
+    Ok(())
 }
 
 /// A range of guest memory, by the names of the API that E2B's Firecracker has for it.

@@ -8,7 +8,7 @@ mod format;
 mod memory;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -70,8 +70,7 @@ pub fn save(machine: &Machine, config: &VmConfig, state_path: &Path, memory_path
 fn write(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), HostError> {
     let doing = || format!("write {}", path.display());
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).doing(doing)?;
-    let filled = fill(&mut file).and_then(|()| file.flush());
-    filled.doing(doing).inspect_err(|_| {
+    fill(&mut file).doing(doing).inspect_err(|_| {
         let _ = std::fs::remove_file(path);
     })
 }

@@ -1,4 +1,4 @@
-//! Files with holes.
+//! Ranges with holes between them, and files that have such.
 
 use std::fs::File;
 use std::io;
@@ -25,13 +25,18 @@ pub fn data(file: &File, within: Range<u64>) -> io::Result<Vec<Range<u64>>> {
         // Blocks of a file system may be smaller than pages.
         let start = (start - within.start) / PAGE * PAGE;
         let end = (end.min(within.end) - within.start).next_multiple_of(PAGE);
-        match found.last_mut() {
-            Some(last) if last.end >= start => last.end = end,
-            _ => found.push(start..end),
-        }
+        join(&mut found, start..end, 0);
         at = within.start + end;
     }
     Ok(found)
+}
+
+/// Adds a range behind those that are there, or to the last of them, where no more than `hole` is between.
+pub fn join(ranges: &mut Vec<Range<u64>>, next: Range<u64>, hole: u64) {
+    match ranges.last_mut() {
+        Some(last) if next.start <= last.end.saturating_add(hole) => last.end = next.end,
+        _ => ranges.push(next),
+    }
 }
 
 #[cfg(test)]

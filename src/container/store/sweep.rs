@@ -104,7 +104,8 @@ fn is_left(path: &Path) -> Result<bool, StoreError> {
     Ok(file.try_lock().is_ok() && is_at(&file, path).map_err(fault)?)
 }
 
-fn remove(path: &Path) -> Result<(), StoreError> {
+/// Removes a file, if it is still there.
+pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::io("remove", path, error)),
         _ => Ok(()),

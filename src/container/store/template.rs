@@ -12,11 +12,12 @@
 //! has it mapped keeps it.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::{Store, StoreError};
+use super::sweep::remove;
+use super::{ALL, Store, StoreError};
 use crate::digest::Digest;
 use crate::vm::Saved;
 
@@ -87,7 +88,7 @@ impl Store {
             return Ok(Template::Ready(target)); // meanwhile
         }
         self.clear_templates(&boot)?;
-        if self.room_beside(self.used()?)? < size {
+        if self.room_beside(&ALL)? < size {
             return Ok(Template::None);
         }
         let saved = Saved::at(&folder.join(MAKING));
@@ -200,13 +201,6 @@ fn is_young(memory: &Path) -> bool {
 
 fn used_last(path: &Path) -> SystemTime {
     fs::metadata(path).and_then(|facts| facts.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
-fn remove(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", path, error)),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -83,10 +83,7 @@ fn joined(mut stretches: Vec<Range<u64>>) -> Vec<Range<u64>> {
     loop {
         let mut joined: Vec<Range<u64>> = Vec::new();
         for stretch in stretches {
-            match joined.last_mut() {
-                Some(last) if stretch.start - last.end <= small => last.end = stretch.end,
-                _ => joined.push(stretch),
-            }
+            sparse::join(&mut joined, stretch, small);
         }
         if joined.len() <= MOST_STRETCHES {
             return joined;

@@ -9,6 +9,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use ::container::document::RunConfig;
+use ::container::network::VmNetwork;
 use ::container::parts::{Parts, stamp};
 use ::container::session::Session;
 use ::container::spec::{Wishes, spec};
@@ -64,9 +65,9 @@ pub fn of(store: &Store, machine: &MonitorWishes, wishes: &VmWishes, parts: &Par
 /// what one VM alone can have. A virtiofsd maps guest memory, and a TAP device has one user.
 fn kind(machine: &MonitorWishes, wishes: &VmWishes, parts: &Parts) -> Option<String> {
     let sights = &wishes.sights;
-    let mut interface = sights.network.as_ref().map(|network| network.interface.clone());
-    let user = interface.as_mut().map(|interface| interface.get_mut("user").map(|user| user["publish"].take()));
-    if !sights.shares.is_empty() || user == Some(None) {
+    let interface = sights.network.as_ref().map(VmNetwork::unpublished);
+    let is_tap = interface.as_ref().is_some_and(|interface| interface.get("user").is_none());
+    if !sights.shares.is_empty() || is_tap {
         return None;
     }
     let stamped = |path| fs::metadata(path).ok().map(|facts| stamp(&facts));
@@ -88,7 +89,7 @@ fn kind(machine: &MonitorWishes, wishes: &VmWishes, parts: &Parts) -> Option<Str
 fn make(making: Making, machine: &MonitorWishes, wishes: &VmWishes, parts: &Parts) -> Result<Saved, String> {
     let mut wishes = wishes.clone();
     if let Some(network) = &mut wishes.sights.network {
-        network.interface["user"]["publish"].take(); // these ports are the container's
+        network.interface = network.unpublished(); // the ports are the container's
     }
     let monitor = Monitor::start(MonitorWishes { has_socket: true, ..machine.clone() });
     let blank = monitor.and_then(|monitor| Vm::blank(monitor, &wishes, parts));
