@@ -14,8 +14,8 @@ use crate::layer::Compression;
 
 /// Longest index, manifest or configuration, bytes: what registries accept.
 pub const DOCUMENT_MAX: u64 = 4 << 20;
-/// Most layers of an image: Docker's limit is 127, overlayfs's is 500.
-const LAYERS_MAX: usize = 500;
+/// Most layers of an image: Docker's limit, and what a disk's table of partitions has room for.
+pub const LAYERS_MAX: usize = 127;
 
 /// An image index's media type.
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -377,7 +377,8 @@ mod tests {
         assert!(manifest("application/vnd.cncf.helm.config.v1+json", &[]).unwrap_err().contains("helm"));
         let secret = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted";
         assert!(manifest(OCI_CONFIG, &[OCI_LAYER, secret]).unwrap_err().starts_with("layer 2 is"));
-        assert!(manifest(OCI_CONFIG, &[OCI_LAYER; 501]).unwrap_err().contains("501 layers"));
+        assert!(manifest(OCI_CONFIG, &[OCI_LAYER; LAYERS_MAX]).is_ok());
+        assert!(manifest(OCI_CONFIG, &[OCI_LAYER; 128]).unwrap_err().contains("128 layers"));
         let old = Manifest::read(br#"{"schemaVersion": 1, "fsLayers": []}"#).unwrap_err();
         assert!(old.to_string().contains("schema version 1"));
         let path = br#"{"schemaVersion":2,"config":{"mediaType":"x","digest":"sha256:../../x","size":1},"layers":[]}"#;

@@ -25,6 +25,7 @@ pub use self::monitor::{Monitor, MonitorWishes};
 use self::refusal::refusal;
 pub use self::saved::Saved;
 pub use self::sights::{SPARE, SPARE_SHARES, Share, Sights, share_tag, spare, spare_volume};
+use crate::document::LAYERS_MAX;
 use crate::kernel::Kernel;
 use crate::modules::Needs;
 use crate::parts::Parts;
@@ -130,7 +131,9 @@ pub struct Vm {
 impl Vm {
     /// Starts it by its monitor, and waits for its agent. It boots, or goes on where one of this kind was saved.
     pub fn start(monitor: Monitor, wishes: &VmWishes, parts: &Parts, saved: Option<&Saved>) -> Result<Self, VmError> {
-        let (mut vm, stream) = Self::waiting(monitor, wishes, parts, saved.is_some(), saved)?;
+        // One disk has no partition left for the runtime beside the most layers.
+        let apart = saved.is_some() || wishes.sights.layers.len() == LAYERS_MAX;
+        let (mut vm, stream) = Self::waiting(monitor, wishes, parts, apart, saved)?;
         let done = vm.set_up(stream, wishes);
         vm.monitor.writes |= done.is_err(); // another may be started in its place
         done.map(|()| vm)

@@ -14,6 +14,7 @@ mod console;
 mod container;
 mod container_disks;
 mod container_kernel;
+mod container_layers;
 mod container_life;
 mod container_network;
 mod container_ports;

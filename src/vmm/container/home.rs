@@ -226,8 +226,12 @@ pub fn runtime_directory() -> Result<PathBuf, String> {
     }
 }
 
-/// Layers by the names of their partitions: the beginning of their digests, as a name has 36 letters at most.
+/// Layers by the names of their partitions: the beginning of their digests, as a name has 36 letters at most. Of one that is
+/// there more than once the highest counts, which hides the others; overlayfs takes each directory once (ELOOP).
 pub fn named(store: &Store, layers: &[Digest]) -> Vec<(String, PathBuf)> {
     let name = |layer: &Digest| layer.hex().chars().take(32).collect();
-    layers.iter().map(|layer| (name(layer), store.layer_path(layer))).collect()
+    let hidden =
+        |(at, layer): &(usize, &Digest)| layers.get(at.saturating_add(1)..).is_some_and(|above| above.contains(layer));
+    let seen = layers.iter().enumerate().filter(|layer| !hidden(layer));
+    seen.map(|(_, layer)| (name(layer), store.layer_path(layer))).collect()
 }
