@@ -54,23 +54,32 @@ struct Saved {
     machine: MachineState,
 }
 
-/// Writes a machine that is paused into two new files. After an error there is neither.
+/// Writes a machine that is paused into two new files, so that they outlive the host's sudden end. After an error there is
+/// neither.
 pub fn save(machine: &Machine, config: &VmConfig, state_path: &Path, memory_path: &Path) -> Result<(), HostError> {
     if machine.private_windows().next().is_some() {
         let why = "a pmem device with `private` is memory that is not in the file";
         return Err(HostError::new("save the VM", why));
     }
     let state = Saved { config: config.clone(), machine: machine.save()? };
-    write(state_path, |file| format::write(&state, file))?;
-    write(memory_path, |file| memory::write(machine.ram(), file)).inspect_err(|_| {
-        let _ = std::fs::remove_file(state_path);
+    write(memory_path, |file| memory::write(machine.ram(), file))?;
+    let written = write(state_path, |file| format::write(&state, file));
+    let lasting = written.and_then(|()| [memory_path, state_path].into_iter().try_for_each(keep_name));
+    lasting.inspect_err(|_| {
+        let _ = std::fs::remove_file(memory_path);
     })
+}
+
+/// Has the name of a new file written to disk.
+fn keep_name(path: &Path) -> Result<(), HostError> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).doing(|| format!("write {}", folder.display()))
 }
 
 fn write(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), HostError> {
     let doing = || format!("write {}", path.display());
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).doing(doing)?;
-    fill(&mut file).doing(doing).inspect_err(|_| {
+    fill(&mut file).and_then(|()| file.sync_all()).doing(doing).inspect_err(|_| {
         let _ = std::fs::remove_file(path);
     })
 }

@@ -39,6 +39,9 @@ pub fn write(state: &impl Serialize, file: &mut impl Write) -> io::Result<()> {
     };
     let mut line = serde_json::to_vec(&header)?;
     line.push(b'\n');
+    if line.len() as u64 + header.bytes >= STATE_MAX {
+        return Err(bad("its state is larger than any that can be read"));
+    }
     file.write_all(&line)?;
     file.write_all(&body)
 }
