@@ -135,7 +135,7 @@ fn convert(
     // What a dead process had left is not gone on with.
     part.reset()?;
     let standard = Limits::default();
-    let room = store.room()?;
+    let room = store.make_room()?;
     let limits = Limits { bytes: room.min(standard.bytes), ..standard };
     // A manifest that was read has only layers whose compression is known.
     let kind = blob.compression().unwrap_or(Compression::None);

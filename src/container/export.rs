@@ -78,7 +78,7 @@ fn docker(store: &Store, image: &Image, names: &[Name], tar: &mut Builder<impl W
                 // Its size stands before it, and is known after it.
                 Some(kind) => {
                     let mut unpacked = store.scratch()?;
-                    let mut layer = Uncompressed::new(file, kind, store.room()?)?;
+                    let mut layer = Uncompressed::new(file, kind, store.make_room()?)?;
                     let size = io::copy(&mut layer, &mut unpacked)?;
                     let found = Digest::from(layer.finish()?);
                     if found != *diff_id {

@@ -35,7 +35,7 @@ pub use index::Entry;
 pub use lease::Lease;
 pub use part::{Claim, Part};
 pub use sweep::Swept;
-pub use template::{Making, Template, failed};
+pub use template::{Making, Ready, Template};
 
 /// Names another store.
 const VARIABLE: &str = "VMM_STORE";
@@ -51,6 +51,9 @@ const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 /// Without a limit, what is left free of the file system: a share of it, and of a large one so many bytes.
 const RESERVE_PERCENT: u64 = 5;
 const RESERVE_MAX: u64 = 1 << 30;
+
+/// More than most layers have, bytes.
+const PLENTY: u64 = 4 << 30;
 
 /// The store of a user.
 #[derive(Debug, Clone)]
@@ -162,6 +165,14 @@ impl Store {
     /// How many bytes may still come in; templates would make room for them.
     pub fn room(&self) -> Result<u64, StoreError> {
         self.room_beside(&OF_IMAGES)
+    }
+
+    /// The same, of what has no size yet: templates make room, unless there is plenty beside them.
+    pub fn make_room(&self) -> Result<u64, StoreError> {
+        if self.room_beside(&ALL)? < PLENTY {
+            self.remove_templates()?;
+        }
+        self.room()
     }
 
     /// How many bytes may still come in beside what is in these directories.

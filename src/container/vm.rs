@@ -37,7 +37,7 @@ const BUILT_IN: &str = "; a kernel with drivers as modules takes --modules /lib/
 /// How long an agent may take to call: far more than any VM takes, also one in a VM.
 const GREETING: Duration = Duration::from_secs(300);
 /// And one of a VM that need not boot.
-const GOING_ON: Duration = Duration::from_secs(30);
+const GOING_ON: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(30) };
 
 /// What a VM for containers shall be, beside what its monitor was started with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,7 +153,9 @@ impl Vm {
             writable: kept.writable.as_ref().map(|_| disk(kept.volumes.len())).transpose()?,
             network: kept.network.clone(),
         };
-        Self::waiting(monitor, &VmWishes { sights, ..wishes.clone() }, parts, true, None)
+        let (mut vm, stream) = Self::waiting(monitor, &VmWishes { sights, ..wishes.clone() }, parts, true, None)?;
+        vm.monitor.writes = true; // who made it goes on, and has no use for a process that waits to be waited for
+        Ok((vm, stream))
     }
 
     fn waiting(
@@ -177,7 +179,11 @@ impl Vm {
         monitor.configure(&config)?;
         let mut vm = Self { monitor };
         let most = if saved.is_some() { GOING_ON } else { GREETING };
-        match vm.greeted(&listening, wishes, most) {
+        let greeted = vm.greeted(&listening, wishes, most).and_then(|stream| {
+            stream.set_read_timeout(Some(most)).map_err(doing("wait for the agent's answer"))?;
+            Ok(stream)
+        });
+        match greeted {
             Ok(stream) => Ok((vm, stream)),
             Err(why) => {
                 vm.monitor.writes = true; // another may be started in its place
@@ -351,5 +357,39 @@ mod tests {
         assert!(writes(&json!({"drives": [{"is_read_only": false, "cache_type": "Writeback"}]})));
         assert!(writes(&json!({"drives": [], "shares": [{"tag": "t"}]})));
         assert!(!writes(&json!({})));
+    }
+
+    /// A guest that calls and says no word more holds nobody up: another VM can boot.
+    #[test]
+    fn an_agent_that_says_nothing_is_not_waited_for() {
+        let room = tempfile::tempdir().unwrap();
+        let program = room.path().join("waits");
+        fs::write(&program, "#!/bin/sh\nread line\nexec sleep 1000\n").unwrap();
+        fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let machine = MonitorWishes {
+            program,
+            room: room.path().to_owned(),
+            id: None,
+            has_socket: false,
+            mem_size_mib: 64,
+            vcpu_count: 1,
+        };
+        let monitor = Monitor::start(machine).unwrap();
+        let socket = monitor.folder().join(format!("vsock_{}", protocol::PORT));
+        let calling = std::thread::spawn(move || {
+            loop {
+                match UnixStream::connect(&socket) {
+                    Ok(stream) => break stream,
+                    Err(_) => std::thread::yield_now(),
+                }
+            }
+        });
+        let kernel = Kernel { path: "k".into(), modules: None };
+        let (hostname, sights) = ("h".to_owned(), Sights::default());
+        let wishes = VmWishes { kernel, hostname, sights, spare: 0, spare_shares: 0 };
+        let parts = Parts { initrd: "i".into(), runtime: "r".into() };
+        let why = Vm::start(monitor, &wishes, &parts, Some(&Saved::at(Path::new("s")))).unwrap_err();
+        assert!(matches!(why, VmError::Session(SessionError::Silent)), "{why}");
+        drop(calling.join().unwrap());
     }
 }

@@ -71,6 +71,25 @@ fn each_vm_of_a_template_is_one_of_its_own() {
     assert!(fs::read(&memory).expect("memory") == before, "nobody writes to a template");
 }
 
+/// Who made a template goes on, for as long as its container; the VM that was saved has gone, and so have its helpers.
+#[test]
+fn nothing_is_left_of_a_making() {
+    let user = User::new();
+    says(&user, &[], "true");
+    let name = user.start(&[], "exec sleep 1000");
+    assert_eq!(files(&user, "memory").len(), 1, "the second one makes it");
+    let owner = user.line(&name).expect("it is listed")["pid"].as_u64().expect("a number");
+    let tasks = fs::read_dir(format!("/proc/{owner}/task")).expect("its threads").flatten();
+    let children: String =
+        tasks.map(|task| fs::read_to_string(task.path().join("children")).expect("a list")).collect();
+    let programs: Vec<_> = children
+        .split_whitespace()
+        .map(|pid| fs::read_to_string(format!("/proc/{pid}/stat")).expect("a child"))
+        .collect();
+    assert_eq!(programs.len(), 1, "its monitor: {programs:?}");
+    user.says(&["rm", "-f", &name]);
+}
+
 /// What is done to a state and its memory.
 type Damage = fn(&PathBuf, &PathBuf);
 

@@ -63,7 +63,7 @@ fn plain(store: &Store, file: File, path: &Path) -> Result<File, SourceError> {
 
 /// Puts all of it into a file without a name, as far as the store has room.
 fn spool(store: &Store, from: impl Read, path: &Path) -> Result<File, SourceError> {
-    let room = store.room()?;
+    let room = store.make_room()?;
     let mut file = store.scratch()?;
     let fault = |error| SourceError::io("read", path, error);
     let size = io::copy(&mut from.take(room.saturating_add(1)), &mut file).map_err(fault)?;

@@ -3,7 +3,7 @@
 //! ```text
 //! templates/BOOT-KIND.state .memory     one that is ready: what the monitor wrote (docs/snapshot-format.md)
 //! templates/BOOT-KIND.asked             a VM of this kind has booted since the host has
-//! templates/BOOT-KIND.failed            as many bytes as templates of this kind were of no use
+//! templates/BOOT-KIND.failed            as many bytes as templates of this kind were not finished or of no use, within a day
 //! templates/making.state .memory lock   one that is being made, under the lock
 //! ```
 //!
@@ -11,11 +11,13 @@
 //! code lies, all its VMs have in common. KIND stands for all else that a VM's state depends on. Any process may remove one: who
 //! has it mapped keeps it.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::Write;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use super::part::is_at;
 use super::sweep::remove;
 use super::{ALL, Store, StoreError};
 use crate::digest::Digest;
@@ -36,6 +38,8 @@ const MOST: usize = 4;
 const AGE: Duration = Duration::from_secs(24 * 3600);
 /// After so many failures VMs of a kind boot.
 const FAILURES: u64 = 2;
+/// Room for one, bytes, where the VM has more memory: what a guest has touched that has booted is far less.
+const ENOUGH: u64 = 256 << 20;
 /// Digits of a kind's name.
 const DIGITS: usize = 16;
 
@@ -43,11 +47,19 @@ const DIGITS: usize = 16;
 #[derive(Debug)]
 pub enum Template {
     /// It is there.
-    Ready(Saved),
+    Ready(Ready),
     /// It is to be made: for the second time one of its kind is wanted.
     Due(Making),
     /// There is none, or another process makes it just now.
     None,
+}
+
+/// One that is there, or was.
+#[derive(Debug)]
+pub struct Ready {
+    files: Saved,
+    /// The file with its state, which tells it from one that was made after it.
+    state: File,
 }
 
 /// One that is being made.
@@ -67,30 +79,29 @@ impl Store {
     pub fn template(&self, kind: &str, size: u64) -> Result<Template, StoreError> {
         let folder = self.root.join(FOLDER);
         let fault = |error| StoreError::io("look for a template in", &folder, error);
-        fs::create_dir_all(&folder).map_err(fault)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(fault)?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(fault)?;
         let boot: String = boot.chars().filter(char::is_ascii_hexdigit).take(DIGITS).collect();
         let kind: String = Digest::of(kind.as_bytes()).hex().chars().take(DIGITS).collect();
         let target = Saved::at(&folder.join(format!("{boot}-{kind}")));
-        if is_young(&target.memory)
-            && let Ok(state) = File::open(&target.state)
-        {
-            let _ = state.set_modified(SystemTime::now()); // when it was used last
-            return Ok(Template::Ready(target));
+        if let Some(ready) = Ready::open(&target) {
+            return Ok(Template::Ready(ready));
         }
-        let of_kind = |end: &str| target.state.with_extension(end);
-        let has_failed = fs::metadata(of_kind(FAILED)).is_ok_and(|facts| facts.len() >= FAILURES);
-        if has_failed || File::create_new(of_kind(ASKED)).is_ok() {
+        let failed = target.state.with_extension(FAILED);
+        let has_failed = is_young(&failed) && fs::metadata(&failed).is_ok_and(|facts| facts.len() >= FAILURES);
+        if has_failed || File::create_new(target.state.with_extension(ASKED)).is_ok() {
             return Ok(Template::None);
         }
         let Some(lock) = self.lock_templates()? else { return Ok(Template::None) };
-        if is_young(&target.memory) && target.state.exists() {
-            return Ok(Template::Ready(target)); // meanwhile
+        if let Some(ready) = Ready::open(&target) {
+            return Ok(Template::Ready(ready)); // meanwhile
         }
         self.clear_templates(&boot)?;
-        if self.room_beside(&ALL)? < size {
+        if self.room_beside(&ALL)? < size.min(ENOUGH) {
             return Ok(Template::None);
         }
+        // It counts as failed until it is finished: who makes it may be ended.
+        count(&failed).map_err(|error| StoreError::io("write", &failed, error))?;
         let saved = Saved::at(&folder.join(MAKING));
         Ok(Template::Due(Making { store: self.clone(), saved, target, is_made: false, _lock: lock }))
     }
@@ -115,7 +126,8 @@ impl Store {
             let pair = Saved::at(&path);
             let is_whole = is_young(&pair.memory) && pair.state.exists();
             let is_half = [&pair.state, &pair.memory].contains(&&path) && !is_whole;
-            if name != LOCK && (is_half || !name.starts_with(boot)) {
+            let is_over = name.ends_with(FAILED) && !is_young(&path);
+            if name != LOCK && (is_half || is_over || !name.starts_with(boot)) {
                 remove(&path)?;
             }
         }
@@ -157,35 +169,59 @@ impl Making {
     }
 
     /// They are written: others may use it.
-    pub fn finish(mut self) -> Result<Saved, StoreError> {
-        let moves = [(&self.saved.memory, &self.target.memory), (&self.saved.state, &self.target.state)];
-        for (from, to) in moves {
-            fs::rename(from, to).map_err(|error| StoreError::io("make the template", to, error))?;
-        }
+    pub fn finish(mut self) -> Result<Ready, StoreError> {
+        let fault = |error| StoreError::io("make the template", &self.target.state, error);
+        let state = File::open(&self.saved.state).map_err(fault)?;
+        fs::rename(&self.saved.memory, &self.target.memory).map_err(fault)?;
+        fs::rename(&self.saved.state, &self.target.state).map_err(fault)?;
+        let failed = File::options().write(true).open(self.target.state.with_extension(FAILED));
+        let _ = failed.and_then(|file| file.set_len(file.metadata()?.len().saturating_sub(1)));
         self.is_made = true;
         let _ = self.store.remove_old_templates(); // the next one looks again
-        Ok(self.target.clone())
+        Ok(Ready { files: self.target.clone(), state })
     }
 }
 
 impl Drop for Making {
-    /// What was not finished goes, and is counted.
+    /// What was not finished goes.
     fn drop(&mut self) {
         if !self.is_made {
-            let _ = failed(&self.target);
             let _ = fs::remove_file(&self.saved.state);
             let _ = fs::remove_file(&self.saved.memory);
         }
     }
 }
 
-/// Removes a template that was of no use, and counts that.
-pub fn failed(template: &Saved) -> Result<(), StoreError> {
-    let path = template.state.with_extension(FAILED);
-    let counted = OpenOptions::new().create(true).append(true).open(&path).and_then(|mut file| file.write_all(b"!"));
-    counted.map_err(|error| StoreError::io("write", &path, error))?;
-    remove(&template.state)?;
-    remove(&template.memory)
+impl Ready {
+    /// The one with these files, if it is there and good. It is used now.
+    fn open(files: &Saved) -> Option<Self> {
+        let state = is_young(&files.memory).then(|| File::open(&files.state)).and_then(Result::ok)?;
+        let _ = state.set_modified(SystemTime::now());
+        Some(Self { files: files.clone(), state })
+    }
+
+    /// Its files.
+    pub const fn files(&self) -> &Saved {
+        &self.files
+    }
+
+    /// It was of no use: removes it, and counts that. Others may have found it so, too, and made another.
+    pub fn failed(self) -> Result<(), StoreError> {
+        let Saved { state, memory } = &self.files;
+        let fault = |error| StoreError::io("remove the template", state, error);
+        self.state.lock().map_err(fault)?;
+        if !is_at(&self.state, state).map_err(fault)? {
+            return Ok(());
+        }
+        count(&state.with_extension(FAILED)).map_err(fault)?;
+        remove(memory)?;
+        remove(state)
+    }
+}
+
+/// Counts one more failure.
+fn count(failed: &Path) -> io::Result<()> {
+    OpenOptions::new().create(true).append(true).open(failed)?.write_all(b"!")
 }
 
 /// Removes a template, as if nobody had asked for one of its kind.
@@ -204,113 +240,4 @@ fn used_last(path: &Path) -> SystemTime {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn store() -> (tempfile::TempDir, Store) {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("store"), None).unwrap();
-        (folder, store)
-    }
-
-    fn due(store: &Store, kind: &str) -> Making {
-        match store.template(kind, 4096).unwrap() {
-            Template::Due(making) => making,
-            other => panic!("{kind}: {other:?}"),
-        }
-    }
-
-    fn make(store: &Store, kind: &str) -> Saved {
-        assert!(matches!(store.template(kind, 4096).unwrap(), Template::None), "the first one boots");
-        let making = due(store, kind);
-        fs::write(&making.files().state, kind).unwrap();
-        fs::write(&making.files().memory, [1; 5000]).unwrap();
-        making.finish().unwrap()
-    }
-
-    fn is_ready(store: &Store, kind: &str) -> bool {
-        matches!(store.template(kind, 4096).unwrap(), Template::Ready(_))
-    }
-
-    #[test]
-    fn the_second_makes_it_and_the_third_uses_it() {
-        let (_folder, store) = store();
-        let made = make(&store, "a");
-        let Template::Ready(found) = store.template("a", 4096).unwrap() else { panic!("it was made") };
-        assert_eq!((&found, fs::read_to_string(&found.state).unwrap().as_str()), (&made, "a"));
-        assert!(!is_ready(&store, "b"), "that is another kind");
-    }
-
-    #[test]
-    fn what_fails_twice_is_not_made_again() {
-        let (_folder, store) = store();
-        let made = make(&store, "a");
-        failed(&made).unwrap();
-        assert!(!made.memory.exists() && !made.state.exists());
-        let making = due(&store, "a");
-        fs::write(&making.files().memory, "half").unwrap();
-        let half = making.files().memory.clone();
-        drop(making);
-        assert!(!half.exists());
-        assert!(matches!(store.template("a", 4096).unwrap(), Template::None), "it failed twice");
-        store.remove_templates().unwrap();
-        make(&store, "a");
-    }
-
-    #[test]
-    fn one_process_makes_it_where_there_is_room() {
-        let (_folder, store) = store();
-        assert!(matches!(store.template("a", 4096).unwrap(), Template::None));
-        assert!(matches!(store.template("a", u64::MAX).unwrap(), Template::None), "so much has nobody");
-        let making = due(&store, "a");
-        assert!(matches!(store.template("a", 4096).unwrap(), Template::None));
-        assert_eq!(store.remove_templates().unwrap(), (0, 0));
-        let half = making.files().memory.clone();
-        fs::write(&half, "half").unwrap();
-        std::mem::forget(making.finish()); // without its state
-        fs::write(&half, "of one that was killed").unwrap();
-        drop(due(&store, "a"));
-        assert_eq!(store.files(FOLDER).unwrap().len(), 3, "the lock, and that one was asked for, and failed");
-    }
-
-    #[test]
-    fn what_is_old_is_not_used() {
-        let (_folder, store) = store();
-        let made = make(&store, "a");
-        let yesterday = SystemTime::now() - AGE;
-        File::options().write(true).open(&made.memory).unwrap().set_modified(yesterday).unwrap();
-        drop(due(&store, "a"));
-        assert!(!made.memory.exists() && !made.state.exists());
-    }
-
-    #[test]
-    fn templates_make_room_for_images() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path(), Some(20_000)).unwrap();
-        let made = make(&store, "a");
-        assert!(store.check_room(4000).is_ok() && made.state.exists());
-        assert!(store.check_room(18_000).is_ok() && !made.state.exists());
-        assert!(store.check_room(21_000).is_err());
-    }
-
-    #[test]
-    fn those_that_were_used_last_are_kept_and_none_of_an_earlier_boot() {
-        let (_folder, store) = store();
-        let old = store.root.join(FOLDER).join("0123-4567.state");
-        fs::create_dir(old.parent().unwrap()).unwrap();
-        fs::write(&old, "").unwrap();
-        for kind in ["a", "b", "c", "d"] {
-            let made = make(&store, kind);
-            let since = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(u64::from(kind.as_bytes()[0]));
-            File::open(made.state).unwrap().set_modified(since).unwrap();
-        }
-        assert!(!old.exists() && is_ready(&store, "a")); // by which it was used again
-        make(&store, "e");
-        let ready = ["a", "c", "d", "e"].map(|kind| is_ready(&store, kind));
-        assert_eq!((ready, is_ready(&store, "b")), ([true; 4], false));
-        assert!(store.used().unwrap() > 0);
-        let (count, bytes) = store.remove_templates().unwrap();
-        assert_eq!((count, bytes >= 4 * 5000), (4, true));
-        assert_eq!(store.files(FOLDER).unwrap().len(), 1, "the lock");
-    }
-}
+mod tests;

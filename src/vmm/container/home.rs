@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use ::container::digest::Digest;
 use ::container::kernel::Kernel;
 use ::container::parts::Parts;
-use ::container::store::{Store, failed};
+use ::container::store::{Ready, Store};
 use ::container::vm::{Monitor, MonitorWishes, Share, Sights, Vm, VmError, VmWishes, share_tag, spare_volume};
 use ::container::volume::{self, Source, Volume};
 use protocol::message::{File, VolumeSource};
@@ -132,18 +132,18 @@ fn start(
     templates: Templates,
 ) -> Result<Vm, String> {
     let machine = monitor.wishes().clone();
-    let saved = match templates {
+    let ready = match templates {
         Templates::Auto => template::of(store, &machine, wishes, parts),
         Templates::Never => None,
     };
     let told = |error: VmError| error.to_string();
-    match (Vm::start(monitor, wishes, parts, saved.as_ref()), saved) {
-        (Err(why), Some(saved)) => {
+    match (Vm::start(monitor, wishes, parts, ready.as_ref().map(Ready::files)), ready) {
+        (Err(why), Some(ready)) => {
             // Whatever else is wrong is wrong with one that boots, too.
             let vm =
                 Monitor::start(machine).and_then(|monitor| Vm::start(monitor, wishes, parts, None)).map_err(told)?;
             complain(&format!("a template was of no use, so the VM has booted: {why}"));
-            failed(&saved).unwrap_or_else(|error| complain(&error.to_string()));
+            ready.failed().unwrap_or_else(|error| complain(&error.to_string()));
             Ok(vm)
         }
         (vm, _) => vm.map_err(told),

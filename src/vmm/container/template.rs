@@ -13,8 +13,8 @@ use ::container::network::VmNetwork;
 use ::container::parts::{Parts, stamp};
 use ::container::session::Session;
 use ::container::spec::{Wishes, spec};
-use ::container::store::{Making, Store, Template};
-use ::container::vm::{Monitor, MonitorWishes, Saved, Vm, VmWishes};
+use ::container::store::{Making, Ready, Store, Template};
+use ::container::vm::{Monitor, MonitorWishes, Vm, VmWishes};
 use api::client;
 use clap::ValueEnum;
 use protocol::RUNTIME;
@@ -44,18 +44,18 @@ const REHEARSAL: &str = "rehearsal";
 
 /// The template for a VM, which is made where that is due. Without one it boots: what is wrong with templates is said, and
 /// keeps nobody from running a container.
-pub fn of(store: &Store, machine: &MonitorWishes, wishes: &VmWishes, parts: &Parts) -> Option<Saved> {
+pub fn of(store: &Store, machine: &MonitorWishes, wishes: &VmWishes, parts: &Parts) -> Option<Ready> {
     let found = kind(machine, wishes, parts).map(|kind| {
         let size = machine.mem_size_mib.saturating_mul(1 << 20);
         store.template(&kind, size).map_err(|error| error.to_string())
     });
-    let saved = match found? {
-        Ok(Template::Ready(saved)) => Ok(Some(saved)),
+    let ready = match found? {
+        Ok(Template::Ready(ready)) => Ok(Some(ready)),
         Ok(Template::Due(making)) => make(making, machine, wishes, parts).map(Some),
         Ok(Template::None) => Ok(None),
         Err(why) => Err(why),
     };
-    saved.unwrap_or_else(|why| {
+    ready.unwrap_or_else(|why| {
         complain(&format!("no template was made for the next VM: {why}"));
         None
     })
@@ -86,7 +86,7 @@ fn kind(machine: &MonitorWishes, wishes: &VmWishes, parts: &Parts) -> Option<Str
 }
 
 /// Boots a VM of this kind, and saves it.
-fn make(making: Making, machine: &MonitorWishes, wishes: &VmWishes, parts: &Parts) -> Result<Saved, String> {
+fn make(making: Making, machine: &MonitorWishes, wishes: &VmWishes, parts: &Parts) -> Result<Ready, String> {
     let mut wishes = wishes.clone();
     if let Some(network) = &mut wishes.sights.network {
         network.interface = network.unpublished(); // the ports are the container's
