@@ -2,6 +2,8 @@
 
 #[path = "image/local.rs"]
 mod local;
+#[path = "image/login.rs"]
+mod login;
 #[path = "image/proxy.rs"]
 mod proxy;
 #[path = "image/registry.rs"]

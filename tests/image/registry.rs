@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::proxy::{Act, Edit, Proxy};
-use crate::server::{Server, certificates};
+use crate::server::Server;
 use crate::support::{Room, done, noise, refused};
 
 /// A registry with `group/app:1`, of three layers, one of them large; its address.
-fn registry(room: &Room) -> Server {
+pub fn registry(room: &Room) -> Server {
     room.layout();
     std::fs::write(room.path("large"), noise(3 << 20)).expect("a file");
     room.insert("v1", "large", "/large");
-    let server = Server::start(room, "plain", "");
+    let server = Server::start(&room.path(""), "plain", "");
     room.run(&format!("skopeo copy --dest-tls-verify=false oci:layout:v1 docker://{server}/group/app:1"));
     server
 }
@@ -73,71 +73,14 @@ fn latest_is_warned_of() {
     }
 }
 
-#[test]
-fn a_login_is_needed_and_found() {
-    let room = Room::new();
-    room.layout();
-    let accounts = room.run("htpasswd -Bbn me secret");
-    std::fs::write(room.path("accounts"), accounts).expect("a file");
-    let server = Server::start(&room, "auth", "auth: {htpasswd: {realm: here, path: accounts}}");
-    room.run(&format!(
-        "skopeo copy --dest-tls-verify=false --dest-creds me:secret oci:layout:v1 docker://{server}/app:1"
-    ));
-    let pull = format!("pull {server}/app:1");
-    assert!(room.refused(&pull).ends_with(&format!("(`docker login {server}`)")));
-    let login = |auth: Value| {
-        std::fs::create_dir_all(room.path(".docker")).expect("a directory");
-        std::fs::write(room.path(".docker/config.json"), auth.to_string()).expect("a file");
-    };
-    // me:wrong, me:secret
-    login(json!({"auths": {server.to_string(): {"auth": "bWU6d3Jvbmc="}}}));
-    assert!(room.refused(&pull).contains("has refused this one (`docker login` stores one) (HTTP 401)"));
-    login(json!({"auths": {"other": {"auth": "bWU6c2VjcmV0"}}}));
-    assert!(room.refused(&pull).contains("there is none for"));
-    login(json!({"auths": {server.to_string(): {"auth": "bWU6c2VjcmV0"}}}));
-    room.done(&pull);
-    room.is_same(&format!("{server}/app:1"), "oci:layout:v1");
-    login(json!({"auths": {server.to_string(): {"auth": "?"}}}));
-    assert!(room.refused(&pull).contains("Docker's config.json"));
-    // A helper has it, as on desktops; the configuration is elsewhere.
-    login(json!({}));
-    let helper = "#!/bin/sh\nread host\necho '{\"ServerURL\":\"'$host'\",\"Username\":\"me\",\"Secret\":\"secret\"}'\n";
-    room.program("docker-credential-here", helper);
-    std::fs::create_dir(room.path("elsewhere")).expect("a directory");
-    let config = json!({"credHelpers": {server.to_string(): "here"}}).to_string();
-    std::fs::write(room.path("elsewhere/config.json"), config).expect("a file");
-    let path = format!("{}:/usr/bin:/bin", room.path("").display());
-    let mut command = room.image(&pull);
-    done(command.env("PATH", path).env("DOCKER_CONFIG", room.path("elsewhere")));
-}
-
-/// As with large public registries: the registry sends who asks to another server, which gives a token.
-#[test]
-fn a_token_is_fetched_where_the_registry_says() {
-    let room = Room::new();
-    let server = registry(&room);
-    let proxy = Proxy::start(server.port, |request, _| {
-        if request.path.starts_with("/token?") {
-            // me:secret
-            let known = request.header("authorization") == Some("Basic bWU6c2VjcmV0");
-            assert!(request.path.contains("service=here") && request.path.contains("repository%3Agroup%2Fapp%3Apull"));
-            return if known { Act::json(200, r#"{"token":"open-sesame"}"#) } else { Act::json(401, "{}") };
-        }
-        if request.header("authorization") == Some("Bearer open-sesame") {
-            return Act::Pass;
-        }
-        let realm = format!("http://{}/token", request.header("host").expect("a host"));
-        Act::Answer(format!(
-            "HTTP/1.1 401 No\r\nwww-authenticate: Bearer realm=\"{realm}\",service=\"here\"\r\ncontent-length: 0\r\n"
-        ))
-    });
-    let pull = format!("pull {proxy}/group/app:1");
-    assert!(room.refused(&pull).contains("HTTP 401"));
-    std::fs::create_dir(room.path(".docker")).expect("a directory");
-    let config = json!({"auths": {proxy.to_string(): {"username": "me", "password": "secret"}}}).to_string();
-    std::fs::write(room.path(".docker/config.json"), config).expect("a file");
-    room.done(&pull);
-    room.is_same(&format!("{proxy}/group/app:1"), "oci:layout:v1");
+/// An authority `ca.pem`, and of it a certificate `cert.pem` with `key.pem` for this machine.
+fn certificates(room: &Room) {
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
+    room.run(&format!("openssl req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=authority"));
+    room.run(&format!("openssl req {key} -keyout key.pem -out request.pem -subj /CN=registry"));
+    std::fs::write(room.path("names"), "subjectAltName=IP:127.0.0.1,DNS:localhost\n").expect("a file");
+    let sign = "openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2";
+    room.run(&format!("{sign} -extfile names -out cert.pem"));
 }
 
 #[test]
@@ -145,7 +88,7 @@ fn tls_is_checked() {
     let room = Room::new();
     room.layout();
     certificates(&room);
-    let server = Server::start(&room, "tls", "http: {tls: {certificate: cert.pem, key: key.pem}}");
+    let server = Server::start(&room.path(""), "tls", "http: {tls: {certificate: cert.pem, key: key.pem}}");
     std::fs::create_dir(room.path("trusted")).expect("a directory");
     std::fs::copy(room.path("ca.pem"), room.path("trusted/ca.crt")).expect("a copy");
     room.run(&format!("skopeo copy --dest-cert-dir trusted oci:layout:v1 docker://{server}/app:1"));

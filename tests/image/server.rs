@@ -2,10 +2,9 @@
 
 use std::fmt;
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-
-use crate::support::Room;
 
 /// How long it may take to start.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -19,17 +18,17 @@ pub struct Server {
 }
 
 impl Server {
-    /// With its files in the directory `name`, and more lines in its configuration; its port stands in `http`.
-    pub fn start(room: &Room, name: &str, more: &str) -> Self {
+    /// With its files in the directory `name` of `folder`, and more lines in its configuration; its port stands in `http`.
+    pub fn start(folder: &Path, name: &str, more: &str) -> Self {
         for _ in 0..TRIES {
-            if let Some(server) = Self::try_start(room, name, more) {
+            if let Some(server) = Self::try_start(folder, name, more) {
                 return server;
             }
         }
-        panic!("docker-registry does not start: {:?}", std::fs::read_to_string(room.path("registry.log")));
+        panic!("docker-registry does not start: {:?}", std::fs::read_to_string(folder.join("registry.log")));
     }
 
-    fn try_start(room: &Room, name: &str, more: &str) -> Option<Self> {
+    fn try_start(folder: &Path, name: &str, more: &str) -> Option<Self> {
         let port = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("its number").port();
         // One `http` of two: YAML has each key once.
         let (http, rest) = match more.strip_prefix("http: {") {
@@ -40,11 +39,11 @@ impl Server {
             "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
             storage: {{filesystem: {{rootdirectory: {name}}}}}\nhttp: {{addr: '127.0.0.1:{port}'{http}}}\n{rest}\n"
         );
-        let file = room.path(&format!("{name}.yml"));
+        let file = folder.join(format!("{name}.yml"));
         std::fs::write(&file, config).expect("a file");
-        let log = std::fs::File::create(room.path("registry.log")).expect("a file");
+        let log = std::fs::File::create(folder.join("registry.log")).expect("a file");
         let mut command = Command::new("docker-registry");
-        command.arg("serve").arg(file).current_dir(room.path("")).stdin(Stdio::null());
+        command.arg("serve").arg(file).current_dir(folder).stdin(Stdio::null());
         let errors = log.try_clone().expect("the log");
         let child = command.stdout(log).stderr(errors).spawn().expect("start docker-registry (Debian's package)");
         let mut server = Self { child, port };
@@ -70,14 +69,4 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// An authority `ca.pem`, and of it a certificate `cert.pem` with `key.pem` for this machine.
-pub fn certificates(room: &Room) {
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
-    room.run(&format!("openssl req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=authority"));
-    room.run(&format!("openssl req {key} -keyout key.pem -out request.pem -subj /CN=registry"));
-    std::fs::write(room.path("names"), "subjectAltName=IP:127.0.0.1,DNS:localhost\n").expect("a file");
-    let sign = "openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2";
-    room.run(&format!("{sign} -extfile names -out cert.pem"));
 }
