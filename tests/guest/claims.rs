@@ -10,9 +10,19 @@ use crate::container::image;
 use crate::container_life::User;
 use crate::vm::{PATIENCE, host};
 
+/// Mounts control groups, as hosts have them and the lab has not.
+pub fn control_groups() {
+    if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        host("busybox", &["mount", "-t", "cgroup2", "none", "/sys/fs/cgroup"].map(AsRef::as_ref));
+    }
+}
+
 fn first(text: &str) -> &str {
     text.split_whitespace().next().unwrap_or_default()
 }
+
+/// Namespaces that the VM's own processes are in have these numbers, whatever the kernel (linux/proc_ns.h).
+const OF_THE_VM: [&str; 4] = ["cgroup:[4026531835]", "pid:[4026531836]", "uts:[4026531838]", "ipc:[4026531839]"];
 
 /// What only the host has, and the host's own facts.
 #[test]
@@ -22,58 +32,63 @@ fn a_container_sees_a_world_of_its_own() {
     fs::write(&mark, "secret").expect("a file");
     let script = format!(
         "echo $$; hostname changed; hostname; cat /proc/version; ls {} 2>&1; ls /proc | grep -c '^[0-9]'; \
-         grep -c . /proc/self/mounts; ls /sys/class/net; cat /proc/sysvipc/shm | wc -l; readlink /proc/self/ns/net",
+         cut -d ' ' -f 2 /proc/self/mounts | tr '\\n' ' '; echo; ls /sys/class/net; cat /proc/sysvipc/shm | wc -l; \
+         for space in cgroup pid uts ipc; do readlink /proc/self/ns/$space; done",
         mark.display()
     );
-    let said = user.says(&[
-        "run",
-        "--rm",
-        "--network",
-        "none",
-        "--name",
-        "own",
-        "--cap-add",
-        "SYS_ADMIN",
-        &image(),
-        "sh",
-        "-c",
-        &script,
-    ]);
+    let options = ["run", "--rm", "--name", "own", "--cap-add", "SYS_ADMIN"];
+    let said = user.says(&[&options[..], &[&image(), "sh", "-c", &script]].concat());
     let lines: Vec<&str> = said.lines().collect();
+    let [pid, name, version, file, processes, mounts, interfaces, shm, spaces @ ..] = lines.as_slice() else {
+        panic!("{said}")
+    };
     let ours = fs::read_to_string("/proc/version").expect("a version");
-    assert_eq!(lines[0], "1", "PID 1 is the command: {said}");
-    assert_eq!(lines[1], "changed", "its host name is its own: {said}");
-    assert_ne!(lines[2].split_whitespace().nth(2), ours.split_whitespace().nth(2), "its kernel is another one: {said}");
-    assert!(lines[3].contains("No such file"), "the host's files are not there: {said}");
-    assert!(lines[4].parse::<u32>().is_ok_and(|count| count < 8), "nor are its processes: {said}");
-    assert_eq!(lines[6], "lo", "nor its network: {said}");
-    assert_eq!(lines[7], "1", "shared memory: the head of an empty table: {said}");
+    assert_eq!(*pid, "1", "PID 1 is the command: {said}");
+    assert_eq!(*name, "changed", "its host name is its own: {said}");
+    assert_ne!(version.split_whitespace().nth(2), ours.split_whitespace().nth(2), "its kernel is another one: {said}");
+    assert!(file.contains("No such file"), "the host's files are not there: {said}");
+    assert!(processes.parse::<u32>().is_ok_and(|count| count < 8), "nor are its processes: {said}");
+    let mounts: Vec<&str> = mounts.split_whitespace().collect();
+    let own = |path: &str| ["/proc", "/sys", "/dev", "/etc/"].iter().any(|top| path.starts_with(top));
+    assert!(mounts[0] == "/" && mounts[1..].iter().all(|path| own(path)), "nor its mounts, or the VM's: {said}");
+    assert_eq!(*interfaces, "lo", "nor its network: {said}");
+    assert_eq!(*shm, "1", "shared memory: the head of an empty table: {said}");
+    for (space, of_the_vm) in spaces.iter().zip(OF_THE_VM) {
+        assert_ne!(*space, of_the_vm, "it is not in the VM's: {said}");
+    }
+    assert_eq!(spaces.len(), OF_THE_VM.len(), "{said}");
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     assert_ne!(name, "changed", "the host keeps its name");
 }
 
-/// A name that a container gives itself is neither its VM's nor its neighbour's.
+/// What a container does to its name, its files, its mounts, its network and its messages is not seen by a neighbour.
 #[test]
 fn neighbours_share_a_kernel_and_an_image_and_no_writes() {
     let user = User::new();
-    let start = |name: &str| {
-        let options = ["--vm", "t", "--name", name, "--cap-add", "SYS_ADMIN"];
-        user.start(&options, "echo up; while :; do sleep 0.1; done")
+    let start = |name: &str, seconds: &str| {
+        let options = ["--vm", "t", "--name", name, "--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN"];
+        user.start(&options, &format!("exec sleep {seconds}"))
     };
-    let (one, two) = (start("one"), start("two"));
-    user.says(&["exec", &one, "sh", "-c", "hostname changed; echo mine > /etc/passwd; rm /bin/ls"]);
-    assert_eq!(user.says(&["exec", &one, "hostname"]), "changed\n");
-    assert_eq!(user.says(&["exec", &two, "hostname"]), "two\n");
-    assert!(
-        user.says(&["exec", &two, "sh", "-c", "ls /; cat /etc/passwd"]).contains("root:"),
-        "the image is as it was"
-    );
-    let kernel = |name: &str| user.says(&["exec", name, "cat", "/proc/sys/kernel/random/boot_id"]);
-    assert_eq!(kernel(&one), kernel(&two));
-    let script = "for space in pid mnt ipc uts; do readlink /proc/1/ns/$space; done";
-    let space = |name: &str| user.says(&["exec", name, "sh", "-c", script]);
-    assert_ne!(space(&one), space(&two));
-    assert!(!user.says(&["exec", &one, "ps"]).contains("two"), "no process of the neighbour's");
+    let (one, two) = (start("one", "4141"), start("two", "4242"));
+    let script = "set -e; hostname changed; echo mine > /etc/passwd; rm /bin/ls; mkdir /own; mount -t tmpfs own /own; \
+        ip addr add 192.0.2.1/32 dev lo; touch /dev/mqueue/own";
+    user.says(&["exec", &one, "sh", "-c", script]);
+    let look = "hostname; head -n 1 /etc/passwd; [ -e /bin/ls ] && echo ls; grep -c ' /own ' /proc/self/mounts; \
+        ip addr show dev lo | grep -c 192.0.2.1; find /dev/mqueue -mindepth 1 | wc -l";
+    let sees = |name: &str| user.says(&["exec", name, "sh", "-c", look]);
+    assert_eq!(sees(&one), "changed\nmine\n1\n1\n1\n");
+    assert_eq!(sees(&two), "two\nroot:x:0:0:root:/root:/bin/sh\nls\n0\n0\n0\n");
+    let boot = |name: &str| user.says(&["exec", name, "cat", "/proc/sys/kernel/random/boot_id"]);
+    assert_eq!(boot(&one), boot(&two), "one kernel");
+    let script = "for space in cgroup ipc mnt net pid uts; do readlink /proc/1/ns/$space; done";
+    let spaces = |name: &str| user.says(&["exec", name, "sh", "-c", script]);
+    let (of_one, of_two) = (spaces(&one), spaces(&two));
+    assert_eq!((of_one.lines().count(), of_two.lines().count()), (6, 6));
+    for (one, two) in of_one.lines().zip(of_two.lines()) {
+        assert_ne!(one, two, "each is of its own");
+    }
+    let runs = |name: &str| ["sleep 4141", "sleep 4242"].map(|it| user.says(&["exec", name, "ps"]).contains(it));
+    assert_eq!((runs(&one), runs(&two)), ([true, false], [false, true]), "no process of the neighbour's");
     user.says(&["rm", "-f", "one"]);
     user.says(&["rm", "-f", "two"]);
     assert!(user.says(&["run", "--rm", &image(), "cat", "/etc/passwd"]).contains("root:"), "nor did the image change");
@@ -123,9 +138,7 @@ fn a_neighbour_of_one_that_uses_its_memory_up_lives_on() {
 /// What a VM may use holds on the host, too.
 #[test]
 fn a_vm_has_a_control_group_of_the_host() {
-    if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        host("busybox", &["mount", "-t", "cgroup2", "none", "/sys/fs/cgroup"].map(AsRef::as_ref));
-    }
+    control_groups();
     let user = User::new();
     let name = user.start(&["--vm-memory", "200", "--vm-cpus", "1"], "echo up; while :; do sleep 0.1; done");
     user.until_logged(&name, "up");
