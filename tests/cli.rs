@@ -2,6 +2,8 @@
 //!
 //! Nothing here needs KVM: what would run a VM fails before, and what does not fail is not run.
 
+#[path = "cli/container.rs"]
+mod container;
 #[path = "cli/faults.rs"]
 mod faults;
 #[path = "cli/support.rs"]

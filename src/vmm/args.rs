@@ -52,8 +52,8 @@ Examples:
     vmm explain --config vm.json
 
 Exit status: 0 the guest powered off; 152 the configuration is wrong;
-153 the command line is wrong. docs/exit-codes.md has the others,
-docs/config.md the keys of the file.";
+153 the command line is wrong (of run and exec: 125). docs/exit-codes.md
+has the others, docs/config.md the keys of the file.";
 
 /// Runs Linux in a micro virtual machine on KVM.
 #[derive(Debug, Parser)]

@@ -27,7 +27,7 @@ use clap::Subcommand;
 use crate::args::Deferred;
 
 pub use list::{Line, lines, table};
-pub use run::{image, kernel};
+pub use run::{FAILED, image, kernel};
 
 /// What is done with containers.
 #[derive(Debug, Subcommand)]

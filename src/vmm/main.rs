@@ -22,6 +22,7 @@ mod table;
 mod terminal;
 mod timings;
 
+use std::ffi::OsStr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,12 +41,20 @@ const BAD_CONFIG: u8 = 152;
 /// Exit status for a command line that is wrong (Firecracker's).
 const BAD_ARGS: u8 = 153;
 
+/// The same of this verb: what runs a container's programs ends as Docker does, as all other statuses are the programs'.
+fn bad_args(verb: Option<&OsStr>) -> u8 {
+    match verb.and_then(OsStr::to_str) {
+        Some("run" | "exec") => container::FAILED,
+        _ => BAD_ARGS,
+    }
+}
+
 fn main() -> ExitCode {
     let started = Instant::now();
     let personality = Personality::of(std::env::args_os().next().as_deref());
     let order = match args::read(std::env::args_os(), personality) {
         Ok(order) => order,
-        Err(error) => return args::refuse(&error, personality, BAD_ARGS),
+        Err(error) => return args::refuse(&error, personality, bad_args(std::env::args_os().nth(1).as_deref())),
     };
     let done = match order {
         Order::Run(vm, run) => run_verb(&vm, run, personality, started),

@@ -36,7 +36,7 @@ use crate::image::{bring, warn_of_latest};
 use crate::table::shown;
 
 /// Exit status when the fault is not the container's, as Docker's.
-const FAILED: u8 = 125;
+pub const FAILED: u8 = 125;
 /// How often an owner that waits looks whether it still should.
 const LOOK: Duration = Duration::from_millis(20);
 
