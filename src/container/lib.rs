@@ -25,6 +25,7 @@ pub mod register;
 mod room;
 pub mod seccomp;
 pub mod session;
+pub mod size;
 pub mod source;
 pub mod spec;
 pub mod store;

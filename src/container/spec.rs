@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use crate::document::RunConfig;
 use crate::seccomp::Confinement;
+use crate::size::bytes;
 
 /// What the user wants to be otherwise than the image says, or more of.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -66,6 +67,9 @@ pub enum SpecError {
     /// A path that does not begin at the root.
     #[error("{0} {1}: it is a path from / on")]
     Path(&'static str, String),
+    /// A size that cannot be read.
+    #[error("--tmpfs {0}: {1}; of the VM's memory it is size=50%")]
+    Tmpfs(String, &'static str),
 }
 
 /// The capabilities that root in a container has, as the field settled on them.
@@ -245,11 +249,20 @@ fn mounts(wishes: &Wishes) -> Result<Vec<Value>, SpecError> {
             return Err(SpecError::Path("--tmpfs", text.clone()));
         }
         let usual = ["nosuid", "nodev", "noexec"];
-        let given = options.split(',').filter(|option| !option.is_empty());
-        let options: Vec<&str> = usual.into_iter().chain(given).collect();
+        let given = options.split(',').filter(|option| !option.is_empty()).map(in_bytes);
+        let given: Vec<String> = given.collect::<Result<_, _>>().map_err(|why| SpecError::Tmpfs(text.clone(), why))?;
+        let options: Vec<&str> = usual.into_iter().chain(given.iter().map(String::as_str)).collect();
         mounts.push(one(at, "tmpfs", &options));
     }
     Ok(mounts)
+}
+
+/// An option of a tmpfs, with a size as the kernel reads it.
+fn in_bytes(option: &str) -> Result<String, &'static str> {
+    match option.strip_prefix("size=") {
+        Some(size) if !size.ends_with('%') => Ok(format!("size={}", bytes(size)?)),
+        _ => Ok(option.to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -336,6 +349,27 @@ mod tests {
             shm["options"].as_array().unwrap().last().unwrap().clone()
         };
         assert_eq!((size(None), size(Some(1 << 30))), (json!("size=67108864"), json!("size=1073741824")));
+    }
+
+    #[test]
+    fn a_tmpfs_has_options() {
+        let options = |text: &str| {
+            let spec = spec(&image(), &Wishes { tmpfs: vec![text.to_owned()], ..Wishes::default() })?;
+            Ok::<_, SpecError>(spec["mounts"].as_array().unwrap().last().unwrap()["options"].clone())
+        };
+        let usual = ["nosuid", "nodev", "noexec"];
+        for (text, own) in [
+            ("/t", &[][..]),
+            ("/t:", &[]),
+            ("/t:size=64,mode=1777", &["size=64", "mode=1777"]),
+            ("/t:exec,size=1.5K", &["exec", "size=1536"]),
+            ("/t:size=4mb", &["size=4194304"]),
+            ("/t:size=50%", &["size=50%"]),
+        ] {
+            assert_eq!(options(text).unwrap(), json!([&usual, own].concat()), "{text}");
+        }
+        let why = options("/t:size=much").unwrap_err().to_string();
+        assert!(why.starts_with("--tmpfs /t:size=much: a size is a number of bytes"), "{why}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod compare;
 mod console;
 mod container;
 mod container_disks;
+mod container_flags;
 mod container_kernel;
 mod container_layers;
 mod container_life;

@@ -3,6 +3,7 @@
 //! Docker names a device of the host, which a container in a VM does not have. So a disk is named by where the container sees
 //! it: `/` for those of its root file system, or the path of a named volume.
 
+use ::container::size;
 use ::container::volume::{Source, Volume};
 use clap::Args;
 use protocol::disks::{Counts, DiskLimit};
@@ -61,19 +62,8 @@ fn check(path: &str, nowhere: bool, volumes: &[Volume]) -> Result<(), &'static s
 
 /// `PATH:10mb`
 fn bytes(text: &str) -> Result<Asked, String> {
-    asked(text, |rate| {
-        let digits = rate.find(|sign: char| !sign.is_ascii_digit()).unwrap_or(rate.len());
-        let (number, unit) = rate.split_at(digits);
-        let shift = match unit.to_ascii_lowercase().as_str() {
-            "" | "b" => 0,
-            "k" | "kb" => 10,
-            "m" | "mb" => 20,
-            "g" | "gb" => 30,
-            _ => return None,
-        };
-        number.parse::<u64>().ok()?.checked_mul(1 << shift)
-    })
-    .ok_or_else(|| "it is written PATH:RATE, with a rate in bytes, as /:10mb or /data:512k".to_owned())
+    asked(text, |rate| size::bytes(rate).ok())
+        .ok_or_else(|| "it is written PATH:RATE, with a rate in bytes, as /:10mb or /data:512k".to_owned())
 }
 
 /// `PATH:100`
@@ -98,7 +88,7 @@ mod tests {
         assert_eq!(bytes("/d:512K"), Ok(("/d".to_owned(), 512 << 10)));
         assert_eq!((bytes("/:1"), bytes("/:1g")), (Ok(("/".to_owned(), 1)), Ok(("/".to_owned(), 1 << 30))));
         assert_eq!(requests("/d:100"), Ok(("/d".to_owned(), 100)));
-        for wrong in ["", "/", "/:", "/:0", "/:x", "d:1", "/:1tb", "/:-1", "/:20000000000g"] {
+        for wrong in ["", "/", "/:", "/:0", "/:x", "d:1", "/:1xb", "/:-1", "/:20000000000g"] {
             assert!(bytes(wrong).unwrap_err().contains("PATH:RATE"), "{wrong}");
             assert!(requests(wrong).unwrap_err().contains("PATH:RATE"), "{wrong}");
         }

@@ -73,7 +73,8 @@ pub struct Place {
 
 /// MiB of memory of the VM.
 fn mem_size_mib(args: &ContainerArgs) -> u64 {
-    args.vm_memory.unwrap_or(args.memory.map_or(USUAL_MIB, |limit| limit.saturating_add(OWN_MIB)))
+    let limit = args.memory_limit().map(|bytes| bytes.div_ceil(1 << 20));
+    args.vm_memory.unwrap_or(limit.map_or(USUAL_MIB, |limit| limit.saturating_add(OWN_MIB)))
 }
 
 /// Where a container shall run.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use ::container::seccomp::Confinement;
+use ::container::size::bytes;
 use ::container::spec::Wishes;
 use ::container::volume::{Source, Volume};
 use clap::{Args, ValueEnum};
@@ -17,10 +18,12 @@ use super::signal::signal_number;
 use super::template::Templates;
 use crate::args::{instance_id, mebibytes};
 
-/// Least and most MiB of a disk image for what a container writes: what mke2fs makes of fewer is full, and ext4 with
+/// Least and most bytes of a disk image for what a container writes: what mke2fs makes of fewer is full, and ext4 with
 /// blocks of 4 KiB has no more.
-const STORAGE_LEAST: u64 = 8;
-const STORAGE_MOST: u64 = 16 << 20;
+const STORAGE_LEAST: u64 = 8 << 20;
+const STORAGE_MOST: u64 = 16 << 40;
+/// Least bytes of memory that a container may be limited to, as Docker's.
+const MEMORY_LEAST: u64 = 6 << 20;
 
 /// What `vmm run` takes.
 #[derive(Debug, Clone, Args)]
@@ -93,8 +96,8 @@ pub struct ContainerArgs {
     /// A directory of the host, a file of it (read-only), or a named volume, in the container
     #[arg(short, long, value_name = "HOST-DIR|NAME:PATH[:ro]")]
     pub volume: Vec<String>,
-    /// Most memory of the container's /dev/shm: 256m, 1g, or a number of MiB [default: 64m]
-    #[arg(long, value_name = "SIZE", value_parser = mebibytes)]
+    /// Most memory of the container's /dev/shm: 256m, 1g, or a number of bytes [default: 64m]
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
     pub shm_size: Option<u64>,
     /// A capability that the container has beside the usual ones
     #[arg(long, value_name = "CAPABILITY")]
@@ -106,18 +109,18 @@ pub struct ContainerArgs {
     /// seccomp=FILE: those that a profile in Docker's or OCI's format allows
     #[arg(long, value_name = "OPTION")]
     pub security_opt: Vec<String>,
-    /// Most memory of the container: 512m, 2g, or a number of MiB
-    #[arg(short, long, value_name = "SIZE", value_parser = mebibytes)]
+    /// Most memory of the container: 512m, 2g, or a number of bytes; 0: no limit
+    #[arg(short, long, value_name = "SIZE", value_parser = memory)]
     pub memory: Option<u64>,
-    /// Most CPU time: 0.5 is half a CPU
+    /// Most CPU time: 0.5 is half a CPU; 0: no limit
     #[arg(long, value_name = "NUMBER", value_parser = milli_cpus)]
     pub cpus: Option<u64>,
     /// The VM's CPUs that the container may run on: 0-2,5
     #[arg(long, value_name = "LIST")]
     pub cpuset_cpus: Option<CpuList>,
-    /// Most processes and threads
-    #[arg(long, value_name = "NUMBER")]
-    pub pids_limit: Option<u64>,
+    /// Most processes and threads; -1 or 0: no limit
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub pids_limit: Option<i64>,
     /// A limit of the container's processes
     #[arg(long, value_name = "NAME=SOFT[:HARD]")]
     pub ulimit: Vec<String>,
@@ -168,20 +171,35 @@ pub enum UserNamespace {
 /// `size=64m`, in MiB.
 fn storage(text: &str) -> Result<u64, String> {
     let size = text.strip_prefix("size=").ok_or("size=SIZE is the option that is known")?;
-    match mebibytes(size)? {
-        mib @ STORAGE_LEAST..=STORAGE_MOST => Ok(mib),
-        _ => Err(format!("from {STORAGE_LEAST}m to {}t", STORAGE_MOST >> 20)),
+    match bytes(size)? {
+        bytes @ STORAGE_LEAST..=STORAGE_MOST => Ok(bytes >> 20),
+        _ => Err(format!("from {}m to {}t; a number without a unit is bytes", STORAGE_LEAST >> 20, STORAGE_MOST >> 40)),
     }
 }
 
-/// Thousandths of a CPU.
+/// Bytes of memory; 0 is no limit.
+fn memory(text: &str) -> Result<u64, String> {
+    match bytes(text)? {
+        1..MEMORY_LEAST => {
+            Err(format!("at least {}m, or 0 for no limit; a number without a unit is bytes", MEMORY_LEAST >> 20))
+        }
+        bytes => Ok(bytes),
+    }
+}
+
+/// Thousandths of a CPU; 0 is no limit. The kernel knows no share below 1 ms in 100 ms.
 fn milli_cpus(text: &str) -> Result<u64, String> {
     let cpus: f64 = text.parse().map_err(|_| "a number of CPUs is expected, as 0.5 or 2".to_owned())?;
-    if !(0.001..=1024.0).contains(&cpus) {
-        return Err("from 0.001 to 1024 CPUs".to_owned());
+    if cpus != 0.0 && !(0.01..=1024.0).contains(&cpus) {
+        return Err("from 0.01 to 1024 CPUs, or 0 for no limit".to_owned());
     }
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // between 1 and 1,024,000
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // at most 1,024,000
     Ok((cpus * 1000.0).round() as u64)
+}
+
+/// A limit, unless it is none.
+fn limit(number: Option<u64>) -> Option<u64> {
+    number.filter(|number| *number > 0)
 }
 
 impl ContainerArgs {
@@ -196,18 +214,23 @@ impl ContainerArgs {
             hostname: self.hostname.clone().unwrap_or_else(|| id.to_owned()),
             read_only: self.read_only,
             tmpfs: self.tmpfs.clone(),
-            shm_bytes: self.shm_size.map(|mib| mib.saturating_mul(1 << 20)),
+            shm_bytes: limit(self.shm_size),
             cap_add: self.cap_add.clone(),
             cap_drop: self.cap_drop.clone(),
-            memory: self.memory.map(|mib| mib.saturating_mul(1 << 20)),
-            milli_cpus: self.cpus,
+            memory: self.memory_limit(),
+            milli_cpus: limit(self.cpus),
             cpus: self.cpuset_cpus.clone(),
-            pids: self.pids_limit,
+            pids: limit(self.pids_limit.and_then(|most| u64::try_from(most).ok())),
             ulimits: self.ulimit.clone(),
             terminal: self.tty,
             no_new_privileges,
             confinement,
         })
+    }
+
+    /// Most bytes of memory.
+    pub fn memory_limit(&self) -> Option<u64> {
+        limit(self.memory)
     }
 
     /// Variables of files, then of flags; a name alone takes this process's value, if it has one.
@@ -307,17 +330,53 @@ mod tests {
     #[test]
     fn a_writable_layer_has_a_size() {
         assert_eq!((storage("size=64m"), storage("size=2G"), storage("size=16t")), (Ok(64), Ok(2048), Ok(16 << 20)));
+        assert_eq!(storage("size=67108864"), Ok(64));
         assert!(storage("dm.basesize=1g").unwrap_err().contains("size=SIZE"));
-        for wrong in ["size=7", "size=17t", "size=", "size=x", "64m"] {
+        for wrong in ["size=64", "size=7m", "size=17t", "size=", "size=x", "64m"] {
             assert!(storage(wrong).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn cpus_are_counted_in_thousandths() {
-        assert_eq!((milli_cpus("0.5"), milli_cpus("2")), (Ok(500), Ok(2000)));
-        for wrong in ["", "x", "0", "-1", "NaN", "2000"] {
+        assert_eq!((milli_cpus("0.5"), milli_cpus("2"), milli_cpus("0.01")), (Ok(500), Ok(2000), Ok(10)));
+        for wrong in ["", "x", "0.001", "-1", "NaN", "2000"] {
             assert!(milli_cpus(wrong).is_err(), "{wrong}");
         }
+    }
+
+    fn args(line: &str) -> ContainerArgs {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: ContainerArgs,
+        }
+        let words = ["run"].into_iter().chain(line.split_whitespace()).chain(["image"]);
+        <Line as clap::Parser>::try_parse_from(words).unwrap().args
+    }
+
+    #[test]
+    fn sizes_of_a_container_are_in_bytes() {
+        let wishes = args("--memory 67108864 --shm-size 4194304").wishes("c").unwrap();
+        assert_eq!((wishes.memory, wishes.shm_bytes), (Some(64 << 20), Some(4 << 20)));
+        let wishes = args("-m 6M --shm-size 1.5k").wishes("c").unwrap();
+        assert_eq!((wishes.memory, wishes.shm_bytes), (Some(6 << 20), Some(1536)));
+        for few in ["64", "5m", "6291455"] {
+            assert!(memory(few).unwrap_err().starts_with("at least 6m"), "{few}");
+        }
+    }
+
+    #[test]
+    fn nothing_and_less_are_no_limits() {
+        for line in ["", "--memory 0 --cpus 0 --pids-limit 0 --shm-size 0", "--memory 0g --cpus 0.0 --pids-limit -1"] {
+            let wishes = args(line).wishes("c").unwrap();
+            assert_eq!(
+                (wishes.memory, wishes.milli_cpus, wishes.pids, wishes.shm_bytes),
+                (None, None, None, None),
+                "{line}"
+            );
+            assert_eq!(args(line).vcpu_count(), Ok(1), "{line}");
+        }
+        assert_eq!(args("--pids-limit 9").wishes("c").unwrap().pids, Some(9));
     }
 }

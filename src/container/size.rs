@@ -1,0 +1,64 @@
+//! Sizes as Docker's flags have them: a number of bytes, or of units, which are powers of 1024.
+
+/// `65536`, `512m`, `1.5g`, `64KiB`, in bytes.
+pub fn bytes(text: &str) -> Result<u64, &'static str> {
+    const FORM: &str = "a size is a number of bytes, or one with a unit: k, m, g or t, as 512m";
+    const MUCH: &str = "is more than addresses can name";
+    let end = text.find(|sign: char| !sign.is_ascii_digit() && sign != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let unit = unit.strip_prefix(' ').unwrap_or(unit).to_ascii_lowercase();
+    let shift = match unit.as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        "p" | "pb" | "pib" => 50,
+        _ => return Err(FORM),
+    };
+    let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
+    if whole.is_empty() || part.is_empty() || part.contains('.') {
+        return Err(FORM);
+    }
+    let whole: u64 = whole.parse().map_err(|_| MUCH)?;
+    let part: f64 = format!("0.{part}").parse().map_err(|_| FORM)?;
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // below 2^50; what is left of a byte is dropped
+    let part = (part * 2_f64.powi(shift)) as u64;
+    whole.checked_mul(1 << shift).and_then(|bytes| bytes.checked_add(part)).ok_or(MUCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_bytes_or_have_units() {
+        for (text, wanted) in [
+            ("0", 0),
+            ("65536", 65_536),
+            ("7b", 7),
+            ("7B", 7),
+            ("64k", 64 << 10),
+            ("64Kb", 64 << 10),
+            ("512m", 512 << 20),
+            ("512MiB", 512 << 20),
+            ("2G", 2 << 30),
+            ("1.5g", 3 << 29),
+            ("0.5k", 512),
+            ("1.5", 1),
+            ("32 mb", 32 << 20),
+            ("16t", 16 << 40),
+            ("1.25P", 5 << 48),
+        ] {
+            assert_eq!(bytes(text), Ok(wanted), "{text}");
+        }
+        for wrong in
+            ["", "m", ".5g", "1.g", "1.2.3g", "-1", "-1m", "+1", "1x", "1bb", "1m ", "1  m", "0x10", "1e3", "inf"]
+        {
+            assert!(bytes(wrong).unwrap_err().contains("as 512m"), "{wrong}");
+        }
+        for much in ["16384p", "99999999999999999999"] {
+            assert!(bytes(much).unwrap_err().contains("addresses"), "{much}");
+        }
+    }
+}
