@@ -114,9 +114,7 @@ impl Containers {
     /// Takes the record's name for a container of this process. What killed owners left that was to be removed, is.
     pub fn take(&self, record: Record) -> Result<Owned, RegisterError> {
         let name = &record.name;
-        if !is_name(name) || name.len() > NAME_MAX {
-            return Err(RegisterError::Name(name.clone()));
-        }
+        check_name(name)?;
         let mut make = DirBuilder::new();
         make.recursive(true).mode(0o700);
         make.create(&self.0).map_err(fault("make the directory", &self.0))?;
@@ -273,6 +271,14 @@ impl Container {
 pub(crate) fn is_name(text: &str) -> bool {
     let plain = |letter: char| letter.is_ascii_alphanumeric() || "_.-".contains(letter);
     text.starts_with(|first: char| first.is_ascii_alphanumeric()) && text.chars().all(plain)
+}
+
+/// Whether a container may have this name.
+pub fn check_name(name: &str) -> Result<(), RegisterError> {
+    match is_name(name) && name.len() <= NAME_MAX {
+        true => Ok(()),
+        false => Err(RegisterError::Name(name.to_owned())),
+    }
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {

@@ -124,13 +124,30 @@ const SHM: u64 = 64 << 20;
 /// Where programs are, if the image does not say.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+impl Wishes {
+    /// Whether they can be read, whatever the image says.
+    pub fn check(&self) -> Result<(), SpecError> {
+        self.workdir.as_ref().map_or(Ok(()), |cwd| absolute("--workdir", cwd))?;
+        capabilities(self)?;
+        limits::rlimits(self)?;
+        mounts(self).map(drop)
+    }
+}
+
+/// A path begins at the root, or is none.
+fn absolute(place: &'static str, path: &str) -> Result<(), SpecError> {
+    match path.is_empty() || path.starts_with('/') {
+        true => Ok(()),
+        false => Err(SpecError::Path(place, path.to_owned())),
+    }
+}
+
 /// The configuration of a container of `image`.
 pub fn spec(image: &RunConfig, wishes: &Wishes) -> Result<Value, SpecError> {
+    wishes.check()?;
     let cwd = wishes.workdir.clone().or_else(|| image.working_dir.clone()).filter(|cwd| !cwd.is_empty());
     let cwd = cwd.unwrap_or_else(|| "/".to_owned());
-    if !cwd.starts_with('/') {
-        return Err(SpecError::Path("--workdir", cwd));
-    }
+    absolute("the WorkingDir of its configuration,", &cwd)?;
     let capabilities = capabilities(wishes)?;
     let seccomp = wishes.confinement.of(&capabilities);
     let mut held = capabilities.clone();
@@ -375,8 +392,13 @@ mod tests {
     #[test]
     fn paths_begin_at_the_root() {
         let wishes = Wishes { workdir: Some("here".to_owned()), ..Wishes::default() };
-        assert_eq!(spec(&image(), &wishes).unwrap_err().to_string(), "--workdir here: it is a path from / on");
+        assert_eq!(wishes.check().unwrap_err().to_string(), "--workdir here: it is a path from / on");
+        assert_eq!(spec(&image(), &wishes), wishes.check().map(|()| Value::Null));
+        let image = RunConfig { working_dir: Some("here".to_owned()), ..image() };
+        let why = spec(&image, &Wishes::default()).unwrap_err().to_string();
+        assert_eq!(why, "the WorkingDir of its configuration, here: it is a path from / on");
+        assert!(spec(&image, &Wishes { workdir: Some("/".to_owned()), ..Wishes::default() }).is_ok());
         let wishes = Wishes { tmpfs: vec!["/t:size=1m".to_owned(), "u".to_owned()], ..Wishes::default() };
-        assert_eq!(spec(&image(), &wishes).unwrap_err(), SpecError::Path("--tmpfs", "u".to_owned()));
+        assert_eq!(wishes.check().unwrap_err(), SpecError::Path("--tmpfs", "u".to_owned()));
     }
 }

@@ -1,5 +1,6 @@
 //! Containers in microVMs: `vmm run`, and what speaks to those that run.
 
+mod asked;
 mod attach;
 mod copy;
 mod detach;

@@ -12,6 +12,35 @@ fn refused(room: &Room, line: &str) -> String {
     outcome.err
 }
 
+/// An image may take minutes to come: what is wrong with a flag is said first.
+#[test]
+fn flags_are_read_before_an_image_is_looked_for() {
+    let room = Room::new();
+    for (flags, wanted) in [
+        ("-v nowhere", "-v nowhere: a source and a path are expected"),
+        ("-v ./missing:/data", "-v ./missing:/data: ./missing: No such file or directory"),
+        ("-v data:data", "the container's path is one from / on"),
+        ("-p 80", "-p 80: [IP:]HOST:CONTAINER[/tcp|/udp] is expected"),
+        ("-p 80:80 -p 80:81", "-p 80:81: port 80 is published already"),
+        ("--network none -p 80:80", "with --network none nothing reaches the container"),
+        ("--workdir here", "--workdir here: it is a path from / on"),
+        ("--tmpfs t", "--tmpfs t: it is a path from / on"),
+        ("--tmpfs /t:size=x", "--tmpfs /t:size=x: a size is a number of bytes"),
+        ("--cap-add FLY", "there is no capability FLY"),
+        ("--ulimit speed=1", "--ulimit speed=1: it is written NAME=SOFT[:HARD]"),
+        ("--security-opt label=x", "--security-opt label=x: no-new-privileges, seccomp=unconfined"),
+        ("--env-file missing", "--env-file missing: No such file or directory"),
+        ("--name a/b", "\"a/b\" is no container's name"),
+        ("--device-read-bps /data:1m", "--device-read-bps /data: a container sees no disks of the host"),
+        ("--cpuset-cpus 0-3 --vm-cpus 2", "--cpuset-cpus 0-3: the VM has no more than 2"),
+        ("--userns private -v .:/data", "--userns private: what is in a volume"),
+        ("--kernel missing", "--kernel missing: No such file or directory"),
+    ] {
+        let why = refused(&room, &format!("run {flags} oci:nowhere"));
+        assert!(why.starts_with("vmm: ") && why.contains(wanted) && why.lines().count() == 1, "{flags}: {why}");
+    }
+}
+
 #[test]
 fn wrong_command_lines_exit_with_125() {
     let room = Room::new();

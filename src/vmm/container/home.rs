@@ -87,11 +87,11 @@ pub enum Wanted {
 
 impl Wanted {
     /// What is asked for.
-    pub fn of(args: &ContainerArgs) -> Result<Self, String> {
+    pub fn of(args: &ContainerArgs, vcpu_count: u64) -> Result<Self, String> {
         if let Some(tenant) = &args.vm {
             return Ok(Self::Shared(tenant.clone()));
         }
-        let (mem_size_mib, vcpu_count) = (mem_size_mib(args), args.vcpu_count()?);
+        let mem_size_mib = mem_size_mib(args);
         let (program, room) = (this_program()?, runtime_directory()?);
         let wishes = MonitorWishes { program, room, id: None, has_socket: false, mem_size_mib, vcpu_count };
         Monitor::start(wishes).map(|monitor| Self::Own(Box::new(monitor))).map_err(|error| error.to_string())

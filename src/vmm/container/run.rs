@@ -4,6 +4,7 @@
 //! disk; its agent makes the container. This process is the container's owner: the user's end of its streams, the keeper of
 //! its log, the one who starts it again. Of a detached container that is a process of its own (detach.rs).
 
+use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,11 +21,11 @@ use ::container::source::Options;
 use ::container::spec::spec;
 use ::container::store::{Image, Lease, Store};
 use ::container::vm::Sights;
-use ::container::volume::Volume;
 use machine::signals::Signals;
 use protocol::disks::Writable;
 use protocol::message::{Exit, Order, Run};
 
+use super::asked::Asked;
 use super::attach::{self, AttachError, Ends};
 use super::detach;
 use super::health::Checks;
@@ -177,17 +178,12 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
     if args.tty && !args.detach && !io::stdin().is_terminal() {
         return Err("--tty: standard input is not a terminal".to_owned());
     }
-    let store = Store::of_this_user().map_err(|error| error.to_string())?;
+    let Asked { name, wishes, volumes, own_users, disk_limits, mut network, vcpu_count } = Asked::of(args)?;
     let kernel = with_modules(args)?;
+    let store = Store::of_this_user().map_err(|error| error.to_string())?;
     let (image, lease) = image(&store, &args.image)?;
-    let wanted = Wanted::of(args)?;
-    let name = args.name.clone().map_or_else(made_up_name, Ok)?;
+    let wanted = Wanted::of(args, vcpu_count)?;
     let run_config = image.config.config.clone().unwrap_or_default();
-    let wishes = args.wishes(&name)?;
-    let volumes: Result<Vec<Volume>, _> = args.volume.iter().map(|text| Volume::parse(text)).collect();
-    let volumes = volumes.map_err(|error| error.to_string())?;
-    let own_users = args.has_own_users(&volumes)?;
-    let disk_limits = args.disk_limits.plan(&volumes, args.storage_opt.is_some())?;
     let spec = spec(&run_config, &wishes).map_err(|error| format!("{}: {error}", args.image))?;
     let stop_signal = match (args.stop_signal, &run_config.stop_signal) {
         (Some(asked), _) => asked,
@@ -212,7 +208,6 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
     let mut owned = Containers::of(store.path()).take(record).map_err(|error| error.to_string())?;
     let layers = home::named(&store, &image.config.rootfs.diff_ids);
     let names = layers.iter().map(|(name, _)| name.clone()).collect();
-    let mut network = args.network.plan([&name, &wishes.hostname])?;
     let mut files = args.network.files(&wishes.hostname, &network);
     let writable =
         args.storage_opt.map(|mib| owned.make_writable(mib)).transpose().map_err(|error| error.to_string())?;
@@ -282,7 +277,10 @@ pub fn kernel(asked: Option<&PathBuf>) -> Result<PathBuf, String> {
 fn with_modules(args: &ContainerArgs) -> Result<Kernel, String> {
     let modules = args.modules.clone().filter(|folder| !folder.as_os_str().is_empty());
     match kernel(args.kernel.as_ref()) {
-        Ok(path) => Ok(Kernel::at(path, modules)),
+        Ok(path) => match File::open(&path) {
+            Ok(_) => Ok(Kernel::at(path, modules)),
+            Err(error) => Err(format!("--kernel {}: {error}", path.display())),
+        },
         Err(why) if modules.is_some() => Err(why),
         Err(why) => Kernel::newest("/".as_ref())
             .ok_or_else(|| format!("{why}; /boot has none with its modules that this user may read")),
