@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use protocol::message::{self, Run, VolumeSource};
+use protocol::message::{self, Failure, Run, VolumeSource};
 use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
 use serde_json::{Value, json};
 
@@ -141,7 +141,7 @@ pub fn folder(id: &str) -> PathBuf {
 
 impl Place<'_> {
     /// The bundle that the runtime makes the container of.
-    pub fn bundle(&mut self, order: &Run, runtime: &Path) -> Result<PathBuf, Fault> {
+    pub fn bundle(&mut self, order: &Run, runtime: &Path) -> Result<PathBuf, Failure> {
         let bundle = folder(&self.id);
         let users = order.own_users.then(|| Users::make(&bundle)).transpose()?;
         let layer = |name: &String| match &users {

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
-use protocol::message::Run;
+use protocol::message::{Failure, FailureKind, Run};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, open, openat2};
 use rustix::io::Errno;
 use serde_json::{Value, json};
@@ -16,8 +16,9 @@ use crate::user::User;
 use crate::{Doing, Fault};
 
 /// What only the guest knows: where the root is, which numbers the user has.
-pub fn settle(spec: &mut Value, order: &Run, root: &Path, owner: u32) -> Result<(), Fault> {
-    let user = User::find(root, &order.user)?.with_groups(root, &order.groups)?;
+pub fn settle(spec: &mut Value, order: &Run, root: &Path, owner: u32) -> Result<(), Failure> {
+    let about = |kind| move |why| Failure { kind, why };
+    let user = User::find(root, &order.user).map_err(about(FailureKind::User))?.with_groups(root, &order.groups)?;
     let spec = spec.as_object_mut().ok_or("the container's specification is not an object")?;
     let read_only = spec.get("root").and_then(|root| root.get("readonly")).cloned().unwrap_or(Value::Bool(false));
     spec.insert("root".to_owned(), json!({"path": root, "readonly": read_only}));
@@ -31,7 +32,7 @@ pub fn settle(spec: &mut Value, order: &Run, root: &Path, owner: u32) -> Result<
         }
     }
     if let Some(cwd) = process.get("cwd").and_then(Value::as_str) {
-        make_folder(root, cwd, owner)?;
+        make_folder(root, cwd, owner).map_err(about(FailureKind::WorkingDirectory))?;
     }
     let linux = spec.entry("linux").or_insert_with(|| json!({}));
     if let Some(linux) = linux.as_object_mut() {
@@ -145,6 +146,21 @@ mod tests {
         assert_eq!(spec["root"]["path"], json!(root.path()));
         assert!(root.path().join("a/b").is_dir());
         assert_eq!(fs::read_to_string(spec["mounts"][0]["source"].as_str().unwrap()).unwrap(), "x");
+    }
+
+    #[test]
+    fn a_fault_says_what_it_is_about() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("file"), "").unwrap();
+        let kind = |user: &str, cwd: &str| {
+            let order = Run { user: user.to_owned(), ..order() };
+            let mut spec = json!({"process": {"cwd": cwd}});
+            settle(&mut spec, &order, root.path(), rustix::process::getuid().as_raw()).unwrap_err().kind
+        };
+        assert_eq!(kind("nobody-here", "/"), FailureKind::User);
+        assert_eq!(kind("0:no-group", "/"), FailureKind::User);
+        assert_eq!(kind("0", "/file/x"), FailureKind::WorkingDirectory);
+        assert_eq!(kind("0", "/file"), FailureKind::WorkingDirectory);
     }
 
     #[test]

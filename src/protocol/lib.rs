@@ -16,7 +16,7 @@ pub mod network;
 pub mod pieces;
 
 /// The version of this protocol: both sides must have the same.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// The name of the partition with the container runtime.
 pub const RUNTIME: &str = "runtime";
 

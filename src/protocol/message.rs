@@ -262,6 +262,10 @@ pub struct Failure {
 pub enum FailureKind {
     /// The agent, the runtime or the order itself: 125.
     Engine,
+    /// The user, or its group: 125.
+    User,
+    /// The working directory: 125.
+    WorkingDirectory,
     /// The program is there but cannot be executed: 126.
     NotExecutable,
     /// There is no such program: 127.
@@ -352,7 +356,7 @@ impl FailureKind {
     /// The exit status that says it.
     pub fn status(self) -> u8 {
         match self {
-            Self::Engine => 125,
+            Self::Engine | Self::User | Self::WorkingDirectory => 125,
             Self::NotExecutable => 126,
             Self::NotFound => 127,
         }
@@ -363,6 +367,12 @@ impl Failure {
     /// A failure of the engine.
     pub fn engine(why: impl Into<String>) -> Self {
         Self { kind: FailureKind::Engine, why: why.into() }
+    }
+}
+
+impl From<&str> for Failure {
+    fn from(why: &str) -> Self {
+        Self::engine(why)
     }
 }
 

@@ -13,6 +13,7 @@ mod list;
 mod logs;
 mod network;
 mod options;
+mod places;
 mod restart;
 mod run;
 mod signal;

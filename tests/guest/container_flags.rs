@@ -1,7 +1,10 @@
 //! Flags of `vmm run` that have Docker's meaning, as the container sees it.
 
+use std::process::Command;
+
 use crate::container::image;
 use crate::container_life::User;
+use crate::vm::guest;
 
 const LIMITS: &str =
     "cd /sys/fs/cgroup; cat memory.max pids.max cpu.max; df -k /dev/shm /t | awk 'NR > 1 { print $2 }'";
@@ -14,4 +17,63 @@ fn sizes_are_in_bytes_and_nothing_is_no_limit() {
     assert_eq!(limits(&[&options[..], &["--tmpfs", "/t:size=2mb"]].concat()), "67108864\n9\n1000 100000\n3072\n2048\n");
     let options = ["--memory", "0", "--pids-limit", "-1", "--cpus", "0", "--shm-size", "0", "--tmpfs", "/t:size=65536"];
     assert_eq!(limits(&options), "max\nmax\nmax 100000\n65536\n64\n");
+}
+
+/// What an image's configuration says wrong is blamed on it, in one line; a flag puts it right, or is blamed itself.
+#[test]
+fn a_wrong_configuration_of_an_image_is_named() {
+    let user = User::new();
+    let layout = user.path().join("layout");
+    done(Command::new("cp").arg("-r").arg(guest("images/busybox")).arg(&layout));
+    for (tag, key, value) in [
+        ("user", "user", "nobody-here"),
+        ("group", "user", "0:no-group"),
+        ("file", "workingdir", "/etc/passwd"),
+        ("relative", "workingdir", "here"),
+        ("missing", "entrypoint", "/no/such"),
+        ("data", "entrypoint", "/etc/passwd"),
+        ("command", "cmd", "no-such-program"),
+    ] {
+        let option = format!("--config.{key}");
+        let words = ["config", "--image", "layout:latest", "--tag", tag, option.as_str(), value];
+        done(Command::new("umoci").args(words).current_dir(user.path()));
+    }
+    let image = |tag: &str| format!("oci:{}:{tag}", layout.display());
+    for (tag, code, wanted) in [
+        ("user", 125, "the User of its configuration: the image has no user nobody-here (/etc/passwd)"),
+        ("group", 125, "the User of its configuration: the image has no group no-group (/etc/group)"),
+        ("file", 125, "the WorkingDir of its configuration: make the working directory /etc/passwd: Not a directory"),
+        ("relative", 125, "the WorkingDir of its configuration, here: it is a path from / on"),
+        ("missing", 127, "the Entrypoint of its configuration: /no/such: No such file or directory"),
+        ("data", 126, "the Entrypoint of its configuration: /etc/passwd: nobody may execute it"),
+        ("command", 127, "the Cmd of its configuration: no-such-program: no such program in "),
+    ] {
+        let image = image(tag);
+        let (status, why) = user.refuses(&["run", "--rm", &image]);
+        assert_eq!((status, why.lines().count()), (code, 1), "{why}");
+        assert!(why.starts_with(&format!("vmm: {image}: {wanted}")), "{why}");
+    }
+    for (tag, options, right) in [
+        ("user", ["--user", "0", "--workdir", "/"], "id -u"),
+        ("file", ["--workdir", "/", "--user", "0"], "id -u"),
+        ("missing", ["--entrypoint", "", "--user", "0"], "id -u"),
+    ] {
+        let image = image(tag);
+        let words = [&["run", "--rm"], &options[..], &[&image, "sh", "-c", right]].concat();
+        assert_eq!(user.says(&words), "0\n", "{tag}");
+    }
+    let image = image("latest");
+    for (options, code, wanted) in [
+        (["--user", "none"], 125, "vmm: --user none: the image has no user none"),
+        (["--workdir", "/etc/passwd/x"], 125, "vmm: --workdir /etc/passwd/x: make the working directory"),
+        (["--entrypoint", "/none"], 127, "vmm: --entrypoint /none: /none: No such file"),
+    ] {
+        let (status, why) = user.refuses(&[&["run", "--rm"], &options[..], &[&image]].concat());
+        assert!(status == code && why.starts_with(wanted) && why.lines().count() == 1, "{why}");
+    }
+}
+
+fn done(command: &mut Command) {
+    let output = command.output().expect("a program");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -312,6 +312,18 @@ pub fn own_values(env: Vec<String>) -> Vec<String> {
     env.into_iter().map(own).collect()
 }
 
+/// What a command line with an image says.
+#[cfg(test)]
+pub fn args(line: &str) -> ContainerArgs {
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: ContainerArgs,
+    }
+    let words = std::iter::once("run").chain(line.split_whitespace());
+    <Line as clap::Parser>::try_parse_from(words).expect("a command line").args
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -345,21 +357,11 @@ mod tests {
         }
     }
 
-    fn args(line: &str) -> ContainerArgs {
-        #[derive(clap::Parser)]
-        struct Line {
-            #[command(flatten)]
-            args: ContainerArgs,
-        }
-        let words = ["run"].into_iter().chain(line.split_whitespace()).chain(["image"]);
-        <Line as clap::Parser>::try_parse_from(words).unwrap().args
-    }
-
     #[test]
     fn sizes_of_a_container_are_in_bytes() {
-        let wishes = args("--memory 67108864 --shm-size 4194304").wishes("c").unwrap();
+        let wishes = args("--memory 67108864 --shm-size 4194304 image").wishes("c").unwrap();
         assert_eq!((wishes.memory, wishes.shm_bytes), (Some(64 << 20), Some(4 << 20)));
-        let wishes = args("-m 6M --shm-size 1.5k").wishes("c").unwrap();
+        let wishes = args("-m 6M --shm-size 1.5k image").wishes("c").unwrap();
         assert_eq!((wishes.memory, wishes.shm_bytes), (Some(6 << 20), Some(1536)));
         for few in ["64", "5m", "6291455"] {
             assert!(memory(few).unwrap_err().starts_with("at least 6m"), "{few}");
@@ -368,7 +370,9 @@ mod tests {
 
     #[test]
     fn nothing_and_less_are_no_limits() {
-        for line in ["", "--memory 0 --cpus 0 --pids-limit 0 --shm-size 0", "--memory 0g --cpus 0.0 --pids-limit -1"] {
+        for line in
+            ["image", "--memory 0 --cpus 0 --pids-limit 0 --shm-size 0 image", "-m 0g --cpus 0.0 --pids-limit -1 image"]
+        {
             let wishes = args(line).wishes("c").unwrap();
             assert_eq!(
                 (wishes.memory, wishes.milli_cpus, wishes.pids, wishes.shm_bytes),
@@ -377,6 +381,6 @@ mod tests {
             );
             assert_eq!(args(line).vcpu_count(), Ok(1), "{line}");
         }
-        assert_eq!(args("--pids-limit 9").wishes("c").unwrap().pids, Some(9));
+        assert_eq!(args("--pids-limit 9 image").wishes("c").unwrap().pids, Some(9));
     }
 }

@@ -31,6 +31,7 @@ use super::detach;
 use super::health::Checks;
 use super::home::{self, Home, Wanted};
 use super::options::ContainerArgs;
+use super::places::Places;
 use super::restart::Pauses;
 use super::signal::signal_number;
 use crate::image::{bring, warn_of_latest};
@@ -46,6 +47,8 @@ struct Ordered {
     home: Home,
     order: Run,
     owned: Owned,
+    /// Where what it is was written.
+    places: Places,
     checks: Option<Checks>,
     /// Ports that the VM's network has not, until the container runs.
     ports: Option<Ports>,
@@ -89,15 +92,19 @@ fn follow(mut ordered: Ordered, args: &ContainerArgs, signals: Signals) -> ExitC
         };
         again_and_again(&mut ordered, args, &mut ends)
     });
-    let Ordered { home, owned, .. } = ordered;
+    let Ordered { home, owned, places, .. } = ordered;
     let console = home.console();
     let off = home.leave();
     let (code, why) = match (&ended, off) {
         (Ok(exit), Ok(())) => (exit.code, None),
         (Ok(_), Err(error)) => (FAILED, Some(format!("switch the VM off: {error}"))),
         (Err(error), _) => {
-            let console = if matches!(error, AttachError::Session(_)) { console } else { String::new() };
-            (error.status(), Some(format!("{error}{console}")))
+            let why = match error {
+                AttachError::Failed(failure) => places.tell(failure),
+                AttachError::Session(_) => format!("{error}{console}"),
+                AttachError::Io(..) => error.to_string(),
+            };
+            (error.status(), Some(why))
         }
     };
     let oom_killed = ended.is_ok_and(|exit| exit.oom_killed);
@@ -187,7 +194,8 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
     let spec = spec(&run_config, &wishes).map_err(|error| format!("{}: {error}", args.image))?;
     let stop_signal = match (args.stop_signal, &run_config.stop_signal) {
         (Some(asked), _) => asked,
-        (None, Some(images)) => signal_number(images)?,
+        (None, Some(images)) => signal_number(images)
+            .map_err(|why| format!("{}: the StopSignal of its configuration, {images}: {why}", args.image))?,
         (None, None) => libc::SIGTERM,
     };
     let command: Option<Vec<String>> =
@@ -216,6 +224,7 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
     let (home, place) = home::home(args, wanted, &store, kernel, &name, sights)?;
     owned.note(|record| record.socket = Some(home.socket())).map_err(|error| error.to_string())?;
     let ports = Ports::take(network.without(&place.lacking)).map_err(|error| error.to_string())?;
+    let places = Places::of(args, &run_config);
     let checks = Checks::of(&args.health, run_config.healthcheck.as_ref());
     let order = Run {
         id: name,
@@ -236,7 +245,7 @@ fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
         terminal: args.tty.then(attach::window),
         stdin: args.interactive,
     };
-    Ok(Ordered { home, order, owned, checks, ports, _lease: lease })
+    Ok(Ordered { home, order, owned, places, checks, ports, _lease: lease })
 }
 
 /// A name for a container whose user has none for it.
