@@ -160,6 +160,8 @@ pub struct Healthcheck {
     pub timeout: Option<i64>,
     /// Before failures count, ns.
     pub start_period: Option<i64>,
+    /// Between checks before that is over, ns.
+    pub start_interval: Option<i64>,
     /// Failures in a row.
     pub retries: Option<i64>,
 }

@@ -5,6 +5,7 @@ mod attach;
 mod copy;
 mod detach;
 mod disk_limits;
+mod duration;
 mod exec;
 mod health;
 mod home;

@@ -59,6 +59,8 @@ fn wrong_command_lines_exit_with_125() {
         ("run --storage-opt size=64 image", "from 8m to 16t; a number without a unit is bytes"),
         ("run --pids-limit many image", "invalid value 'many' for '--pids-limit <NUMBER>'"),
         ("run --cpus 0.001 image", "from 0.01 to 1024 CPUs, or 0 for no limit"),
+        ("run --health-interval 5 image", "5 is no time; 500ms, 1.5s, 1m30s and 2h are"),
+        ("run --health-timeout 10us image", "at least 1ms, or 0 for what is usual"),
         ("exec --bogus c sh", "unexpected argument '--bogus'"),
         ("exec c", "<COMMAND>"),
         ("exec", "Usage: vmm exec"),

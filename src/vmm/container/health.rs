@@ -14,9 +14,14 @@ use clap::Args;
 use protocol::frame::Kind;
 use protocol::message::{Exec, Input, Order, Report};
 
+use super::duration::duration;
+
 /// Docker's.
 const INTERVAL: Duration = Duration::from_secs(30);
+const START_INTERVAL: Duration = Duration::from_secs(5);
 const RETRIES: u32 = 3;
+/// Least time of a check, and between two: Docker's, too.
+const LEAST: Duration = Duration::from_millis(1);
 /// Most of what a check prints that is kept, bytes.
 const OUTPUT_MAX: usize = 4096;
 
@@ -27,15 +32,18 @@ pub struct HealthArgs {
     /// Command that says whether it is well, for its shell [default: the image's]
     #[arg(long, value_name = "COMMAND")]
     health_cmd: Option<String>,
-    /// Between two checks: 500ms, 30s, 1m30s [default: the image's, or 30s]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    /// Between two checks: 500ms, 1.5s, 1m30s [default: the image's, or 30s]
+    #[arg(long, value_name = "TIME", value_parser = time)]
     health_interval: Option<Duration>,
     /// Longest that a check may take [default: the image's, or 30s]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = time)]
     health_timeout: Option<Duration>,
     /// Failures do not count for so long after the start [default: the image's, or 0s]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = time)]
     health_start_period: Option<Duration>,
+    /// Between two checks before that time is over, until one went well [default: the image's, or 5s]
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    health_start_interval: Option<Duration>,
     /// Failures in a row after which it is unhealthy [default: the image's, or 3]
     #[arg(long, value_name = "NUMBER")]
     health_retries: Option<u32>,
@@ -51,6 +59,7 @@ pub struct Checks {
     interval: Duration,
     timeout: Duration,
     start_period: Duration,
+    start_interval: Duration,
     retries: u32,
 }
 
@@ -66,16 +75,19 @@ impl Checks {
             (None, Some((kind, [command, ..]))) if kind == "CMD-SHELL" => shell(command),
             _ => return None,
         };
-        let time = |nanos: Option<i64>| {
-            nanos.and_then(|nanos| u64::try_from(nanos).ok()).filter(|nanos| *nanos > 0).map(Duration::from_nanos)
+        let time = |asked: Option<Duration>, image: Option<i64>| {
+            let image = image.and_then(|nanos| u64::try_from(nanos).ok()).map(Duration::from_nanos);
+            [asked, image].into_iter().flatten().find(|time| !time.is_zero())
         };
-        let retries = image.retries.and_then(|retries| u32::try_from(retries).ok()).filter(|retries| *retries > 0);
+        let image_retries = image.retries.and_then(|retries| u32::try_from(retries).ok());
+        let retries = [args.health_retries, image_retries].into_iter().flatten().find(|retries| *retries > 0);
         Some(Self {
             command,
-            interval: args.health_interval.or_else(|| time(image.interval)).unwrap_or(INTERVAL),
-            timeout: args.health_timeout.or_else(|| time(image.timeout)).unwrap_or(INTERVAL),
-            start_period: args.health_start_period.or_else(|| time(image.start_period)).unwrap_or_default(),
-            retries: args.health_retries.or(retries).unwrap_or(RETRIES),
+            interval: time(args.health_interval, image.interval).unwrap_or(INTERVAL),
+            timeout: time(args.health_timeout, image.timeout).unwrap_or(INTERVAL),
+            start_period: time(args.health_start_period, image.start_period).unwrap_or_default(),
+            start_interval: time(args.health_start_interval, image.start_interval).unwrap_or(START_INTERVAL),
+            retries: retries.unwrap_or(RETRIES),
         })
     }
 
@@ -86,13 +98,21 @@ impl Checks {
         let watch = move || {
             let mut health = Health { status: "starting".to_owned(), failing: 0, output: String::new() };
             write(&note, &health);
-            while matches!(ended.recv_timeout(self.interval), Err(RecvTimeoutError::Timeout)) {
+            while matches!(ended.recv_timeout(self.pause(&health, begun.elapsed())), Err(RecvTimeoutError::Timeout)) {
                 let found = self.check(&id, &socket);
                 self.judge(&mut health, found, begun.elapsed());
                 write(&note, &health);
             }
         };
         thread::Builder::new().name("health".to_owned()).spawn(watch).map(|_| end)
+    }
+
+    /// How long until the next check of a container that has run so long.
+    fn pause(&self, health: &Health, ran: Duration) -> Duration {
+        match health.status == "starting" && ran < self.start_period {
+            true => self.start_interval,
+            false => self.interval,
+        }
     }
 
     /// What one check says of a container that has run so long.
@@ -170,27 +190,12 @@ fn write(note: &Path, health: &Health) {
     }
 }
 
-/// `1m30s`, `500ms`, `2h`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text} is no time; 500ms, 30s and 1m30s are");
-    let (mut rest, mut sum) = (text, Duration::ZERO);
-    while !rest.is_empty() {
-        let digits = rest.find(|letter: char| !letter.is_ascii_digit()).filter(|at| *at > 0).ok_or_else(wrong)?;
-        let (number, unit) = rest.split_at(digits);
-        let letters = unit.find(|letter: char| letter.is_ascii_digit()).unwrap_or(unit.len());
-        let (unit, next) = unit.split_at(letters);
-        let millis = match unit {
-            "ms" => 1,
-            "s" => 1000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            _ => return Err(wrong()),
-        };
-        let number: u64 = number.parse().map_err(|_| wrong())?;
-        sum = sum.saturating_add(Duration::from_millis(number.saturating_mul(millis)));
-        rest = next;
+/// A time between checks, or for one; none is what is said otherwise.
+fn time(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        few if !few.is_zero() && few < LEAST => Err(format!("at least {LEAST:?}, or 0 for what is usual")),
+        time => Ok(time),
     }
-    if sum.is_zero() { Err(wrong()) } else { Ok(sum) }
 }
 
 #[cfg(test)]
@@ -235,11 +240,38 @@ mod tests {
     }
 
     #[test]
-    fn times_are_written_as_docker_s() {
-        assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        for wrong in ["", "5", "s", "5x", "0s", "-1s", "1s2"] {
-            assert!(duration(wrong).is_err(), "{wrong}");
-        }
+    fn nothing_is_what_is_usual() {
+        let image = Healthcheck { timeout: Some(2_000_000_000), ..Healthcheck::default() };
+        let none = Some(Duration::ZERO);
+        let args = HealthArgs {
+            health_cmd: Some("x".to_owned()),
+            health_interval: none,
+            health_timeout: none,
+            health_start_interval: none,
+            health_retries: Some(0),
+            ..HealthArgs::default()
+        };
+        let checks = Checks::of(&args, Some(&image)).unwrap();
+        assert_eq!((checks.interval, checks.timeout, checks.retries), (INTERVAL, Duration::from_secs(2), RETRIES));
+        assert_eq!(checks.start_interval, START_INTERVAL);
+        assert_eq!((time("1ms"), time("0s")), (Ok(LEAST), Ok(Duration::ZERO)));
+        assert!(time("999us").unwrap_err().starts_with("at least 1ms"));
+    }
+
+    #[test]
+    fn a_container_that_starts_is_looked_at_more_often() {
+        let image = Healthcheck { start_interval: Some(1_000_000_000), ..Healthcheck::default() };
+        let args = HealthArgs {
+            health_cmd: Some("x".to_owned()),
+            health_start_period: Some(Duration::from_secs(9)),
+            ..HealthArgs::default()
+        };
+        let checks = Checks::of(&args, Some(&image)).unwrap();
+        let pause = |status: &str, ran| {
+            let health = Health { status: status.to_owned(), failing: 0, output: String::new() };
+            checks.pause(&health, Duration::from_secs(ran))
+        };
+        assert_eq!((pause("starting", 0), pause("starting", 8)), (Duration::from_secs(1), Duration::from_secs(1)));
+        assert_eq!((pause("starting", 9), pause("healthy", 1)), (INTERVAL, INTERVAL));
     }
 }
