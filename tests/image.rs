@@ -8,6 +8,8 @@ mod login;
 mod proxy;
 #[path = "image/registry.rs"]
 mod registry;
+#[path = "image/seen.rs"]
+mod seen;
 #[path = "image/server.rs"]
 mod server;
 #[path = "image/support.rs"]
