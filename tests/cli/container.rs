@@ -61,6 +61,8 @@ fn wrong_command_lines_exit_with_125() {
         ("run --cpus 0.001 image", "from 0.01 to 1024 CPUs, or 0 for no limit"),
         ("run --health-interval 5 image", "5 is no time; 500ms, 1.5s, 1m30s and 2h are"),
         ("run --health-timeout 10us image", "at least 1ms, or 0 for what is usual"),
+        ("run -it image", "-i and -t together: standard input is not a terminal; leave one of them out"),
+        ("exec -it c sh", "-i and -t together: standard input is not a terminal; leave one of them out"),
         ("exec --bogus c sh", "unexpected argument '--bogus'"),
         ("exec c", "<COMMAND>"),
         ("exec", "Usage: vmm exec"),

@@ -4,7 +4,8 @@ use std::process::Command;
 
 use crate::container::image;
 use crate::container_life::User;
-use crate::vm::guest;
+use crate::terminal::Terminal;
+use crate::vm::{Vm, guest};
 
 const LIMITS: &str =
     "cd /sys/fs/cgroup; cat memory.max pids.max cpu.max; df -k /dev/shm /t | awk 'NR > 1 { print $2 }'";
@@ -76,4 +77,33 @@ fn a_wrong_configuration_of_an_image_is_named() {
 fn done(command: &mut Command) {
     let output = command.output().expect("a program");
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Only keys take a terminal on this side.
+#[test]
+fn a_terminal_of_the_container_needs_none_on_this_side() {
+    let (user, image) = (User::new(), image());
+    let output = user.output(&["run", "--rm", "-t", &image, "sh", "-c", "tty; stty size; exit 3"]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "/dev/pts/0\r\n24 80\r\n", "{output:?}");
+    assert_eq!(output.status.code(), Some(3));
+    user.start(&["--name", "c"], "sleep 1000");
+    assert_eq!(user.says(&["exec", "-t", "c", "tty"]), "/dev/pts/0\r\n");
+    let (code, why) = user.refuses(&["exec", "-it", "c", "tty"]);
+    assert!(code == 125 && why.contains("standard input is not a terminal"), "{why}");
+    user.says(&["rm", "-f", "c"]);
+}
+
+/// Who gets no keys is asked to end by a signal, so the user's terminal still makes one of Ctrl-C.
+#[test]
+fn without_its_keys_a_terminal_still_sends_signals() {
+    let (terminal, user) = (Terminal::open(), User::new());
+    let script = "trap 'echo CAUGHT; exit 3' INT; echo READY; while :; do sleep 0.1; done";
+    let vm = Vm::new().args(["run", "--rm", "-t", "--network", "none", &image(), "sh", "-c", script]);
+    let vm = vm.env("VMM_STORE", user.path()).env("VMM_KERNEL", guest("tuned/vmlinux"));
+    let mut vm = vm.env("VMM_RUNTIME_DIR", user.path().join("r")).on(&terminal).start();
+    vm.expect("READY");
+    assert!(terminal.is_cooked());
+    vm.send("\x03");
+    vm.expect("CAUGHT");
+    vm.ends(3);
 }

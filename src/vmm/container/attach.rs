@@ -68,6 +68,8 @@ pub struct Ends {
     /// Those that are the process's, until the thread that waits for them has them.
     pub signals: Option<Signals>,
     pub(super) mouth: Arc<Mouth>,
+    /// The thread that reads standard input is there.
+    pub(super) listens: bool,
 }
 
 /// Where input and signals go: to the process that runs now.
@@ -95,8 +97,8 @@ impl Ends {
             Report::Failed(failure) => return Err(AttachError::Failed(failure)),
             Report::Exited(exit) => return Ok(exit),
         }
-        // The terminal's keys are the process's from now on.
-        let raw = match self.terminal && !self.hidden {
+        // The terminal's keys are the process's from now on, if it reads any; otherwise Ctrl-C is a signal to this one.
+        let raw = match self.terminal && self.stdin && !self.hidden {
             true => RawTerminal::enter().map_err(|error| AttachError::Io("terminal", error))?,
             false => None,
         };
@@ -115,7 +117,7 @@ impl Ends {
             let thread = thread::Builder::new().name(name.to_owned()).spawn(run);
             thread.map(drop).map_err(|error| AttachError::Io("start a thread", error))
         };
-        if std::mem::take(&mut self.stdin) {
+        if self.stdin && !std::mem::replace(&mut self.listens, true) {
             let mouth = Arc::clone(&self.mouth);
             start("stdin", Box::new(move || send_input(&mouth)))?;
         }

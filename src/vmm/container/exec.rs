@@ -11,7 +11,7 @@ use protocol::message::{Exec, Order};
 
 use super::attach::{self, AttachError, Ends};
 use super::options::own_values;
-use super::run::{complain, failed};
+use super::run::{NO_TERMINAL, complain, failed};
 use super::verbs::find;
 
 /// What `vmm exec` takes.
@@ -43,8 +43,8 @@ pub struct ExecArgs {
 
 /// Runs a process to its end.
 pub fn exec(args: &ExecArgs) -> ExitCode {
-    if args.tty && !io::stdin().is_terminal() {
-        return failed("--tty: standard input is not a terminal");
+    if args.interactive && args.tty && !io::stdin().is_terminal() {
+        return failed(NO_TERMINAL);
     }
     let ended = find(&args.container).and_then(|container| {
         let signals = Signals::block(&attach::SIGNALS).map_err(|error| format!("block signals: {error}"))?;

@@ -39,6 +39,8 @@ use crate::table::shown;
 
 /// Exit status when the fault is not the container's, as Docker's.
 pub const FAILED: u8 = 125;
+/// Keys that are not there cannot be a terminal's.
+pub(super) const NO_TERMINAL: &str = "-i and -t together: standard input is not a terminal; leave one of them out";
 /// How often an owner that waits looks whether it still should.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -182,8 +184,8 @@ fn plain(why: &str) -> String {
 
 /// The VM, and what is to be ordered in it.
 fn begin(args: &ContainerArgs) -> Result<Ordered, String> {
-    if args.tty && !args.detach && !io::stdin().is_terminal() {
-        return Err("--tty: standard input is not a terminal".to_owned());
+    if args.interactive && args.tty && !args.detach && !io::stdin().is_terminal() {
+        return Err(NO_TERMINAL.to_owned());
     }
     let Asked { name, wishes, volumes, own_users, disk_limits, mut network, vcpu_count } = Asked::of(args)?;
     let kernel = with_modules(args)?;
