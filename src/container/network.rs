@@ -5,6 +5,8 @@
 //! container (the agent). With a TAP device the host's step is the user's affair. A VM that runs already gets no more ports
 //! of the host: these lead to the container in one step (ports.rs).
 
+mod tap;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
@@ -12,6 +14,8 @@ use protocol::network::{Network, Publish};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use thiserror::Error;
+
+pub use tap::Tap;
 
 /// The VM's address behind passt, which derives the others of it: the network's first is the gateway, its second the name
 /// server (docs/devices.md).
@@ -27,7 +31,7 @@ const MOST_PORTS: u16 = 1000;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum NetworkError {
     /// No such kind of network.
-    #[error("--network {0}: none, user, or tap:NAME,address=IP/BITS[,gateway=IP][,dns=IP] is expected")]
+    #[error("--network {0}: none, user, or tap:NAME[,address=IP/BITS][,gateway=IP][,dns=IP] is expected")]
     Kind(String),
     /// A TAP device with options that do not fit.
     #[error("--network {0}: {1}")]
@@ -65,19 +69,6 @@ pub enum Choice {
     Tap(Tap),
 }
 
-/// A TAP device and what the host's user decided for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tap {
-    /// The device.
-    pub name: String,
-    /// The VM's address, with the bits of its network.
-    pub address: String,
-    /// The gateway.
-    pub gateway: Option<Ipv4Addr>,
-    /// Name servers; none: the host's.
-    pub nameservers: Vec<IpAddr>,
-}
-
 /// A port of the host, or of a VM with a TAP device, that leads to a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Port {
@@ -108,37 +99,11 @@ impl FromStr for Choice {
             "none" => Ok(Self::None),
             "user" => Ok(Self::User),
             _ => match text.strip_prefix("tap:") {
-                Some(rest) => tap(rest).map(Self::Tap).map_err(|why| NetworkError::Tap(text.to_owned(), why)),
+                Some(rest) => tap::read(rest).map(Self::Tap).map_err(|why| NetworkError::Tap(text.to_owned(), why)),
                 None => Err(NetworkError::Kind(text.to_owned())),
             },
         }
     }
-}
-
-/// Reads what stands after `tap:`.
-fn tap(text: &str) -> Result<Tap, String> {
-    const FORM: &str = "tap:NAME,address=IP/BITS[,gateway=IP][,dns=IP] is expected, as tap:tap0,address=192.0.2.2/24,gateway=192.0.2.1";
-    let mut parts = text.split(',');
-    let name = parts.next().unwrap_or_default().to_owned();
-    let (mut address, mut gateway, mut nameservers) = (None, None, Vec::new());
-    for part in parts {
-        let wrong = || format!("{part}: {FORM}");
-        match part.split_once('=').ok_or_else(wrong)? {
-            ("address", text) if address.is_none() => address = Some(network(text).ok_or_else(wrong)?),
-            ("gateway", text) if gateway.is_none() => gateway = Some(text.parse().map_err(|_| wrong())?),
-            ("dns", text) => nameservers.push(text.parse().map_err(|_| wrong())?),
-            _ => return Err(wrong()),
-        }
-    }
-    let address = address.filter(|_| !name.is_empty()).ok_or(FORM)?;
-    Ok(Tap { name, address, gateway, nameservers })
-}
-
-/// An address with the bits of its network, as it was written.
-fn network(text: &str) -> Option<String> {
-    let (address, bits) = text.split_once('/')?;
-    let good = address.parse::<Ipv4Addr>().is_ok() && (1..=32).contains(&number(bits)?);
-    good.then(|| text.to_owned())
 }
 
 /// Digits only.
@@ -239,15 +204,21 @@ pub fn published(ports: &[Port]) -> Vec<Publish> {
 }
 
 impl Choice {
-    /// The VM's network, with these ports; `resolv_conf` is the host's (resolv.conf(5)).
-    pub fn network(&self, ports: &[Port], resolv_conf: &str) -> Result<Option<VmNetwork>, NetworkError> {
+    /// The VM's network, with these ports; `resolv_conf` is the host's (resolv.conf(5)), and `hosts` are its addresses on a TAP
+    /// device, with the bits of their networks.
+    pub fn network(
+        &self,
+        ports: &[Port],
+        resolv_conf: &str,
+        hosts: &[(Ipv4Addr, u32)],
+    ) -> Result<Option<VmNetwork>, NetworkError> {
         match self {
             Self::None if !ports.is_empty() => Err(NetworkError::NoNetwork),
             Self::None => Ok(None),
             Self::User => Ok(Some(user(ports, resolv_conf))),
             Self::Tap(tap) => match ports.iter().find_map(|port| Some((port, port.address?))) {
                 Some((port, _)) => Err(NetworkError::AddressWithTap(port.to_vm())),
-                None => Ok(Some(of_tap(tap, resolv_conf))),
+                None => of_tap(tap, resolv_conf, hosts).map(Some),
             },
         }
     }
@@ -268,17 +239,18 @@ fn user(ports: &[Port], resolv_conf: &str) -> VmNetwork {
     }
 }
 
-fn of_tap(tap: &Tap, resolv_conf: &str) -> VmNetwork {
+fn of_tap(tap: &Tap, resolv_conf: &str, hosts: &[(Ipv4Addr, u32)]) -> Result<VmNetwork, NetworkError> {
+    let (address, gateway) = tap.addresses(hosts).map_err(|why| NetworkError::Tap(format!("tap:{}", tap.name), why))?;
     let given: Vec<String> = tap.nameservers.iter().map(IpAddr::to_string).collect();
-    VmNetwork {
+    Ok(VmNetwork {
         interface: json!({"iface_id": "eth0", "host_dev_name": tap.name}),
         told: Network {
-            address: tap.address.clone(),
-            gateway: tap.gateway.map(|gateway| gateway.to_string()),
+            address,
+            gateway: gateway.map(|gateway| gateway.to_string()),
             nameservers: if given.is_empty() { nameservers(resolv_conf) } else { given },
             search: search(resolv_conf),
         },
-    }
+    })
 }
 
 /// The domains to search; the last line that names some counts.
@@ -341,7 +313,7 @@ mod tests {
     #[test]
     fn without_privileges_it_is_passt() {
         let ports = read(&["8080:80", "127.0.0.1:53:5353/udp"]).unwrap();
-        let network = "user".parse::<Choice>().unwrap().network(&ports, RESOLV_CONF).unwrap().unwrap();
+        let network = "user".parse::<Choice>().unwrap().network(&ports, RESOLV_CONF, &[]).unwrap().unwrap();
         assert_eq!(network.interface["user"]["publish"], json!(["8080:8080/tcp", "127.0.0.1:53:53/udp"]));
         assert_eq!(network.told.nameservers, ["10.0.2.2"]);
         assert_eq!(network.told.search, ["a.example", "b.example"]);
@@ -350,7 +322,7 @@ mod tests {
     #[test]
     fn a_vm_that_runs_keeps_its_network() {
         let with = |text: &str, published: &[&str]| {
-            text.parse::<Choice>().unwrap().network(&read(published).unwrap(), "").unwrap().unwrap()
+            text.parse::<Choice>().unwrap().network(&read(published).unwrap(), "", &[]).unwrap().unwrap()
         };
         let vm = with("user", &["8080:80", "81:81"]);
         assert_eq!(vm.lacks(&with("user", &[])), Ok(vec![]));
@@ -365,26 +337,29 @@ mod tests {
     #[test]
     fn a_tap_device_has_what_the_user_says() {
         let choice: Choice = "tap:tap7,address=192.0.2.2/24,gateway=192.0.2.1".parse().unwrap();
-        let network = choice.network(&read(&["80:80"]).unwrap(), RESOLV_CONF).unwrap().unwrap();
+        let network = choice.network(&read(&["80:80"]).unwrap(), RESOLV_CONF, &[]).unwrap().unwrap();
         assert_eq!(network.interface, json!({"iface_id": "eth0", "host_dev_name": "tap7"}));
         assert_eq!(
             (network.told.address.as_str(), network.told.gateway.as_deref()),
             ("192.0.2.2/24", Some("192.0.2.1"))
         );
         assert_eq!(network.told.nameservers, ["192.0.2.53"]);
-        assert!(choice.network(&read(&["127.0.0.1:80:80"]).unwrap(), "").is_err());
+        assert!(choice.network(&read(&["127.0.0.1:80:80"]).unwrap(), "", &[]).is_err());
         let choice: Choice = "tap:t,address=192.0.2.2/24,dns=192.0.2.9,dns=::2".parse().unwrap();
-        assert_eq!(choice.network(&[], RESOLV_CONF).unwrap().unwrap().told.nameservers, ["192.0.2.9", "::2"]);
-        for wrong in ["tap:", "tap:t", "tap:,address=1.2.3.4/5", "tap:t,address=1.2.3.4", "tap:t,address=1.2.3.4/5,x=1"]
-        {
-            assert!(matches!(wrong.parse::<Choice>(), Err(NetworkError::Tap(..))), "{wrong}");
-        }
+        assert_eq!(choice.network(&[], RESOLV_CONF, &[]).unwrap().unwrap().told.nameservers, ["192.0.2.9", "::2"]);
+        assert!(matches!("tap:".parse::<Choice>(), Err(NetworkError::Tap(..))));
+        let choice: Choice = "tap:t".parse().unwrap();
+        let host = Ipv4Addr::new(192, 0, 2, 1);
+        let told = choice.network(&[], "", &[(host, 24)]).unwrap().unwrap().told;
+        assert_eq!((told.address.as_str(), told.gateway), ("192.0.2.2/24", Some(host.to_string())));
+        let why = choice.network(&[], "", &[]).unwrap_err().to_string();
+        assert!(why.starts_with("--network tap:t: the host has no IPv4 address on this device, so"), "{why}");
     }
 
     #[test]
     fn no_network_has_no_ports() {
-        assert_eq!(Choice::None.network(&[], ""), Ok(None));
-        assert_eq!(Choice::None.network(&read(&["80:80"]).unwrap(), ""), Err(NetworkError::NoNetwork));
+        assert_eq!(Choice::None.network(&[], "", &[]), Ok(None));
+        assert_eq!(Choice::None.network(&read(&["80:80"]).unwrap(), "", &[]), Err(NetworkError::NoNetwork));
         assert!(matches!("host".parse::<Choice>(), Err(NetworkError::Kind(_))));
     }
 }

@@ -9,6 +9,7 @@ mod duration;
 mod exec;
 mod health;
 mod home;
+mod interface;
 mod keeper;
 mod list;
 mod logs;

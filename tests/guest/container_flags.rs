@@ -1,9 +1,12 @@
 //! Flags of `vmm run` that have Docker's meaning, as the container sees it.
 
+use std::net::Ipv4Addr;
 use std::process::Command;
 
 use crate::container::image;
+use crate::container_kernel::answer;
 use crate::container_life::User;
+use crate::net::{ip, lasting_tap};
 use crate::terminal::Terminal;
 use crate::vm::{Vm, guest};
 
@@ -106,4 +109,32 @@ fn without_its_keys_a_terminal_still_sends_signals() {
     vm.send("\x03");
     vm.expect("CAUGHT");
     vm.ends(3);
+}
+
+/// What the host's address on the device says of the VM's, and when it says nothing.
+#[test]
+fn a_tap_alone_is_a_whole_network() {
+    lasting_tap("vmmtest83");
+    let (user, image) = (User::new(), image());
+    let refused = || {
+        let (code, why) = user.refuses(&["run", "--rm", "--network", "tap:vmmtest83", &image, "true"]);
+        assert_eq!((code, why.lines().count()), (125, 1), "{why}");
+        why
+    };
+    let why = refused();
+    assert!(
+        why.contains("tap:vmmtest83: the host has no IPv4 address on this device, so the VM's has to be given"),
+        "{why}"
+    );
+    ip("addr add 10.9.83.1/24 dev vmmtest83");
+    ip("link set vmmtest83 up");
+    let options = ["--network", "tap:vmmtest83", "--name", "web", "-p", "8080:80"];
+    user.start(&options, "echo within > /index.html; exec httpd -f -p 80 -h /");
+    let said = answer((Ipv4Addr::new(10, 9, 83, 2), 8080));
+    assert!(said.ends_with("within\n"), "{said}");
+    user.says(&["exec", "web", "ping", "-c", "1", "10.9.83.1"]);
+    user.says(&["rm", "-f", "web"]);
+    ip("addr add 10.9.84.1/24 dev vmmtest83");
+    let why = refused();
+    assert!(why.contains("the host has several IPv4 addresses on this device, so"), "{why}");
 }

@@ -7,10 +7,12 @@ use clap::Args;
 use protocol::message::File;
 use protocol::network::Endpoint;
 
+use super::interface::addresses;
+
 /// Flags of networks.
 #[derive(Debug, Clone, Args)]
 pub struct NetworkArgs {
-    /// none; user: by passt, without root; or tap:NAME,address=IP/BITS[,gateway=IP][,dns=IP] [default: user]
+    /// none; user: by passt, without root; or tap:NAME[,address=IP/BITS][,gateway=IP][,dns=IP] [default: user]
     #[arg(long, value_name = "NETWORK")]
     network: Option<Choice>,
     /// A port of the container that is one of the host, too, or a range of as many; repeatable
@@ -62,7 +64,13 @@ impl NetworkArgs {
         let ports = ports(&self.publish).map_err(|error| error.to_string())?;
         let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
         let choice = self.network.as_ref().unwrap_or(&Choice::User);
-        let vm = choice.network(&ports, &host).map_err(|error| error.to_string())?;
+        let on_tap = match choice {
+            Choice::Tap(tap) => {
+                addresses(&tap.name).map_err(|error| format!("look at the host's addresses: {error}"))?
+            }
+            Choice::None | Choice::User => Vec::new(),
+        };
+        let vm = choice.network(&ports, &host, &on_tap).map_err(|error| error.to_string())?;
         let mut names = names.map(str::to_owned).to_vec();
         names.dedup();
         let endpoint = vm.as_ref().map(|_| Endpoint { names, publish: published(&ports) });

@@ -172,7 +172,7 @@ mod tests {
         let choice: ::container::network::Choice = network.parse().unwrap();
         let ports: Vec<String> = ports.iter().map(|port| (*port).to_owned()).collect();
         let ports = ::container::network::ports(&ports).unwrap();
-        kind_of(|_, wishes| wishes.sights.network = choice.network(&ports, "").unwrap())
+        kind_of(|_, wishes| wishes.sights.network = choice.network(&ports, "", &[]).unwrap())
     }
 
     #[test]
