@@ -3,6 +3,7 @@
 //! The monitor is this program once more, which reads its configuration from a pipe; so the two share nothing but that and
 //! sockets, and whatever a guest does to its monitor stays there.
 
+mod greeting;
 mod monitor;
 mod refusal;
 mod saved;
@@ -14,13 +15,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use protocol::message::{Done, Hello, Order, Setup};
+use protocol::message::{Done, Order};
 use protocol::{RUNTIME, VERSION};
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use self::greeting::set_up;
 pub use self::monitor::{Monitor, MonitorWishes};
 use self::refusal::refusal;
 pub use self::saved::Saved;
@@ -65,9 +67,6 @@ impl VmWishes {
         }
     }
 }
-
-/// Bytes of chance for a guest: as many as the kernel's generator has of its own.
-const SEED: usize = 32;
 
 /// The cache type of a disk whose contents nobody wants after the VM's end.
 const UNSAFE: &str = "Unsafe";
@@ -134,7 +133,7 @@ impl Vm {
         // One disk has no partition left for the runtime beside the most layers.
         let apart = saved.is_some() || wishes.sights.layers.len() == LAYERS_MAX;
         let (mut vm, stream) = Self::waiting(monitor, wishes, parts, apart, saved)?;
-        let done = vm.set_up(stream, wishes);
+        let done = set_up(stream, wishes);
         vm.monitor.writes |= done.is_err(); // another may be started in its place
         done.map(|()| vm)
     }
@@ -248,25 +247,6 @@ impl Vm {
             }
         }
     }
-
-    fn set_up(&self, stream: UnixStream, wishes: &VmWishes) -> Result<(), VmError> {
-        let mut session = Session::new(stream);
-        let hello: Hello = session.message()?;
-        if hello.version != VERSION {
-            return Err(VmError::Version(hello.version));
-        }
-        session.say(&Setup {
-            version: VERSION,
-            hostname: wishes.hostname.clone(),
-            network: wishes.sights.network.as_ref().map(|network| network.told.clone()),
-            clock_ns: now_ns(),
-            seed: seed().map_err(doing("take random bytes"))?,
-        })?;
-        match session.message()? {
-            Done::Ok => Ok(()),
-            Done::Failed(failure) => Err(VmError::Agent(failure.why)),
-        }
-    }
 }
 
 /// Makes a disk of one sector, which waits for an image.
@@ -321,19 +301,6 @@ fn config(
         "network-interfaces": interfaces,
         "vsock": {"guest_cid": 3, "uds_path": folder.join("vsock")},
     })
-}
-
-/// What time it is.
-fn now_ns() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Chance for the guest's random numbers.
-fn seed() -> io::Result<Vec<u8>> {
-    let mut seed = vec![0; SEED];
-    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
-    Ok(seed)
 }
 
 /// Whether a VM of this configuration writes to files of the host that are wanted after its end.
