@@ -20,6 +20,8 @@ mod container_life;
 mod container_network;
 mod container_ports;
 mod container_shares;
+mod container_signals;
+mod container_sources;
 mod container_tap;
 mod container_templates;
 mod cpu_template;
@@ -44,6 +46,8 @@ mod pmem;
 mod rng;
 mod saved;
 mod screen;
+#[path = "../image/server.rs"]
+mod server;
 mod share;
 mod tap;
 mod terminal;
