@@ -24,6 +24,7 @@ mod container_signals;
 mod container_sources;
 mod container_tap;
 mod container_templates;
+mod container_tenants;
 mod cpu_template;
 mod cpus_memory;
 mod disk;

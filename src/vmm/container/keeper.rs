@@ -94,9 +94,19 @@ fn begin(args: &TenantArgs) -> Result<Option<ExitCode>, String> {
     leave_terminal()?;
     let runtime = super::home::runtime_directory()?;
     let folder = Folder::of(&runtime, &args.name);
-    let Some(_lock) = folder.take().map_err(|error| format!("take the VM's name {}: {error}", args.name))? else {
+    let Some(lock) = folder.take().map_err(|error| format!("take the VM's name {}: {error}", args.name))? else {
         return Ok(None);
     };
+    let done = has_vm(args, runtime, &folder);
+    // What it has said after its user has gone stays there to be read.
+    if done.is_ok() || !folder.log().exists() {
+        folder.leave(&lock);
+    }
+    done.map(|()| Some(ExitCode::SUCCESS))
+}
+
+/// From the start of the VM to its end.
+fn has_vm(args: &TenantArgs, runtime: PathBuf, folder: &Folder) -> Result<(), String> {
     let store = Store::of_this_user().map_err(|error| error.to_string())?;
     let api =
         Runtime::of_this_user().ok_or("a VM with a name wants XDG_RUNTIME_DIR or VMM_RUNTIME_DIR")?.socket(&args.name);
@@ -153,8 +163,7 @@ fn begin(args: &TenantArgs) -> Result<Option<ExitCode>, String> {
     if waited == Waited::Ended {
         return Err(format!("VM {} has ended by itself{}", args.name, vm.console()));
     }
-    vm.power_off().map_err(|error| error.to_string())?;
-    Ok(Some(ExitCode::SUCCESS))
+    vm.power_off().map_err(|error| error.to_string())
 }
 
 fn serve(listening: &UnixListener, kept: &Arc<Kept>) {

@@ -5,9 +5,9 @@
 //! the last one has closed, the VM ends.
 
 use std::ffi::OsStr;
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -122,6 +122,17 @@ impl Folder {
 
     /// Takes the tenant for this process; nothing where another one has it.
     pub fn take(&self) -> io::Result<Option<File>> {
+        loop {
+            match self.try_take() {
+                // Who had it before goes just now, and takes the folder along.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Ok(Some(lock)) if !self.is_here(&lock)? => {}
+                done => return done,
+            }
+        }
+    }
+
+    fn try_take(&self) -> io::Result<Option<File>> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
         let mut options = OpenOptions::new();
         let lock = options.write(true).create(true).truncate(false).mode(0o600).open(self.0.join(LOCK))?;
@@ -130,6 +141,23 @@ impl Folder {
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    /// Whether this is the file that others would lock.
+    fn is_here(&self, lock: &File) -> io::Result<bool> {
+        let ours = lock.metadata()?;
+        match self.0.join(LOCK).metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            there => there.map(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+        }
+    }
+
+    /// Its VM has ended: nothing of it stays. The lock is held; once its file has gone, another one may take the tenant.
+    pub fn leave(&self, _lock: &File) {
+        for file in [self.socket(), self.log(), self.0.join(LOCK)] {
+            let _ = fs::remove_file(file);
+        }
+        let _ = fs::remove_dir(&self.0);
     }
 }
 
@@ -167,5 +195,27 @@ fn start(args: &TenantArgs) -> Result<bool, String> {
         Ok(_) => Ok(true),
         Err(status) if status.code() == Some(TAKEN.into()) => Ok(false),
         Err(status) => Err(format!("VM {} could not be started ({status})", args.name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenants_folder_goes_with_its_keeper_and_is_one_at_a_time() {
+        let runtime = tempfile::tempdir().unwrap();
+        let folder = Folder::of(runtime.path(), "t");
+        let first = folder.take().unwrap().unwrap();
+        assert!(folder.take().unwrap().is_none(), "the first one has it");
+        // One that has opened the file just before that goes holds a lock of nothing.
+        let late = File::open(folder.0.join(LOCK)).unwrap();
+        folder.leave(&first);
+        assert_eq!(runtime.path().read_dir().unwrap().count(), 0);
+        drop(first);
+        late.try_lock().unwrap();
+        assert!(!folder.is_here(&late).unwrap());
+        let second = folder.take().unwrap().unwrap();
+        assert!(!folder.is_here(&late).unwrap() && folder.is_here(&second).unwrap());
     }
 }
