@@ -22,6 +22,7 @@ use crate::launch::{Launched, Streams, launch};
 use crate::layers;
 use crate::network::Network;
 use crate::reaper::Reaper;
+use crate::spec::has_folder;
 use crate::streams::{Input, pump};
 use crate::system::{self, OWN};
 use crate::terminal;
@@ -149,7 +150,11 @@ fn run<'a>(reaper: &Reaper, containers: &'a Containers, order: &Run) -> Result<(
 
 /// Starts one more process in a container.
 fn exec(reaper: &Reaper, containers: &Containers, order: &Exec) -> Result<Launched, Failure> {
-    let owner = users::root_of(containers.pid(&order.id)?);
+    let pid = containers.pid(&order.id)?;
+    let owner = users::root_of(pid);
+    if let Some(cwd) = &order.cwd {
+        has_folder(format!("/proc/{pid}/root").as_ref(), cwd)?;
+    }
     let folder = container::folder(&order.id);
     let process = process(order, &folder)?;
     // Any number of processes may start at once: each has files of its own.

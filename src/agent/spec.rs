@@ -107,6 +107,24 @@ fn make_folder(root: &Path, path: &str, owner: u32) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Whether a further process can begin in this directory, which is not made for it. What else may be wrong with it, its user
+/// finds out.
+pub fn has_folder(root: &Path, path: &str) -> Result<(), Failure> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let wrong = |what: &str| {
+        let why = format!("working directory {path}: {what}");
+        Err(Failure { kind: FailureKind::WorkingDirectory, why })
+    };
+    if !path.starts_with('/') {
+        return wrong("it is a path from / on");
+    }
+    match open(root, flags, Mode::empty()).and_then(|root| openat2(root, path, flags, Mode::empty(), resolve)) {
+        Err(Errno::NOENT | Errno::NOTDIR) => wrong("the container has no such directory"),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use protocol::disks::Writable;

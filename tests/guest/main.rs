@@ -25,6 +25,7 @@ mod container_sources;
 mod container_tap;
 mod container_templates;
 mod container_tenants;
+mod container_verbs;
 mod cpu_template;
 mod cpus_memory;
 mod disk;

@@ -57,7 +57,7 @@ impl Printer {
         let begins = if piece.is_error { errors } else { out };
         for line in piece.bytes.split_inclusive(|byte| *byte == b'\n') {
             if self.timestamps && *begins {
-                write!(to, "{} ", timestamp(Duration::from_millis(piece.at_ms)))?;
+                write!(to, "{}Z ", timestamp(Duration::from_millis(piece.at_ms)))?;
             }
             to.write_all(line)?;
             *begins = line.ends_with(b"\n");
