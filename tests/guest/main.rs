@@ -26,6 +26,7 @@ mod container_tap;
 mod container_templates;
 mod container_tenants;
 mod container_verbs;
+mod container_words;
 mod cpu_template;
 mod cpus_memory;
 mod disk;
