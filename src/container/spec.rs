@@ -2,6 +2,7 @@
 //! 1.2. Pure. What only the guest knows (where the root is, the user's numbers, the control group) the agent adds.
 
 mod limits;
+mod mounts;
 
 use protocol::cpus::CpuList;
 use serde_json::{Value, json};
@@ -9,7 +10,6 @@ use thiserror::Error;
 
 use crate::document::RunConfig;
 use crate::seccomp::Confinement;
-use crate::size::bytes;
 
 /// What the user wants to be otherwise than the image says, or more of.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -70,6 +70,9 @@ pub enum SpecError {
     /// A size that cannot be read.
     #[error("--tmpfs {0}: {1}; of the VM's memory it is size=50%")]
     Tmpfs(String, &'static str),
+    /// An option that is none.
+    #[error("--tmpfs {0}: {1} is no option; {2} are")]
+    TmpfsOption(String, String, String),
 }
 
 /// The capabilities that root in a container has, as the field settled on them.
@@ -119,8 +122,6 @@ const OTHERS: [&str; 27] = [
     "SYS_TTY_CONFIG",
     "WAKE_ALARM",
 ];
-/// Most bytes of /dev/shm, as the field settled on them.
-const SHM: u64 = 64 << 20;
 /// Where programs are, if the image does not say.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -130,7 +131,7 @@ impl Wishes {
         self.workdir.as_ref().map_or(Ok(()), |cwd| absolute("--workdir", cwd))?;
         capabilities(self)?;
         limits::rlimits(self)?;
-        mounts(self).map(drop)
+        mounts::mounts(self).map(drop)
     }
 }
 
@@ -174,7 +175,7 @@ pub fn spec(image: &RunConfig, wishes: &Wishes) -> Result<Value, SpecError> {
             "noNewPrivileges": wishes.no_new_privileges,
             "oomScoreAdj": 0,
         },
-        "mounts": mounts(wishes)?,
+        "mounts": mounts::mounts(wishes)?,
         "linux": {
             "namespaces": namespaces,
             "resources": limits::resources(wishes),
@@ -246,40 +247,6 @@ fn capabilities(wishes: &Wishes) -> Result<Vec<String>, SpecError> {
     let mut names: Vec<String> = all().filter(kept).map(|name| format!("CAP_{name}")).collect();
     names.sort();
     Ok(names)
-}
-
-fn mounts(wishes: &Wishes) -> Result<Vec<Value>, SpecError> {
-    let shm = format!("size={}", wishes.shm_bytes.unwrap_or(SHM));
-    let one = |at: &str, kind: &str, options: &[&str]| json!({"destination": at, "type": kind, "source": kind, "options": options});
-    let mut mounts = vec![
-        one("/proc", "proc", &["nosuid", "noexec", "nodev"]),
-        one("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        one("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
-        one("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-        one("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
-        one("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        one("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &shm]),
-    ];
-    for text in &wishes.tmpfs {
-        let (at, options) = text.split_once(':').unwrap_or((text, ""));
-        if !at.starts_with('/') {
-            return Err(SpecError::Path("--tmpfs", text.clone()));
-        }
-        let usual = ["nosuid", "nodev", "noexec"];
-        let given = options.split(',').filter(|option| !option.is_empty()).map(in_bytes);
-        let given: Vec<String> = given.collect::<Result<_, _>>().map_err(|why| SpecError::Tmpfs(text.clone(), why))?;
-        let options: Vec<&str> = usual.into_iter().chain(given.iter().map(String::as_str)).collect();
-        mounts.push(one(at, "tmpfs", &options));
-    }
-    Ok(mounts)
-}
-
-/// An option of a tmpfs, with a size as the kernel reads it.
-fn in_bytes(option: &str) -> Result<String, &'static str> {
-    match option.strip_prefix("size=") {
-        Some(size) if !size.ends_with('%') => Ok(format!("size={}", bytes(size)?)),
-        _ => Ok(option.to_owned()),
-    }
 }
 
 #[cfg(test)]
@@ -366,27 +333,6 @@ mod tests {
             shm["options"].as_array().unwrap().last().unwrap().clone()
         };
         assert_eq!((size(None), size(Some(1 << 30))), (json!("size=67108864"), json!("size=1073741824")));
-    }
-
-    #[test]
-    fn a_tmpfs_has_options() {
-        let options = |text: &str| {
-            let spec = spec(&image(), &Wishes { tmpfs: vec![text.to_owned()], ..Wishes::default() })?;
-            Ok::<_, SpecError>(spec["mounts"].as_array().unwrap().last().unwrap()["options"].clone())
-        };
-        let usual = ["nosuid", "nodev", "noexec"];
-        for (text, own) in [
-            ("/t", &[][..]),
-            ("/t:", &[]),
-            ("/t:size=64,mode=1777", &["size=64", "mode=1777"]),
-            ("/t:exec,size=1.5K", &["exec", "size=1536"]),
-            ("/t:size=4mb", &["size=4194304"]),
-            ("/t:size=50%", &["size=50%"]),
-        ] {
-            assert_eq!(options(text).unwrap(), json!([&usual, own].concat()), "{text}");
-        }
-        let why = options("/t:size=much").unwrap_err().to_string();
-        assert!(why.starts_with("--tmpfs /t:size=much: a size is a number of bytes"), "{why}");
     }
 
     #[test]

@@ -26,6 +26,7 @@ fn flags_are_read_before_an_image_is_looked_for() {
         ("--workdir here", "--workdir here: it is a path from / on"),
         ("--tmpfs t", "--tmpfs t: it is a path from / on"),
         ("--tmpfs /t:size=x", "--tmpfs /t:size=x: a size is a number of bytes"),
+        ("--tmpfs /t:fast", "--tmpfs /t:fast: fast is no option; size=VALUE, mode=VALUE"),
         ("--cap-add FLY", "there is no capability FLY"),
         ("--ulimit speed=1", "--ulimit speed=1: it is written NAME=SOFT[:HARD]"),
         ("--security-opt label=x", "--security-opt label=x: no-new-privileges, seccomp=unconfined"),
