@@ -62,26 +62,34 @@ pub fn save(machine: &Machine, config: &VmConfig, state_path: &Path, memory_path
         return Err(HostError::new("save the VM", why));
     }
     let state = Saved { config: config.clone(), machine: machine.save()? };
-    write(memory_path, |file| memory::write(machine.ram(), file))?;
-    let written = write(state_path, |file| format::write(&state, file));
-    let lasting = written.and_then(|()| [memory_path, state_path].into_iter().try_for_each(keep_name));
-    lasting.inspect_err(|_| {
-        let _ = std::fs::remove_file(memory_path);
-    })
+    let state_file = create(state_path)?;
+    let written = create(memory_path).and_then(|memory_file| {
+        let done = fill(memory_path, memory_file, |file| memory::write(machine.ram(), file));
+        let done = done.and_then(|()| fill(state_path, state_file, |file| format::write(&state, file)));
+        done.inspect_err(|_| remove(memory_path))
+    });
+    written.inspect_err(|_| remove(state_path))?;
+    [memory_path, state_path].into_iter().for_each(keep_name);
+    Ok(())
 }
 
-/// Has the name of a new file written to disk.
-fn keep_name(path: &Path) -> Result<(), HostError> {
+fn create(path: &Path) -> Result<File, HostError> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    file.doing(|| format!("write {}", path.display()))
+}
+
+fn fill(path: &Path, mut file: File, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), HostError> {
+    write(&mut file).and_then(|()| file.sync_all()).doing(|| format!("write {}", path.display()))
+}
+
+fn remove(path: &Path) {
+    let _ = std::fs::remove_file(path);
+}
+
+/// Has the name of a new file written to disk, where this user may open its directory and the file system knows of that.
+fn keep_name(path: &Path) {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder).and_then(|folder| folder.sync_all()).doing(|| format!("write {}", folder.display()))
-}
-
-fn write(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), HostError> {
-    let doing = || format!("write {}", path.display());
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).doing(doing)?;
-    fill(&mut file).and_then(|()| file.sync_all()).doing(doing).inspect_err(|_| {
-        let _ = std::fs::remove_file(path);
-    })
+    let _ = File::open(folder).and_then(|folder| folder.sync_all());
 }
 
 /// What was saved, but for the memory.

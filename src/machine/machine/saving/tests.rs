@@ -341,6 +341,9 @@ fn files_that_do_not_fit_are_refused() {
     let state = folder.path().join("other");
     snapshot::save(&machine, &config, &state, &from.mem_file_path).unwrap_err();
     assert!(!state.exists(), "half a snapshot is none");
+    let memory = folder.path().join("other memory");
+    snapshot::save(&machine, &config, &from.snapshot_path, &memory).unwrap_err();
+    assert!(!memory.exists() && from.snapshot_path.exists(), "half a snapshot is none");
     drop(machine); // it has the disk
     let own = files.build(1).unwrap(); // with private pmem
     own.pause();
