@@ -16,12 +16,12 @@ pub fn bytes(text: &str) -> Result<u64, &'static str> {
         "p" | "pb" | "pib" => 50,
         _ => return Err(FORM),
     };
-    let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
-    if whole.is_empty() || part.is_empty() || part.contains('.') {
+    let (whole, part) = number.split_once('.').unwrap_or((number, ""));
+    if (whole.is_empty() && part.is_empty()) || part.contains('.') {
         return Err(FORM);
     }
-    let whole: u64 = whole.parse().map_err(|_| MUCH)?;
-    let part: f64 = format!("0.{part}").parse().map_err(|_| FORM)?;
+    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| MUCH)? };
+    let part: f64 = format!("0.{part}0").parse().map_err(|_| FORM)?;
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // below 2^50; what is left of a byte is dropped
     let part = (part * 2_f64.powi(shift)) as u64;
     whole.checked_mul(1 << shift).and_then(|bytes| bytes.checked_add(part)).ok_or(MUCH)
@@ -46,14 +46,15 @@ mod tests {
             ("1.5g", 3 << 29),
             ("0.5k", 512),
             ("1.5", 1),
+            (".5g", 1 << 29),
+            ("1.g", 1 << 30),
             ("32 mb", 32 << 20),
             ("16t", 16 << 40),
             ("1.25P", 5 << 48),
         ] {
             assert_eq!(bytes(text), Ok(wanted), "{text}");
         }
-        for wrong in
-            ["", "m", ".5g", "1.g", "1.2.3g", "-1", "-1m", "+1", "1x", "1bb", "1m ", "1  m", "0x10", "1e3", "inf"]
+        for wrong in ["", "m", ".", ".g", "1.2.3g", "-1", "-1m", "+1", "1x", "1bb", "1m ", "1  m", "0x10", "1e3", "inf"]
         {
             assert!(bytes(wrong).unwrap_err().contains("as 512m"), "{wrong}");
         }

@@ -35,7 +35,7 @@ fn flags_are_read_before_an_image_is_looked_for() {
         ("--device-read-bps /data:1m", "--device-read-bps /data: a container sees no disks of the host"),
         ("--cpuset-cpus 0-3 --vm-cpus 2", "--cpuset-cpus 0-3: the VM has no more than 2"),
         ("--userns private -v .:/data", "--userns private: what is in a volume"),
-        ("--kernel missing", "--kernel missing: No such file or directory"),
+        ("--kernel missing", "the kernel missing (--kernel, VMM_KERNEL): No such file or directory"),
     ] {
         let why = refused(&room, &format!("run {flags} oci:nowhere"));
         assert!(why.starts_with("vmm: ") && why.contains(wanted) && why.lines().count() == 1, "{flags}: {why}");

@@ -77,7 +77,8 @@ fn a_wrong_configuration_of_an_image_is_named() {
     }
 }
 
-fn done(command: &mut Command) {
+/// Runs another program, which must go well.
+pub fn done(command: &mut Command) {
     let output = command.output().expect("a program");
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
@@ -115,6 +116,7 @@ fn without_its_keys_a_terminal_still_sends_signals() {
 #[test]
 fn a_tap_alone_is_a_whole_network() {
     lasting_tap("vmmtest83");
+    ip("addr flush dev vmmtest83"); // of a run before that failed
     let (user, image) = (User::new(), image());
     let refused = || {
         let (code, why) = user.refuses(&["run", "--rm", "--network", "tap:vmmtest83", &image, "true"]);
@@ -137,4 +139,5 @@ fn a_tap_alone_is_a_whole_network() {
     ip("addr add 10.9.84.1/24 dev vmmtest83");
     let why = refused();
     assert!(why.contains("the host has several IPv4 addresses on this device, so"), "{why}");
+    ip("link del vmmtest83");
 }

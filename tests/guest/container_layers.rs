@@ -9,12 +9,8 @@ use container::digest::Digest;
 use serde_json::json;
 
 use crate::container::store;
+use crate::container_flags::done;
 use crate::vm::{guest, program};
-
-fn done(command: &mut Command) {
-    let output = command.output().expect("a program");
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
 
 /// A layer that a function fills.
 fn layer(room: &Path, name: &str, fill: impl FnOnce(&Path)) -> String {
@@ -73,7 +69,7 @@ fn run(room: &Path, layers: &[String], options: &[&str], script: &str) -> Output
     command.args(["run", "--rm", "--network", "none"]).args(options);
     command.arg(format!("docker-archive:{}", archive.display())).args(["/bin/sh", "-c", script]);
     command.env("VMM_STORE", room.join("store")).env("VMM_KERNEL", guest("tuned/vmlinux")).stdin(Stdio::null());
-    command.output().expect("vmm run")
+    command.env("VMM_RUNTIME_DIR", room.join("r")).output().expect("vmm run")
 }
 
 #[test]

@@ -6,8 +6,29 @@ use super::{SpecError, Wishes};
 use crate::size::bytes;
 
 /// Options of a tmpfs (tmpfs(5), mount(8)): those with a value, and the others.
-const TMPFS_VALUES: [&str; 6] = ["size", "mode", "uid", "gid", "nr_inodes", "nr_blocks"];
-const TMPFS_FLAGS: [&str; 10] = ["ro", "rw", "exec", "noexec", "suid", "nosuid", "dev", "nodev", "noatime", "relatime"];
+const TMPFS_VALUES: [&str; 7] = ["size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol"];
+const TMPFS_FLAGS: [&str; 20] = [
+    "ro",
+    "rw",
+    "exec",
+    "noexec",
+    "suid",
+    "nosuid",
+    "dev",
+    "nodev",
+    "defaults",
+    "sync",
+    "async",
+    "dirsync",
+    "atime",
+    "noatime",
+    "diratime",
+    "nodiratime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+];
 /// Most bytes of /dev/shm, as the field settled on them.
 const SHM: u64 = 64 << 20;
 
@@ -77,6 +98,7 @@ mod tests {
             assert_eq!(options(text).unwrap(), json!([&usual, own].concat()), "{text}");
         }
         assert_eq!(options("/t:ro,noatime,uid=33").unwrap()[5], json!("uid=33"));
+        assert_eq!(options("/t:defaults,nodiratime,strictatime,mpol=local").unwrap()[6], json!("mpol=local"));
         for wrong in ["speed=1", "fast", "ro=1", "size", "mode"] {
             let why = options(&format!("/t:{wrong}")).unwrap_err().to_string();
             assert!(why.starts_with(&format!("--tmpfs /t:{wrong}: {wrong} is no option; size=VALUE, ")), "{why}");

@@ -65,10 +65,10 @@ impl NetworkArgs {
         let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
         let choice = self.network.as_ref().unwrap_or(&Choice::User);
         let on_tap = match choice {
-            Choice::Tap(tap) => {
+            Choice::Tap(tap) if tap.address.is_none() => {
                 addresses(&tap.name).map_err(|error| format!("look at the host's addresses: {error}"))?
             }
-            Choice::None | Choice::User => Vec::new(),
+            Choice::Tap(_) | Choice::None | Choice::User => Vec::new(),
         };
         let vm = choice.network(&ports, &host, &on_tap).map_err(|error| error.to_string())?;
         let mut names = names.map(str::to_owned).to_vec();

@@ -290,7 +290,7 @@ fn with_modules(args: &ContainerArgs) -> Result<Kernel, String> {
     match kernel(args.kernel.as_ref()) {
         Ok(path) => match File::open(&path) {
             Ok(_) => Ok(Kernel::at(path, modules)),
-            Err(error) => Err(format!("--kernel {}: {error}", path.display())),
+            Err(error) => Err(format!("the kernel {} (--kernel, VMM_KERNEL): {error}", path.display())),
         },
         Err(why) if modules.is_some() => Err(why),
         Err(why) => Kernel::newest("/".as_ref())
