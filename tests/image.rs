@@ -14,3 +14,6 @@ mod seen;
 mod server;
 #[path = "image/support.rs"]
 mod support;
+#[path = "guest/terminal.rs"]
+#[allow(dead_code)] // whose settings are looked at in guest tests
+mod terminal;

@@ -80,23 +80,26 @@ pub fn place_init(spec: &mut Value, runtime: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Makes a directory of the container with its parents, as Docker does for a working directory. Links of the container
-/// lead nowhere outside of it. What is made is this user's.
+/// How a directory is opened that is only walked through.
+const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// A directory of the container. Links of the container lead nowhere outside of it.
+fn folder_in(root: &OwnedFd, path: &str) -> Result<OwnedFd, Errno> {
+    openat2(root, path, FOLDER, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+}
+
+/// Makes a directory of the container with its parents, as Docker does for a working directory. What is made is this user's.
 fn make_folder(root: &Path, path: &str, owner: u32) -> Result<(), Fault> {
     let making = || format!("make the working directory {path}");
-    let at = |dir: &OwnedFd, name: &str| {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        openat2(dir, name, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
-    };
-    let root = open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).doing(making)?;
+    let root = open(root, FOLDER, Mode::empty()).doing(making)?;
     let mut walked = String::new();
     let mut parent = root.try_clone().doing(making)?;
     for part in path.split('/').filter(|part| !part.is_empty() && *part != ".") {
         walked = format!("{walked}/{part}");
-        parent = match at(&root, &walked) {
+        parent = match folder_in(&root, &walked) {
             Err(Errno::NOENT) => {
                 mkdirat(&parent, part, Mode::from_raw_mode(0o755)).doing(making)?;
-                let made = at(&root, &walked).doing(making)?;
+                let made = folder_in(&root, &walked).doing(making)?;
                 let (user, group) = (Uid::from_raw(owner), Gid::from_raw(owner));
                 chownat(&made, "", Some(user), Some(group), AtFlags::EMPTY_PATH).doing(making)?;
                 made
@@ -110,8 +113,6 @@ fn make_folder(root: &Path, path: &str, owner: u32) -> Result<(), Fault> {
 /// Whether a further process can begin in this directory, which is not made for it. What else may be wrong with it, its user
 /// finds out.
 pub fn has_folder(root: &Path, path: &str) -> Result<(), Failure> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let wrong = |what: &str| {
         let why = format!("working directory {path}: {what}");
         Err(Failure { kind: FailureKind::WorkingDirectory, why })
@@ -119,7 +120,7 @@ pub fn has_folder(root: &Path, path: &str) -> Result<(), Failure> {
     if !path.starts_with('/') {
         return wrong("it is a path from / on");
     }
-    match open(root, flags, Mode::empty()).and_then(|root| openat2(root, path, flags, Mode::empty(), resolve)) {
+    match open(root, FOLDER, Mode::empty()).and_then(|root| folder_in(&root, path)) {
         Err(Errno::NOENT | Errno::NOTDIR) => wrong("the container has no such directory"),
         _ => Ok(()),
     }

@@ -1,4 +1,27 @@
-//! Sizes as Docker's flags have them: a number of bytes, or of units, which are powers of 1024.
+//! Sizes as Docker's flags have them: a number of bytes, or of units, which are powers of 1024. And numbers of any units.
+
+/// What is wrong with a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wrong {
+    /// It is none.
+    Form,
+    /// It is too large.
+    Much,
+}
+
+/// How much a number of units is, with a part of one after a dot. It is of digits and dots; `unit` is below 2^53.
+pub fn times(number: &str, unit: u64) -> Result<u64, Wrong> {
+    let (whole, part) = number.split_once('.').unwrap_or((number, ""));
+    if (whole.is_empty() && part.is_empty()) || part.contains('.') {
+        return Err(Wrong::Form);
+    }
+    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| Wrong::Much)? };
+    let part: f64 = format!("0.{part}0").parse().map_err(|_| Wrong::Form)?;
+    // Below 2^53; what is left of the smallest unit is dropped.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+    let part = (part * unit as f64) as u64;
+    whole.checked_mul(unit).and_then(|whole| whole.checked_add(part)).ok_or(Wrong::Much)
+}
 
 /// `65536`, `512m`, `1.5g`, `64KiB`, in bytes.
 pub fn bytes(text: &str) -> Result<u64, &'static str> {
@@ -16,15 +39,10 @@ pub fn bytes(text: &str) -> Result<u64, &'static str> {
         "p" | "pb" | "pib" => 50,
         _ => return Err(FORM),
     };
-    let (whole, part) = number.split_once('.').unwrap_or((number, ""));
-    if (whole.is_empty() && part.is_empty()) || part.contains('.') {
-        return Err(FORM);
-    }
-    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| MUCH)? };
-    let part: f64 = format!("0.{part}0").parse().map_err(|_| FORM)?;
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // below 2^50; what is left of a byte is dropped
-    let part = (part * 2_f64.powi(shift)) as u64;
-    whole.checked_mul(1 << shift).and_then(|bytes| bytes.checked_add(part)).ok_or(MUCH)
+    times(number, 1 << shift).map_err(|wrong| match wrong {
+        Wrong::Form => FORM,
+        Wrong::Much => MUCH,
+    })
 }
 
 #[cfg(test)]

@@ -122,13 +122,15 @@ const OTHERS: [&str; 27] = [
     "SYS_TTY_CONFIG",
     "WAKE_ALARM",
 ];
+/// The flag that says where the command begins.
+const WORKDIR: &str = "--workdir";
 /// Where programs are, if the image does not say.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 impl Wishes {
     /// Whether they can be read, whatever the image says.
     pub fn check(&self) -> Result<(), SpecError> {
-        self.workdir.as_ref().map_or(Ok(()), |cwd| absolute("--workdir", cwd))?;
+        self.workdir.as_ref().map_or(Ok(()), |cwd| absolute(WORKDIR, cwd))?;
         capabilities(self)?;
         limits::rlimits(self)?;
         mounts::mounts(self).map(drop)
@@ -145,10 +147,12 @@ fn absolute(place: &'static str, path: &str) -> Result<(), SpecError> {
 
 /// The configuration of a container of `image`.
 pub fn spec(image: &RunConfig, wishes: &Wishes) -> Result<Value, SpecError> {
-    wishes.check()?;
-    let cwd = wishes.workdir.clone().or_else(|| image.working_dir.clone()).filter(|cwd| !cwd.is_empty());
-    let cwd = cwd.unwrap_or_else(|| "/".to_owned());
-    absolute("the WorkingDir of its configuration,", &cwd)?;
+    let (place, cwd) = match &wishes.workdir {
+        Some(cwd) => (WORKDIR, Some(cwd)),
+        None => ("the WorkingDir of its configuration,", image.working_dir.as_ref()),
+    };
+    let cwd = cwd.filter(|cwd| !cwd.is_empty()).map_or("/", String::as_str);
+    absolute(place, cwd)?;
     let capabilities = capabilities(wishes)?;
     let seccomp = wishes.confinement.of(&capabilities);
     let mut held = capabilities.clone();

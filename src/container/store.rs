@@ -169,7 +169,12 @@ impl Store {
 
     /// The same, of what has no size yet: templates make room, unless there is plenty beside them.
     pub fn make_room(&self) -> Result<u64, StoreError> {
-        if self.room_beside(&ALL)? < PLENTY {
+        self.room_for(PLENTY)
+    }
+
+    /// How many bytes may still come in, when templates that are in the way of so many have gone.
+    fn room_for(&self, size: u64) -> Result<u64, StoreError> {
+        if self.room_beside(&ALL)? < size {
             self.remove_templates()?;
         }
         self.room()
@@ -190,10 +195,7 @@ impl Store {
 
     /// Whether that many bytes may come in. Templates are removed where they are in the way.
     pub fn check_room(&self, size: u64) -> Result<(), StoreError> {
-        if size > self.room_beside(&ALL)? {
-            self.remove_templates()?;
-        }
-        let room = self.room()?;
+        let room = self.room_for(size)?;
         if size <= room { Ok(()) } else { Err(StoreError::Full { store: self.root.clone(), size, room }) }
     }
 

@@ -178,11 +178,7 @@ impl Vm {
         monitor.configure(&config)?;
         let mut vm = Self { monitor };
         let most = if saved.is_some() { GOING_ON } else { GREETING };
-        let greeted = vm.greeted(&listening, wishes, most).and_then(|stream| {
-            stream.set_read_timeout(Some(most)).map_err(doing("wait for the agent's answer"))?;
-            Ok(stream)
-        });
-        match greeted {
+        match vm.greeted(&listening, wishes, most) {
             Ok(stream) => Ok((vm, stream)),
             Err(why) => {
                 vm.monitor.writes = true; // another may be started in its place
@@ -231,11 +227,15 @@ impl Vm {
         self.monitor.wait_or(other, most).map_err(doing("wait for the VM"))
     }
 
-    /// Waits for the agent, or for the monitor's end.
+    /// Waits for the agent, which has as long for each word, or for the monitor's end.
     fn greeted(&mut self, listening: &UnixListener, wishes: &VmWishes, most: Duration) -> Result<UnixStream, VmError> {
         const WAITING: &str = "wait for the agent";
         match self.wait_or(listening.as_fd(), Some(most))? {
-            Waited::Other => listening.accept().map(|(stream, _)| stream).map_err(doing(WAITING)),
+            Waited::Other => {
+                let (stream, _) = listening.accept().map_err(doing(WAITING))?;
+                stream.set_read_timeout(Some(most)).map_err(doing(WAITING))?;
+                Ok(stream)
+            }
             Waited::TooLong => Err(VmError::Silent(most.as_secs(), self.console())),
             Waited::Ended => {
                 let status = self.monitor.wait().map_err(doing(WAITING))?;
@@ -313,7 +313,14 @@ fn writes(config: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::monitor::tests::one_that_waits;
     use super::*;
+
+    /// A VM of which nothing is asked.
+    pub fn plain() -> VmWishes {
+        let kernel = Kernel { path: "k".into(), modules: None };
+        VmWishes { kernel, hostname: "h".to_owned(), sights: Sights::default(), spare: 0, spare_shares: 0 }
+    }
 
     #[test]
     fn a_vm_that_can_write_is_switched_off() {
@@ -330,26 +337,13 @@ mod tests {
     #[test]
     fn an_agent_that_says_nothing_is_not_waited_for() {
         let room = tempfile::tempdir().unwrap();
-        let program = room.path().join("waits");
-        fs::write(&program, "#!/bin/sh\nread line\nexec sleep 1000\n").unwrap();
-        fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        let machine = MonitorWishes {
-            program,
-            room: room.path().to_owned(),
-            id: None,
-            has_socket: false,
-            mem_size_mib: 64,
-            vcpu_count: 1,
-        };
-        let monitor = Monitor::start(machine).unwrap();
+        let monitor = one_that_waits(room.path());
         let socket = monitor.folder().join(format!("vsock_{}", protocol::PORT));
         let calling = std::thread::spawn(move || {
             let pause = || std::thread::sleep(Duration::from_millis(1));
             (0..10_000).find_map(|_| UnixStream::connect(&socket).inspect_err(|_| pause()).ok())
         });
-        let kernel = Kernel { path: "k".into(), modules: None };
-        let (hostname, sights) = ("h".to_owned(), Sights::default());
-        let wishes = VmWishes { kernel, hostname, sights, spare: 0, spare_shares: 0 };
+        let wishes = plain();
         let parts = Parts { initrd: "i".into(), runtime: "r".into() };
         let why = Vm::start(monitor, &wishes, &parts, Some(&Saved::at(Path::new("s")))).unwrap_err();
         assert!(matches!(why, VmError::Session(SessionError::Silent)), "{why}");

@@ -63,14 +63,14 @@ pub fn save(machine: &Machine, config: &VmConfig, state_path: &Path, memory_path
     }
     let state = Saved { config: config.clone(), machine: machine.save()? };
     let state_file = create(state_path)?;
-    let written = create(memory_path).and_then(|memory_file| {
-        let done = fill(memory_path, memory_file, |file| memory::write(machine.ram(), file));
-        let done = done.and_then(|()| fill(state_path, state_file, |file| format::write(&state, file)));
-        done.inspect_err(|_| remove(memory_path))
-    });
-    written.inspect_err(|_| remove(state_path))?;
-    [memory_path, state_path].into_iter().for_each(keep_name);
-    Ok(())
+    let memory_file = create(memory_path).inspect_err(|_| remove(state_path))?;
+    let filled = fill(memory_path, memory_file, |file| memory::write(machine.ram(), file))
+        .and_then(|()| fill(state_path, state_file, |file| format::write(&state, file)));
+    match filled {
+        Ok(()) => [memory_path, state_path].into_iter().for_each(keep_name),
+        Err(_) => [memory_path, state_path].into_iter().for_each(remove),
+    }
+    filled
 }
 
 fn create(path: &Path) -> Result<File, HostError> {

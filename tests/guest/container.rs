@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::terminal::Terminal;
-use crate::vm::{Vm, able, guest, program};
+use crate::vm::{Vm, able, done, guest, program};
 
 /// A store of its own for each test, with nothing in it.
 pub fn store() -> tempfile::TempDir {
@@ -242,10 +242,6 @@ fn a_profile_of_a_file_decides() {
 fn an_opaque_root_hides_all_that_is_under_it() {
     let room = store();
     let (layout, top) = (room.path().join("layout"), room.path().join("top"));
-    let done = |command: &mut Command| {
-        let output = command.output().expect("a program");
-        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    };
     done(Command::new("cp").arg("-r").arg(guest("images/busybox")).arg(&layout));
     std::fs::create_dir_all(top.join("bin")).expect("a folder");
     std::fs::copy("/bin/busybox", top.join("bin/busybox")).expect("a static busybox");

@@ -8,7 +8,7 @@ use crate::container_kernel::answer;
 use crate::container_life::User;
 use crate::net::{ip, lasting_tap};
 use crate::terminal::Terminal;
-use crate::vm::{Vm, guest};
+use crate::vm::{done, guest};
 
 const LIMITS: &str =
     "cd /sys/fs/cgroup; cat memory.max pids.max cpu.max; df -k /dev/shm /t | awk 'NR > 1 { print $2 }'";
@@ -77,12 +77,6 @@ fn a_wrong_configuration_of_an_image_is_named() {
     }
 }
 
-/// Runs another program, which must go well.
-pub fn done(command: &mut Command) {
-    let output = command.output().expect("a program");
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
 /// Only keys take a terminal on this side.
 #[test]
 fn a_terminal_of_the_container_needs_none_on_this_side() {
@@ -102,9 +96,7 @@ fn a_terminal_of_the_container_needs_none_on_this_side() {
 fn without_its_keys_a_terminal_still_sends_signals() {
     let (terminal, user) = (Terminal::open(), User::new());
     let script = "trap 'echo CAUGHT; exit 3' INT; echo READY; while :; do sleep 0.1; done";
-    let vm = Vm::new().args(["run", "--rm", "-t", "--network", "none", &image(), "sh", "-c", script]);
-    let vm = vm.env("VMM_STORE", user.path()).env("VMM_KERNEL", guest("tuned/vmlinux"));
-    let mut vm = vm.env("VMM_RUNTIME_DIR", user.path().join("r")).on(&terminal).start();
+    let mut vm = user.stays(&["run", "--rm", "-t", &image(), "sh", "-c", script]).on(&terminal).start();
     vm.expect("READY");
     assert!(terminal.is_cooked());
     vm.send("\x03");

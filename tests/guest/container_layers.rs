@@ -9,8 +9,7 @@ use container::digest::Digest;
 use serde_json::json;
 
 use crate::container::store;
-use crate::container_flags::done;
-use crate::vm::{guest, program};
+use crate::vm::{done, guest, program};
 
 /// A layer that a function fills.
 fn layer(room: &Path, name: &str, fill: impl FnOnce(&Path)) -> String {

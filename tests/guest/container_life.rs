@@ -39,6 +39,15 @@ impl User {
         command
     }
 
+    /// The same words, at which the user stays.
+    pub fn stays(&self, words: &[&str]) -> Vm {
+        let command = self.command(words);
+        let vm = command
+            .get_envs()
+            .fold(Vm::new(), |vm, (name, value)| vm.env(name.to_str().expect("text"), value.expect("a value")));
+        vm.args(command.get_args())
+    }
+
     pub fn output(&self, words: &[&str]) -> Output {
         self.command(words).output().expect("vmm")
     }
@@ -373,8 +382,7 @@ fn a_container_can_have_users_of_its_own() {
     assert_eq!(user.says(&["exec", "p", "sh", "-c", script]), "0\n 0 100000 65536\nagain\nno\n");
     assert_eq!(user.says(&["exec", "p", "cat", "/proc/self/cgroup"]), "0::/\n", "it is in the container's group");
     let terminal = Terminal::open();
-    let vm = Vm::new().args(["exec", "-it", "p", "sh"]).env("VMM_STORE", user.path());
-    let mut vm = vm.env("VMM_RUNTIME_DIR", user.path().join("r")).on(&terminal).start();
+    let mut vm = user.stays(&["exec", "-it", "p", "sh"]).on(&terminal).start();
     vm.expect("# ");
     vm.send("tty; tr -s ' ' < /proc/self/uid_map; exit 5\n");
     vm.expect("/dev/pts/0");

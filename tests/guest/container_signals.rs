@@ -5,15 +5,11 @@ use rustix::process::Signal;
 use crate::container::image;
 use crate::container_life::User;
 use crate::terminal::Terminal;
-use crate::vm::{Vm, guest};
+use crate::vm::Vm;
 
 /// `vmm run` of this image in the VM `t`, as the user's.
 fn in_vm(user: &User, options: &[&str], words: &[&str]) -> Vm {
-    let image = image();
-    let all = [&["run", "--rm", "--network", "none", "--vm", "t"], options, &[&image], words].concat();
-    let kernel = guest("tuned/vmlinux");
-    let vm = Vm::new().args(all).env("VMM_STORE", user.path()).env("VMM_KERNEL", kernel);
-    vm.env("VMM_RUNTIME_DIR", user.path().join("r"))
+    user.stays(&[&["run", "--rm", "--vm", "t"], options, &[&image()], words].concat())
 }
 
 #[test]

@@ -4,8 +4,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -13,7 +11,7 @@ use serde_json::Value;
 use crate::claims::control_groups;
 use crate::container::image;
 use crate::container_life::User;
-use crate::vm::PATIENCE;
+use crate::vm::until;
 
 /// Processes of this user's commands, by the store in their environment: their numbers and command lines.
 fn processes(user: &User) -> Vec<(i32, String)> {
@@ -50,15 +48,6 @@ fn below(group: &Path, names: &mut Vec<String>) {
     for entry in all.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
         names.extend(entry.file_name().into_string());
         below(&entry.path(), names);
-    }
-}
-
-/// Waits until this is so.
-fn until(what: &str, is_so: impl Fn() -> bool, seen: impl Fn() -> String) {
-    let since = Instant::now();
-    while !is_so() {
-        assert!(since.elapsed() < PATIENCE, "{what}: {}", seen());
-        sleep(Duration::from_millis(50));
     }
 }
 

@@ -4,11 +4,9 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use crate::container_life::User;
-use crate::vm::{PATIENCE, host};
+use crate::vm::{host, until};
 
 #[test]
 fn a_container_that_runs_is_spoken_to_in_every_way() {
@@ -93,9 +91,6 @@ fn ended_processes_leave_nothing(user: &User, name: &str) {
         user.says(&["exec", name, "sh", "-c", "(sleep 0.2 &)"]);
     }
     let zombies = || user.says(&["exec", name, "sh", "-c", "cat /proc/[0-9]*/status | grep -c '^State:.Z'; true"]);
-    let since = Instant::now();
-    while zombies() != "0\n" || all() >= before + TIMES {
-        assert!(since.elapsed() < PATIENCE, "{} of {before} and {TIMES}: {}", all(), user.says(&["top", name]));
-        sleep(Duration::from_millis(50));
-    }
+    let seen = || format!("{} of {before} and {TIMES}: {}", all(), user.says(&["top", name]));
+    until("nothing is left", || zombies() == "0\n" && all() < before + TIMES, seen);
 }

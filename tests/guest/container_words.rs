@@ -3,14 +3,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::container::image;
 use crate::container_life::User;
-use crate::vm::{PATIENCE, guest, host};
+use crate::vm::{self, guest, host};
 
 const LOOPS: &str = "echo up; while :; do sleep 0.1; done";
 
@@ -21,15 +19,8 @@ fn in_vm<'a>(options: &[&'a str], words: &[&'a str]) -> Vec<&'a str> {
 
 /// Waits until a container's line has this.
 fn until(user: &User, name: &str, what: &str, is_so: impl Fn(&Value) -> bool) {
-    let since = Instant::now();
-    loop {
-        let line = user.line(name).expect("it is listed");
-        if is_so(&line) {
-            return;
-        }
-        assert!(since.elapsed() < PATIENCE, "{what}: {line}");
-        sleep(Duration::from_millis(50));
-    }
+    let line = || user.line(name).expect("it is listed");
+    vm::until(what, || is_so(&line()), || line().to_string());
 }
 
 #[test]
@@ -95,10 +86,7 @@ fn a_busy_one_is_held_back(user: &User) {
         let found = said.lines().find_map(|line| line.strip_prefix("nr_throttled ")?.parse().ok());
         found.unwrap_or_else(|| panic!("{said}"))
     };
-    let since = Instant::now();
-    while held_back() == 0 {
-        assert!(since.elapsed() < PATIENCE, "it is never held back");
-    }
+    vm::until("it is held back", || held_back() > 0, || user.says(&["top", &name]));
     user.says(&["rm", "-f", &name]);
 }
 

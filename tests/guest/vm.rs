@@ -360,10 +360,24 @@ pub fn copy_of(name: &str, folder: &Path) -> PathBuf {
 
 /// Runs a program of the host to its success and returns what it prints.
 pub fn host(program: &str, args: &[&std::ffi::OsStr]) -> String {
-    let output = Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+    done(Command::new(program).args(args))
+}
+
+/// The same of a command.
+pub fn done(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{program} {args:?}: {}\n{out}{errors}", output.status);
+    assert!(output.status.success(), "{command:?}: {}\n{out}{errors}", output.status);
     out.into_owned()
+}
+
+/// Waits until this is so; what is seen instead is told when it does not come to that.
+pub fn until(what: &str, is_so: impl Fn() -> bool, seen: impl Fn() -> String) {
+    let since = Instant::now();
+    while !is_so() {
+        assert!(since.elapsed() < PATIENCE, "{what}: {}", seen());
+        sleep(Duration::from_millis(50));
+    }
 }
 
 /// Whether guests can run here.

@@ -1,17 +1,15 @@
 //! What a user at a terminal sees while an image comes, and that its layers come side by side.
 
-use std::fs::File;
 use std::io::Read;
 use std::process::Stdio;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-
 use crate::proxy::{Act, Proxy};
 use crate::registry::registry;
 use crate::support::Room;
+use crate::terminal::Terminal;
 
 /// How long layers wait for one another.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -37,17 +35,15 @@ fn layers_come_side_by_side_and_a_terminal_shows_how_far() {
         }
         Act::Pass
     });
-    let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
-    grantpt(&user).and_then(|()| unlockpt(&user)).expect("its other side");
-    let path = ptsname(&user, Vec::new()).expect("its name").into_string().expect("text");
-    let screen = File::options().read(true).write(true).open(path).expect("its other side");
+    let terminal = Terminal::open();
     let mut command = room.image(&format!("pull {proxy}/group/app:1"));
-    command.env("TERM", "xterm").stdout(Stdio::null()).stderr(screen);
+    command.env("TERM", "xterm").stdout(Stdio::null()).stderr(terminal.stdio());
     let mut pull = command.spawn().expect("start vmm");
-    drop(command); // and with it this process's end of the screen
+    let mut user = terminal.user();
+    drop((command, terminal)); // and with them this process's ends of the screen
     let reading = thread::spawn(move || {
         let mut shown = Vec::new();
-        let _ = File::from(user).read_to_end(&mut shown); // ends with EIO when nobody has the screen
+        let _ = user.read_to_end(&mut shown); // ends with EIO when nobody has the screen
         String::from_utf8_lossy(&shown).into_owned()
     });
     let status = pull.wait().expect("its end");

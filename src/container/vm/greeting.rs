@@ -48,13 +48,10 @@ fn seed() -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use serde_json::json;
 
+    use super::super::tests::plain;
     use super::*;
-    use crate::kernel::Kernel;
-    use crate::vm::Sights;
 
     /// An agent of this version, or of another with more to say, greets.
     fn greeted_by(version: u32) -> Result<(), VmError> {
@@ -66,10 +63,7 @@ mod tests {
                 host.say(&Done::Ok).unwrap();
             }
         });
-        let kernel = Kernel { path: PathBuf::new(), modules: None };
-        let wishes =
-            VmWishes { kernel, hostname: "t".to_owned(), sights: Sights::default(), spare: 0, spare_shares: 0 };
-        let done = set_up(ours, &wishes);
+        let done = set_up(ours, &plain());
         agent.join().unwrap();
         done
     }

@@ -172,8 +172,16 @@ fn dies_with_us(command: &mut Command) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// In the place of a monitor: it reads its configuration, and lives on.
+    pub fn one_that_waits(room: &Path) -> Monitor {
+        let script = room.join("waits");
+        fs::write(&script, "#!/bin/sh\nread line\necho \"$line\" >&2\nexec sleep 1000\n").unwrap();
+        fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        started(script.to_str().unwrap(), room)
+    }
 
     fn started(program: &str, room: &Path) -> Monitor {
         let (program, room) = (program.into(), room.to_owned());
@@ -197,10 +205,7 @@ mod tests {
     #[test]
     fn one_that_waits_ends_with_its_owner() {
         let room = tempfile::tempdir().unwrap();
-        let script = room.path().join("waits");
-        fs::write(&script, "#!/bin/sh\nread line\necho \"$line\" >&2\nexec sleep 1000\n").unwrap();
-        fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        let mut monitor = started(script.to_str().unwrap(), room.path());
+        let mut monitor = one_that_waits(room.path());
         let (nothing, _kept) = io::pipe().unwrap();
         assert_eq!(monitor.wait_or(nothing.as_fd(), Some(Duration::ZERO)).unwrap(), Waited::TooLong);
         monitor.configure(&Value::String("words\n".to_owned())).unwrap();

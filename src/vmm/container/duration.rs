@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use ::container::size::times;
+
 /// What a text means; none is negative.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text} is no time; 500ms, 1.5s, 1m30s and 2h are");
@@ -32,15 +34,7 @@ fn part(number: &str, unit: &str) -> Option<u64> {
         "h" => 3_600_000_000_000,
         _ => return None,
     };
-    let (whole, part) = number.split_once('.').unwrap_or((number, ""));
-    if part.contains('.') || (whole.is_empty() && part.is_empty()) {
-        return None;
-    }
-    let whole = if whole.is_empty() { 0 } else { whole.parse::<u64>().ok()?.checked_mul(unit)? };
-    let part: f64 = format!("0.{part}0").parse().ok()?;
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)] // below an hour
-    let part = (part * unit as f64) as u64;
-    whole.checked_add(part)
+    times(number, unit).ok()
 }
 
 #[cfg(test)]
